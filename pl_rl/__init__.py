@@ -1,0 +1,9 @@
+"""PPO as a PyTorch Lightning module whose runs can be stopped and continued."""
+
+from pl_rl.agent import Agent
+from pl_rl.envs import EnvConfig
+from pl_rl.errors import RunFailure, UsageError
+from pl_rl.networks import ActorCritic, MLPActorCritic
+from pl_rl.ppo import PPO
+
+__all__ = ["PPO", "ActorCritic", "Agent", "EnvConfig", "MLPActorCritic", "RunFailure", "UsageError"]

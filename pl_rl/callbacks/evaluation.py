@@ -1,0 +1,82 @@
+"""Evaluation on a schedule of train iterations."""
+
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_info
+
+from pl_rl.agent import Agent, as_agent
+from pl_rl.schedule import is_due
+from pl_rl.seeding import Stream
+
+
+class PeriodicEvaluation(L.Callback):
+    """Evaluates the policy before training, and each time the train iterations pass a multiple of ``every``.
+
+    The results are logged on two axes, ``evaluator_iter/...`` against train iterations and ``evaluator_step/...`` against
+    env steps, and are there for other callbacks to monitor as ``evaluator/return_mean`` and so on.
+
+    It runs at the end of an epoch, ahead of the callbacks that save checkpoints, so that a checkpoint of the best
+    result holds the weights that achieved it.
+
+    Args:
+        every: Train iterations; 0 never evaluates.
+        stop_value: Mean return that ends the run; ``None`` never does.
+
+    Attributes:
+        latest: Statistics of the latest evaluation, empty before the first.
+        best_return: Highest mean return so far.
+        train_iter: Of the latest evaluation, ``None`` before the first.
+    """
+
+    def __init__(self, every: int, stop_value: float | None = None) -> None:
+        self.every = every
+        self.stop_value = stop_value
+        self.latest: dict[str, float] = {}
+        self.best_return = -float("inf")
+        self.train_iter: int | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Evaluate the untrained policy; a resumed run has done so, and may have ended already."""
+        agent = as_agent(pl_module)
+        if self.train_iter is None and self.every > 0:
+            self._evaluate(agent)
+        self._stop_if_solved(agent)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Evaluate where the iteration's updates passed a multiple of ``every``."""
+        agent = as_agent(pl_module)
+        if is_due(self.train_iter or 0, agent.train_iter, self.every):
+            self._evaluate(agent)
+            self.log_dict({f"evaluator/{name}": value for name, value in self.latest.items()}, logger=False)
+            self._stop_if_solved(agent)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resume needs to go on with the schedule, the best result and the stop."""
+        return {"latest": self.latest, "best_return": self.best_return, "train_iter": self.train_iter}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`."""
+        self.latest = state_dict["latest"]
+        self.best_return = state_dict["best_return"]
+        self.train_iter = state_dict["train_iter"]
+
+    def _evaluate(self, agent: Agent) -> None:
+        self.train_iter = agent.train_iter
+        self.latest = agent.play(Stream.EVALUATION).statistics()
+        self.best_return = max(self.best_return, self.latest["return_mean"])
+        for group, step in [("evaluator_iter", agent.train_iter), ("evaluator_step", agent.env_steps)]:
+            agent.log_scalars({f"{group}/{name}": value for name, value in self.latest.items()}, step)
+        # The name under which Lightning's TensorBoard logger fills the HParams tab.
+        agent.log_scalars({"hp_metric": self.best_return}, agent.train_iter)
+
+    def _stop_if_solved(self, agent: Agent) -> None:
+        if self.stop_value is None or self.latest.get("return_mean", -float("inf")) < self.stop_value:
+            return
+        agent.stop(f"evaluation return {self.latest['return_mean']:g} reached stop_value={self.stop_value:g}")
+        rank_zero_info(f"Stopped at train_iter {agent.train_iter:,}: {agent.stop_reason}.")
+
+
+def evaluation_of(trainer: L.Trainer) -> PeriodicEvaluation:
+    """The trainer's evaluation callback, which every agent brings along."""
+    return next(callback for callback in trainer.callbacks if isinstance(callback, PeriodicEvaluation))

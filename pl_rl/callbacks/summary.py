@@ -1,0 +1,79 @@
+"""The closing words of a run."""
+
+import shlex
+import time
+
+import lightning as L
+from rich.console import Console
+from rich.table import Table
+
+from pl_rl.agent import Agent, as_agent
+from pl_rl.callbacks.evaluation import evaluation_of
+from pl_rl.callbacks.run_checkpoint import RunCheckpoint
+from pl_rl.runs import shown
+
+
+class RunSummary(L.Callback):
+    """Prints what was reached, where it is, and the commands to go on with it and to watch it."""
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        self._started = time.monotonic()
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Print the table."""
+        if not trainer.is_global_zero:
+            return
+        agent = as_agent(pl_module)
+        table = Table(show_header=False, title="Run", title_justify="left", expand=False)
+        for name, value in self._rows(trainer, agent):
+            table.add_row(name, value)
+        console = Console()
+        console.print(table)
+        for purpose, command in _commands(trainer, agent):
+            # Not in the table, which would break a command over lines.
+            console.print(f"{purpose}: {command}", highlight=False, soft_wrap=True)
+
+    def _rows(self, trainer: L.Trainer, agent: Agent) -> list[tuple[str, str]]:
+        evaluation = evaluation_of(trainer)
+        seconds = time.monotonic() - self._started
+        rows = [
+            ("ended", agent.stop_reason or "a limit of the trainer was reached"),
+            ("trained", f"{agent.env_steps:,} env steps, {agent.train_iter:,} train iterations"),
+            ("this session", f"{seconds:.1f} s, {agent.env_steps_per_second:,.0f} env steps/s"),
+        ]
+        if evaluation.train_iter is not None:
+            rows.append(
+                ("return", f"best {evaluation.best_return:.1f}, latest {evaluation.latest['return_mean']:.1f}")
+            )
+        checkpoint = _checkpoint(trainer)
+        if checkpoint is not None:
+            rows.append(("last checkpoint", shown(checkpoint.last_model_path)))
+            if checkpoint.best_model_path:
+                rows.append(("best checkpoint", shown(checkpoint.best_model_path)))
+        return rows
+
+
+def _commands(trainer: L.Trainer, agent: Agent) -> list[tuple[str, str]]:
+    """What each next command is for, and the command."""
+    checkpoint = _checkpoint(trainer)
+    if checkpoint is None:
+        return []
+    last = shlex.quote(shown(checkpoint.last_model_path))
+    best = shlex.quote(shown(checkpoint.best_model_path or checkpoint.last_model_path))
+    return [
+        ("go on", f"python -m pl_rl fit --ckpt_path {last}{_extension(agent)}"),
+        ("watch", f"python -m pl_rl predict --ckpt_path {best} --video videos"),
+    ]
+
+
+def _checkpoint(trainer: L.Trainer) -> RunCheckpoint | None:
+    callbacks = (callback for callback in trainer.callbacks if isinstance(callback, RunCheckpoint))
+    return next((callback for callback in callbacks if callback.last_model_path), None)
+
+
+def _extension(agent: Agent) -> str:
+    """What a resume must change for a run that is over to go on."""
+    if agent.env_steps >= agent.total_env_steps:
+        return f" --model.total_env_steps {2 * agent.total_env_steps}"
+    return " --model.stop_value null" if agent.stop_reason else ""

@@ -1,0 +1,27 @@
+"""Reading checkpoints. Every file is opened with ``weights_only=True``: nothing in it is ever executed."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pl_rl.errors import UsageError
+
+STATE_KEY = "pl_rl"
+FORMAT_VERSION = 1
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of one of our checkpoints, on the CPU.
+
+    Raises:
+        UsageError: If the file cannot be read, or is not one of ours.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load fails in as many ways as a file can be broken
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UsageError(f"checkpoint {str(path)!r} cannot be read: {reason}") from error
+    if not isinstance(checkpoint, dict) or STATE_KEY not in checkpoint:
+        raise UsageError(f"{str(path)!r} is not a checkpoint of pl_rl; a run's are in its checkpoints/ folder")
+    return checkpoint

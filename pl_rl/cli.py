@@ -1,0 +1,210 @@
+"""The command line: ``python -m pl_rl VERB ...``.
+
+The only place that knows jsonargparse and LightningCLI.
+"""
+
+import argparse
+import difflib
+import logging
+import re
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, NoReturn
+
+import lightning as L
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from rich.console import Console
+from rich.table import Table
+
+from pl_rl import plotting
+from pl_rl.callbacks import RunCheckpoint, RunProgressBar, RunSummary
+from pl_rl.checkpoints import read_checkpoint
+from pl_rl.errors import RunFailure, UsageError
+from pl_rl.evaluation import Episodes
+from pl_rl.ppo import PPO
+from pl_rl.runs import find_checkpoint, find_config, run_of_checkpoint, shown
+
+PROG = "python -m pl_rl"
+DESCRIPTION = """PPO whose runs can be stopped and continued.
+
+A further verb: plot RUN_DIR [RUN_DIR ...] draws learning curves."""
+
+
+class ConfigFile(ActionConfigFile):
+    """``--config`` that also knows the configs shipped with the package."""
+
+    def __call__(
+        self, parser: ArgumentParser, cfg: Namespace, values: str, option_string: str | None = None
+    ) -> None:
+        """Parse the file."""
+        super().__call__(parser, cfg, str(find_config(values)), option_string)
+
+
+class Parser(LightningArgumentParser):
+    """Says in one sentence what is wrong with an argument."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the sentence and exit with status 2."""
+        options = [option for parser in self._parsers() for option in parser._option_string_actions]
+        _fail(_sentence(message, options), status=2)
+
+    def _parsers(self) -> list[ArgumentParser]:
+        subcommands = self._subcommands_action
+        return [self, *(subcommands.choices.values() if subcommands else [])]
+
+
+class CLI(LightningCLI):
+    """LightningCLI for PPO, with a run's checkpoints, progress bar and summary."""
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """A parser whose ``--config`` finds shipped configs."""
+        parser = self.parser_class(**kwargs)
+        parser.add_argument("-c", "--config", action=ConfigFile, help="Path or shipped name of a configuration file.")
+        return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """What is saved, and how often."""
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "predict":
+            parser.add_argument("--video", type=Path | None, help="Folder for an MP4 file of each episode.")
+        return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse, with what a checkpoint knows about its run beneath what the user says."""
+        assert isinstance(args, list)
+        self.config = parser.parse_args(self._with_checkpoint(args))
+
+    def _with_checkpoint(self, args: list[str]) -> list[str]:
+        """The arguments with the checkpoint's full path and, unless a config is given, the run's own."""
+        peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+        peek.add_argument("verb", nargs="?")
+        peek.add_argument("--ckpt_path")
+        peek.add_argument("-c", "--config", action="append")
+        known, _ = peek.parse_known_args(args)
+        if known.ckpt_path is None or known.verb not in self._subcommand_parsers:
+            return args
+        checkpoint = find_checkpoint(known.ckpt_path)
+        if str(checkpoint) != known.ckpt_path:
+            print(f"checkpoint: {shown(checkpoint)}", flush=True)
+        hyperparameters = read_checkpoint(checkpoint)["hyper_parameters"]
+        parser = self._subcommand_parsers[known.verb]
+        parser.set_defaults({f"model.{name}": value for name, value in hyperparameters.items()})
+        own_config = run_of_checkpoint(checkpoint) / "config.yaml"
+        if known.config is None and own_config.is_file():
+            args = [args[0], "--config", str(own_config), *args[1:]]
+        return [*args, "--ckpt_path", str(checkpoint)]
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: the checkpoint's hyperparameters are defaults, where LightningCLI would let them override all else."""
+
+    def before_instantiate_classes(self) -> None:
+        """Leave no run directory behind where nothing is trained."""
+        if self.subcommand != "fit":
+            trainer = self.config[self.subcommand].trainer
+            trainer.logger = False
+            trainer.enable_checkpointing = False
+            self.save_config_callback = None
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """The trainer with the callbacks that the verb needs."""
+        trainer_config = {**self._get(self.config_init, "trainer"), **kwargs}
+        callbacks: list[L.Callback] = []
+        if trainer_config["enable_progress_bar"] is not False and self.subcommand == "fit":
+            callbacks.append(RunProgressBar())
+        if trainer_config["enable_checkpointing"] is not False:
+            callbacks.append(self._get(self.config_init, "checkpoint"))
+        if self.subcommand == "fit":
+            callbacks.append(RunSummary())
+        return self._instantiate_trainer(trainer_config, callbacks)
+
+    def before_predict(self) -> None:
+        """Tell the model where videos go."""
+        self.model.video_dir = self.config.predict.video
+
+    def predict(self, model: PPO, **kwargs: Any) -> None:
+        """Play episodes and print their returns."""
+        for episodes in self.trainer.predict(model, **kwargs) or []:
+            _print_episodes(episodes)
+        if model.video_dir is not None:
+            print(f"videos: {shown(model.video_dir)}")
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line.
+
+    Args:
+        args: Arguments, those of the process by default.
+    """
+    args = sys.argv[1:] if args is None else args
+    _quieten_lightning()
+    try:
+        if args[:1] == ["plot"]:
+            _plot(args[1:])
+            return
+        CLI(
+            PPO,
+            seed_everything_default=0,
+            trainer_defaults={
+                "accelerator": "cpu",
+                "max_epochs": -1,
+                "enable_model_summary": False,
+                "num_sanity_val_steps": 0,
+            },
+            parser_class=Parser,
+            parser_kwargs={"prog": PROG, "allow_abbrev": False, "description": DESCRIPTION},
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            args=args,
+        )
+    except (UsageError, MisconfigurationException) as error:
+        _fail(error, status=2)
+    except RunFailure as error:
+        _fail(error, status=1)
+
+
+def _plot(args: list[str]) -> None:
+    parser = Parser(prog=f"{PROG} plot", description="Draw the evaluation curves of runs as PNG files.")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="Run directories (version_N).")
+    parser.add_argument("--output", type=Path | None, help="Folder for the files; the first run's by default.")
+    config = parser.parse_args(args)
+    for path in plotting.plot_runs(config.runs, config.output or config.runs[0]):
+        print(shown(path))
+
+
+def _print_episodes(episodes: Episodes) -> None:
+    table = Table("episode", "return", "length")
+    for number, (episode_return, length) in enumerate(zip(*episodes, strict=True)):
+        table.add_row(str(number), f"{episode_return:.2f}", f"{length:,}")
+    statistics = episodes.statistics()
+    table.add_section()
+    table.add_row("mean", f"{statistics['return_mean']:.2f}", f"{statistics['length_mean']:,.1f}")
+    Console().print(table)
+
+
+def _sentence(message: str, options: list[str]) -> str:
+    """The parser's message on one line, with the nearest option where one is unknown."""
+    sentence = " ".join(message.split())
+    unknown = re.search(r"(?:does not accept option|[Uu]nrecognized arguments:|Unknown option) '?-*([\w.]+)", sentence)
+    if unknown is None:
+        return sentence
+    nearest = difflib.get_close_matches(f"--{unknown[1]}", options, n=1, cutoff=0.5)
+    return f"{sentence}; did you mean {nearest[0]}?" if nearest else sentence
+
+
+def _fail(error: object, status: int) -> NoReturn:
+    sys.stderr.write(f"error: {error}\n")
+    sys.exit(status)
+
+
+def _quieten_lightning() -> None:
+    """Leave out Lightning's advertisements and the devices that are not used."""
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    logger.addFilter(lambda record: not re.match(r"💡|GPU available|TPU available|HPU available", record.getMessage()))
+    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", r".*LeafSpec", category=FutureWarning)

@@ -1,0 +1,40 @@
+"""Gymnasium's own vectorised environments, brought to the one autoreset mode that pl_rl uses."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv
+
+type_of_step = tuple[
+    npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.bool_], npt.NDArray[np.bool_], dict[str, Any]
+]
+
+
+class SameStepCartPoleVectorEnv(CartPoleVectorEnv):
+    """CartPole in vectorised code whose ended episodes begin again within the step that ended them.
+
+    Gymnasium's class resets one step later and fills that step with a dummy transition, which would have to be
+    cut out of every rollout.
+    """
+
+    metadata = {**CartPoleVectorEnv.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
+
+    def step(self, action: npt.NDArray[np.integer[Any]]) -> type_of_step:
+        """One step of all environments; ``infos["final_obs"][i]`` is the last observation of an ended episode."""
+        obs, rewards, terminated, truncated, infos = super().step(action)
+        ended = self.prev_done
+        if ended.any():
+            infos = {"final_obs": obs.copy(), "_final_obs": ended}
+            self.state[:, ended] = self.np_random.uniform(self.low, self.high, size=(4, ended.sum()))
+            self.steps[ended] = 0
+            self.prev_done = np.zeros_like(ended)
+            obs[ended] = self.state[:, ended].T
+        return obs, rewards, terminated, truncated, infos
+
+
+# By the entry point under which gymnasium registers the class that each stands in for.
+NATIVE_VECTOR_ENVS: dict[str, type[VectorEnv[Any, Any, Any]]] = {
+    "gymnasium.envs.classic_control:CartPoleVectorEnv": SameStepCartPoleVectorEnv,
+}

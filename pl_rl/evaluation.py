@@ -1,0 +1,133 @@
+"""Playing whole episodes."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from pl_rl.envs import AnyVectorEnv, EnvConfig, make_env, make_vector_env
+from pl_rl.errors import UsageError
+from pl_rl.networks import ActorCritic
+
+
+class Episodes(NamedTuple):
+    """Episodes in the order in which they ended."""
+
+    returns: list[float]
+    """Undiscounted sums of rewards."""
+    lengths: list[int]
+    """Steps."""
+
+    def statistics(self) -> dict[str, float]:
+        """Mean, minimum, maximum and standard deviation of return and length."""
+        return {
+            f"{name}_{statistic.__name__}": float(statistic(numbers))
+            for name, numbers in [("return", self.returns), ("length", self.lengths)]
+            for statistic in (np.mean, np.min, np.max, np.std)
+        }
+
+
+def evaluate(
+    network: ActorCritic,
+    env_config: EnvConfig,
+    num_envs: int,
+    num_episodes: int,
+    seed: int,
+    deterministic: bool = True,
+) -> Episodes:
+    """Play episodes in environments made for this call: the outcome depends on the arguments alone.
+
+    Args:
+        network: The policy.
+        env_config: The environment; worker processes are not started for it.
+        num_envs: Environments that are stepped together.
+        num_episodes: Episodes in all. Each environment plays a share fixed beforehand, so that short episodes do not
+            crowd out long ones.
+        seed: Of the environments and of sampled actions.
+        deterministic: Take the most probable actions rather than sampled ones.
+    """
+    if env_config.vectorization == "async":
+        env_config = dataclasses.replace(env_config, vectorization="auto")
+    env = make_vector_env(env_config, min(num_envs, num_episodes))
+    try:
+        return play(network, env, num_episodes, seed, deterministic)
+    finally:
+        env.close()
+
+
+def record(
+    network: ActorCritic,
+    env_config: EnvConfig,
+    num_episodes: int,
+    seed: int,
+    directory: Path,
+    deterministic: bool = True,
+) -> Episodes:
+    """Play episodes one after another and write each to ``directory/ID-episode-N.mp4``.
+
+    Raises:
+        UsageError: If the environment cannot be rendered, or a package for it or for writing videos is missing.
+    """
+    try:
+        import moviepy  # noqa: F401
+    except ImportError as error:
+        raise UsageError("recording videos needs a package more; pip install 'pl-rl[video]'") from error
+    single = make_env(env_config, render_mode="rgb_array")
+    if single.render_mode != "rgb_array":
+        raise UsageError(f"environment {env_config.id!r} does not render images, so there is nothing to record")
+    recorded = gym.wrappers.RecordVideo(
+        single, str(directory), episode_trigger=lambda episode: episode < num_episodes, name_prefix=env_config.id.replace("/", "-"), disable_logger=True
+    )
+    env = gym.vector.SyncVectorEnv([lambda: recorded], autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
+    try:
+        return play(network, env, num_episodes, seed, deterministic)
+    except gym.error.DependencyNotInstalled as error:
+        raise UsageError(f"recording {env_config.id!r} needs a package more: {error}") from error
+    finally:
+        env.close()
+
+
+@torch.no_grad()
+def play(
+    network: ActorCritic, env: AnyVectorEnv, num_episodes: int, seed: int, deterministic: bool
+) -> Episodes:
+    """Play ``num_episodes`` episodes in ``env`` from a seeded reset on; arguments as in :func:`evaluate`."""
+    parameter = next(network.parameters())
+    generator = torch.Generator().manual_seed(seed)
+    remaining = np.full(env.num_envs, num_episodes // env.num_envs)
+    remaining[: num_episodes % env.num_envs] += 1
+    open_returns, open_lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, dtype=np.int64)
+    episodes = Episodes([], [])
+    obs, _ = env.reset(seed=seed)
+    while remaining.any():
+        actions = _act(network, _to_tensor(obs, parameter), generator, deterministic)
+        obs, rewards, terminated, truncated, _ = env.step(
+            network.distribution.to_env(actions.cpu().numpy())
+        )
+        open_returns += rewards
+        open_lengths += 1
+        for i in np.flatnonzero(terminated | truncated):
+            if remaining[i]:
+                episodes.returns.append(float(open_returns[i]))
+                episodes.lengths.append(int(open_lengths[i]))
+                remaining[i] -= 1
+            open_returns[i] = open_lengths[i] = 0
+    return episodes
+
+
+def _act(network: ActorCritic, obs: Tensor, generator: torch.Generator, deterministic: bool) -> Tensor:
+    outputs = network.policy(obs)
+    if deterministic:
+        return network.distribution.mode(outputs)
+    noise = network.distribution.noise(tuple(outputs.shape[:-1]), generator)
+    return network.distribution.sample(outputs, noise.to(outputs.device))
+
+
+def _to_tensor(obs: Any, parameter: Tensor) -> Tensor:
+    """Observations on the network's device: floats in its type, integers as they are."""
+    tensor = torch.from_numpy(obs)
+    return tensor.to(parameter.device, parameter.dtype if tensor.is_floating_point() else tensor.dtype)

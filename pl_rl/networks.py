@@ -1,0 +1,139 @@
+"""Policy and value networks.
+
+Shapes: ``B`` observations of any batch, ``P`` outputs of the policy (see :mod:`pl_rl.distributions`).
+"""
+
+import itertools
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Literal
+
+import gymnasium as gym
+from torch import Tensor, nn
+
+from pl_rl.distributions import make_distribution
+from pl_rl.errors import UsageError
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"elu": nn.ELU, "relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
+
+
+class ActorCritic(nn.Module, ABC):
+    """Base class of networks: a policy and a value function over one observation space.
+
+    A subclass takes ``(observation_space, action_space, ...)``, passes them on here and implements
+    :meth:`policy` and :meth:`value`; where the two share layers it also overrides :meth:`forward`, so that an
+    update computes the shared part once.
+
+    Args:
+        observation_space: Of a single environment.
+        action_space: Of a single environment; decides ``self.distribution``.
+        log_std_init: Initial log standard deviation of continuous actions.
+
+    Raises:
+        UsageError: If the action space is not supported.
+    """
+
+    def __init__(
+        self, observation_space: gym.Space, action_space: gym.Space, log_std_init: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.observation_space = observation_space
+        self.action_space = action_space
+        self.distribution = make_distribution(action_space, log_std_init)
+
+    @abstractmethod
+    def policy(self, obs: Tensor) -> Tensor:
+        """Policy outputs ``[B, P]`` for observations ``[B, *observation_space.shape]``."""
+
+    @abstractmethod
+    def value(self, obs: Tensor) -> Tensor:
+        """Values ``[B]``."""
+
+    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """Policy outputs ``[B, P]`` and values ``[B]``."""
+        return self.policy(obs), self.value(obs)
+
+
+class MLPActorCritic(ActorCritic):
+    """Fully connected networks for vector observations.
+
+    With ``encoder_sizes`` the policy and the value function share these layers; without, they share nothing.
+    All weights are orthogonal: gain sqrt(2) in hidden layers, 0.01 for the policy's outputs (so that it starts
+    close to uniform), 1 for the value; biases are zero (detail 2 of
+    https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/).
+
+    Args:
+        observation_space: A ``Box`` with one dimension.
+        action_space: ``Discrete``, ``MultiDiscrete`` or a ``Box`` of floats.
+        encoder_sizes: Widths of the shared hidden layers.
+        actor_sizes: Widths of the policy's own hidden layers.
+        critic_sizes: Widths of the value function's own hidden layers.
+        activation: Follows each hidden layer.
+        log_std_init: Initial log standard deviation of continuous actions.
+
+    Raises:
+        UsageError: If a space is not supported or a width is not positive.
+    """
+
+    def __init__(
+        self,
+        observation_space: gym.Space,
+        action_space: gym.Space,
+        encoder_sizes: Sequence[int] = (),
+        actor_sizes: Sequence[int] = (64, 64),
+        critic_sizes: Sequence[int] = (64, 64),
+        activation: Literal["elu", "relu", "silu", "tanh"] = "tanh",
+        log_std_init: float = 0.0,
+    ) -> None:
+        super().__init__(observation_space, action_space, log_std_init)
+        if not isinstance(observation_space, gym.spaces.Box) or len(observation_space.shape) != 1:
+            raise UsageError(
+                f"MLPActorCritic needs vector observations (a Box with one dimension), not {observation_space}; "
+                "flatten them with gymnasium.wrappers.FlattenObservation, or name a network of your own with "
+                "--model.network.class_path"
+            )
+        for name, sizes in [("encoder", encoder_sizes), ("actor", actor_sizes), ("critic", critic_sizes)]:
+            if any(size < 1 for size in sizes):
+                raise UsageError(f"{name}_sizes={list(sizes)} has a layer without units; use widths of 1 or more")
+        inputs = observation_space.shape[0]
+        features = encoder_sizes[-1] if encoder_sizes else inputs
+        self.encoder = _mlp([inputs, *encoder_sizes], activation)
+        self.actor = _mlp([features, *actor_sizes], activation)
+        self.actor.append(_linear([features, *actor_sizes][-1], self.distribution.num_outputs, gain=0.01))
+        self.critic = _mlp([features, *critic_sizes], activation)
+        self.critic.append(_linear([features, *critic_sizes][-1], 1, gain=1.0))
+
+    def policy(self, obs: Tensor) -> Tensor:
+        """Policy outputs ``[B, P]`` for observations ``[B, D]``."""
+        outputs: Tensor = self.actor(self._encode(obs))
+        return outputs
+
+    def value(self, obs: Tensor) -> Tensor:
+        """Values ``[B]`` for observations ``[B, D]``."""
+        values: Tensor = self.critic(self._encode(obs))
+        return values.squeeze(-1)
+
+    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """Policy outputs ``[B, P]`` and values ``[B]``, the encoder computed once."""
+        features = self._encode(obs)
+        return self.actor(features), self.critic(features).squeeze(-1)
+
+    def _encode(self, obs: Tensor) -> Tensor:
+        features: Tensor = self.encoder(obs.to(self.critic[-1].weight.dtype))
+        return features
+
+
+def _mlp(sizes: Sequence[int], activation: str) -> nn.Sequential:
+    """Hidden layers through the given widths, each followed by the activation; empty for one width."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(sizes):
+        layers += [_linear(inputs, outputs, gain=math.sqrt(2)), ACTIVATIONS[activation]()]
+    return nn.Sequential(*layers)
+
+
+def _linear(inputs: int, outputs: int, gain: float) -> nn.Linear:
+    layer = nn.Linear(inputs, outputs)
+    nn.init.orthogonal_(layer.weight, gain)
+    nn.init.zeros_(layer.bias)
+    return layer

@@ -1,0 +1,305 @@
+"""Proximal policy optimisation, https://arxiv.org/abs/1707.06347, as a LightningModule.
+
+``training_step`` is one PPO iteration over one rollout, with manual optimisation: Lightning's cost is paid once per
+iteration, and at the end of an epoch nothing is half done.
+
+Shapes: ``T`` steps of a rollout, ``N`` environments, ``B`` samples of a minibatch.
+"""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from pl_rl import functional as F
+from pl_rl.agent import Agent, NetworkFactory, describe_network, network_from_description
+from pl_rl.callbacks.evaluation import PeriodicEvaluation
+from pl_rl.callbacks.resume_state import ResumeState
+from pl_rl.envs import EnvConfig
+from pl_rl.errors import UsageError
+from pl_rl.networks import MLPActorCritic
+from pl_rl.rollout import Rollout
+from pl_rl.schedule import is_due
+
+
+class Minibatch(NamedTuple):
+    """Samples of a rollout, time and environment no longer told apart."""
+
+    obs: Tensor
+    """``[B, *observation_space.shape]``"""
+    actions: Tensor
+    """``[B]`` or ``[B, A]``"""
+    log_probs: Tensor
+    """``[B]``, log pi_old(a|s)."""
+    values: Tensor
+    """``[B]``, as predicted when the samples were collected."""
+    advantages: Tensor
+    """``[B]``"""
+    returns: Tensor
+    """``[B]``, targets of the value function."""
+
+
+class PPO(Agent):
+    """Proximal policy optimisation.
+
+    Example::
+
+        trainer = lightning.Trainer(max_epochs=-1)
+        trainer.fit(PPO("CartPole-v1", total_env_steps=100_000))
+
+    Args:
+        env: Name of the environment, or more about it.
+        network: Class of the policy and value network; its arguments beyond the two spaces are settings.
+        total_env_steps: Length of a run in transitions, over all environments and all resumes; also the horizon
+            of annealing and of the progress bar.
+        num_envs: Environments that are stepped together.
+        num_steps: Steps of each environment in one rollout.
+        update_epochs: Passes over a rollout.
+        minibatch_size: Samples of one gradient update; divides num_envs * num_steps.
+        learning_rate: Of Adam, at the start.
+        anneal_lr: Lower the learning rate linearly to zero over total_env_steps.
+        gamma: Discount factor.
+        gae_lambda: Weight of longer returns in the advantages.
+        clip_coef: Half-width of the clipping interval of the probability ratio, at the start.
+        anneal_clip: Lower clip_coef linearly to zero over total_env_steps.
+        clip_vloss: Clip the value loss too, by the same coefficient.
+        norm_adv: Normalise advantages in each minibatch.
+        ent_coef: Weight of the entropy bonus.
+        vf_coef: Weight of the value loss, which is half a mean squared error.
+        max_grad_norm: Largest norm of the gradient over all parameters; null does not clip.
+        target_kl: End an iteration's updates when a minibatch's KL divergence exceeds 1.5 times this; null never does.
+        eval_freq: Train iterations (gradient updates) between evaluations; 0 never evaluates.
+        eval_episodes: Episodes of an evaluation.
+        eval_num_envs: Environments of an evaluation.
+        eval_deterministic: Whether evaluations take the most probable action.
+        stop_value: Mean return of an evaluation that ends the run; null never does.
+
+    Raises:
+        UsageError: If a value cannot work.
+    """
+
+    def __init__(
+        self,
+        env: EnvConfig | str,
+        network: NetworkFactory = MLPActorCritic,
+        total_env_steps: int = 500_000,
+        num_envs: int = 8,
+        num_steps: int = 128,
+        update_epochs: int = 4,
+        minibatch_size: int = 256,
+        learning_rate: float = 2.5e-4,
+        anneal_lr: bool = False,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        clip_coef: float = 0.2,
+        anneal_clip: bool = False,
+        clip_vloss: bool = False,
+        norm_adv: bool = True,
+        ent_coef: float = 0.0,
+        vf_coef: float = 0.5,
+        max_grad_norm: float | None = 0.5,
+        target_kl: float | None = None,
+        eval_freq: int = 1000,
+        eval_episodes: int = 10,
+        eval_num_envs: int = 5,
+        eval_deterministic: bool = True,
+        stop_value: float | None = None,
+    ) -> None:
+        # A checkpoint's hyperparameters are plain data, and load_from_checkpoint passes them back as such.
+        if isinstance(env, dict):
+            env = EnvConfig(**env)
+        elif isinstance(env, str):
+            env = EnvConfig(env)
+        if isinstance(network, dict):
+            network = network_from_description(network)
+        super().__init__(
+            env=env,
+            network=network,
+            num_envs=num_envs,
+            num_steps=num_steps,
+            total_env_steps=total_env_steps,
+            eval_num_envs=eval_num_envs,
+            eval_episodes=eval_episodes,
+            eval_deterministic=eval_deterministic,
+        )
+        self.automatic_optimization = False
+        self.update_epochs = update_epochs
+        self.minibatch_size = minibatch_size
+        self.learning_rate = learning_rate
+        self.anneal_lr = anneal_lr
+        self.gamma = gamma
+        self.gae_lambda = gae_lambda
+        self.clip_coef = clip_coef
+        self.anneal_clip = anneal_clip
+        self.clip_vloss = clip_vloss
+        self.norm_adv = norm_adv
+        self.ent_coef = ent_coef
+        self.vf_coef = vf_coef
+        self.max_grad_norm = max_grad_norm
+        self.target_kl = target_kl
+        self.eval_freq = eval_freq
+        self.stop_value = stop_value
+        _check_settings(self)
+        self.save_hyperparameters(ignore=["env", "network"])
+        self.save_hyperparameters(
+            {"env": dataclasses.asdict(env), "network": describe_network(network, self.network)}
+        )
+        self._callbacks = [ResumeState(), PeriodicEvaluation(eval_freq, stop_value)]
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        """What a script cannot forget: the state that a resume needs, and evaluation."""
+        return [callback for callback in self._callbacks if callback not in self.trainer.callbacks]
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam with the epsilon of the PPO reference implementation, in its fused form."""
+        return torch.optim.Adam(self.network.parameters(), lr=self.learning_rate, eps=1e-5, fused=True)
+
+    def training_step(self, rollout: Rollout, batch_idx: int) -> None:
+        """One PPO iteration: learn from a rollout in several passes, then say how it went."""
+        progress = min(1.0, (self.env_steps - rollout.rewards.numel()) / self.total_env_steps)
+        learning_rate = self.learning_rate * (1 - progress if self.anneal_lr else 1)
+        clip_coef = self.clip_coef * (1 - progress if self.anneal_clip else 1)
+        for group in self._optimizer().param_groups:
+            group["lr"] = learning_rate
+
+        samples = self._samples(rollout)
+        updates = self._learn(samples, clip_coef)
+
+        self.iteration += 1
+        before = self.train_iter
+        # The optimiser is stepped without Lightning's wrapper, which would count but costs 60 us an update.
+        self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress.increment_by(len(updates))
+        if is_due(before, self.train_iter, self.trainer.log_every_n_steps):
+            self._log_iteration(samples, updates, learning_rate, clip_coef)
+
+    def _samples(self, rollout: Rollout) -> Minibatch:
+        """All ``T * N`` samples of a rollout with their advantages and returns."""
+        advantages = F.gae(
+            rollout.rewards,
+            rollout.values,
+            rollout.next_values,
+            rollout.terminated,
+            rollout.truncated,
+            self.gamma,
+            self.gae_lambda,
+        )
+        per_step = Minibatch(
+            rollout.obs,
+            rollout.actions,
+            rollout.log_probs,
+            rollout.values,
+            advantages,
+            advantages + rollout.values,
+        )
+        return Minibatch(*(field.flatten(0, 1) for field in per_step))
+
+    def _learn(self, samples: Minibatch, clip_coef: float) -> list[dict[str, Tensor]]:
+        """Passes over the samples, each in an order of its own; the metrics of every update made."""
+        updates: list[dict[str, Tensor]] = []
+        for _ in range(self.update_epochs):
+            order = torch.randperm(len(samples.obs), generator=self.collector.generator).to(self.device)
+            shuffled = [field[order].split(self.minibatch_size) for field in samples]
+            for minibatch in map(Minibatch, *shuffled):
+                loss, metrics = self._loss(minibatch, clip_coef)
+                if updates and self.target_kl is not None and metrics["approx_kl"] > 1.5 * self.target_kl:
+                    return updates
+                updates.append({**metrics, "grad_norm": self._update(loss)})
+        return updates
+
+    def _loss(self, minibatch: Minibatch, clip_coef: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a minibatch, and scalars that tell how the policy moves."""
+        outputs, values = self.network(minibatch.obs)
+        values = values.to(minibatch.values.dtype)
+        distribution = self.network.distribution
+        log_ratio = distribution.log_prob(outputs, minibatch.actions) - minibatch.log_probs
+        ratio = log_ratio.exp()
+        advantages = F.normalize(minibatch.advantages) if self.norm_adv else minibatch.advantages
+        policy_loss = F.clipped_surrogate_loss(ratio, advantages, clip_coef)
+        if self.clip_vloss:
+            value_loss = F.clipped_value_loss(values, minibatch.values, minibatch.returns, clip_coef)
+        else:
+            value_loss = F.value_loss(values, minibatch.returns)
+        entropy = distribution.entropy(outputs).mean()
+        loss = policy_loss + self.vf_coef * value_loss - self.ent_coef * entropy
+        with torch.no_grad():
+            metrics = {
+                "policy_loss": policy_loss.detach(),
+                "value_loss": value_loss.detach(),
+                "entropy": entropy.detach(),
+                "approx_kl": F.approx_kl(log_ratio),
+                "clip_fraction": F.clip_fraction(ratio, clip_coef),
+            }
+        return loss, metrics
+
+    def _update(self, loss: Tensor) -> Tensor:
+        """One gradient update; the norm of the gradient before clipping."""
+        optimizer = self._optimizer()
+        optimizer.zero_grad()
+        loss.backward()
+        max_norm = math.inf if self.max_grad_norm is None else self.max_grad_norm
+        grad_norm = nn.utils.clip_grad_norm_(self.network.parameters(), max_norm)
+        optimizer.step()
+        return grad_norm
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        return optimizer
+
+    def _log_iteration(
+        self, samples: Minibatch, updates: list[dict[str, Tensor]], learning_rate: float, clip_coef: float
+    ) -> None:
+        """Write the iteration's metrics against env steps."""
+        losses = {name: torch.stack([metrics[name] for metrics in updates]).mean() for name in updates[0]}
+        losses["explained_variance"] = F.explained_variance(samples.values, samples.returns)
+        episodes = self.collector.episodes
+        scalars = {f"losses/{name}": value.item() for name, value in losses.items()}
+        if episodes.recent:
+            scalars["rollout/return_mean"] = episodes.mean_return()
+            scalars["rollout/length_mean"] = episodes.mean_length()
+        scalars["rollout/episodes"] = float(episodes.total)
+        scalars["schedule/learning_rate"] = learning_rate
+        scalars["schedule/clip_coef"] = clip_coef
+        scalars["time/env_steps_per_second"] = self.env_steps_per_second
+        self.log_scalars(scalars, step=self.env_steps)
+
+
+def _check_settings(ppo: PPO) -> None:
+    """Refuse values that cannot work, each in a sentence.
+
+    Raises:
+        UsageError: For the first of them.
+    """
+    for name in (
+        "total_env_steps",
+        "num_envs",
+        "num_steps",
+        "update_epochs",
+        "minibatch_size",
+        "eval_episodes",
+        "eval_num_envs",
+    ):
+        if getattr(ppo, name) < 1:
+            raise UsageError(f"{name}={getattr(ppo, name)} must be at least 1")
+    for name in ("learning_rate", "clip_coef", "max_grad_norm", "target_kl"):
+        if getattr(ppo, name) is not None and not getattr(ppo, name) > 0:
+            raise UsageError(f"{name}={getattr(ppo, name)} must be positive")
+    for name in ("gamma", "gae_lambda"):
+        if not 0 <= getattr(ppo, name) <= 1:
+            raise UsageError(f"{name}={getattr(ppo, name)} must lie between 0 and 1")
+    if ppo.eval_freq < 0:
+        raise UsageError(f"eval_freq={ppo.eval_freq} must not be negative; 0 turns evaluation off")
+    if ppo.norm_adv and ppo.minibatch_size == 1:
+        raise UsageError("minibatch_size=1 leaves nothing to normalise advantages over; use norm_adv=false")
+    samples = ppo.num_envs * ppo.num_steps
+    if samples % ppo.minibatch_size:
+        divisors = [size for size in range(2, samples + 1) if samples % size == 0]
+        below = max((size for size in divisors if size < ppo.minibatch_size), default=None)
+        above = min((size for size in divisors if size > ppo.minibatch_size), default=None)
+        choices = " or ".join(str(size) for size in (below, above) if size is not None)
+        raise UsageError(
+            f"num_envs*num_steps={samples} is not divisible by minibatch_size={ppo.minibatch_size}; use {choices}"
+        )

@@ -1,0 +1,157 @@
+"""Collecting experience.
+
+Shapes: ``T`` steps of a rollout, ``N`` environments.
+"""
+
+from collections import deque
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pl_rl.envs import AnyVectorEnv
+from pl_rl.networks import ActorCritic
+
+
+class Rollout(NamedTuple):
+    """``T * N`` transitions of one policy."""
+
+    obs: Tensor
+    """``[T, N, *observation_space.shape]``"""
+    actions: Tensor
+    """``[T, N]`` of one discrete choice, else ``[T, N, A]``; as sampled, before any clipping to bounds."""
+    log_probs: Tensor
+    """``[T, N]``, log pi_old(a|s)."""
+    values: Tensor
+    """``[T, N]``, V(s_t)."""
+    next_values: Tensor
+    """``[T, N]``, V of the state that the step led to: at the end of an episode its final observation."""
+    rewards: Tensor
+    """``[T, N]``"""
+    terminated: Tensor
+    """``[T, N]`` bool: the episode is over, there is no future reward."""
+    truncated: Tensor
+    """``[T, N]`` bool: the episode was cut, by a time limit for example."""
+
+
+class EpisodeStatistics:
+    """Returns and lengths of training episodes: the open ones, and a window of the latest that ended.
+
+    Args:
+        num_envs: ``N``.
+        window: How many ended episodes the means are taken over.
+    """
+
+    def __init__(self, num_envs: int, window: int = 100) -> None:
+        self.open_returns = np.zeros(num_envs)
+        self.open_lengths = np.zeros(num_envs, dtype=np.int64)
+        self.recent: deque[tuple[float, int]] = deque(maxlen=window)
+        self.total = 0
+
+    def add(self, rewards: npt.NDArray[Any], ended: npt.NDArray[np.bool_]) -> None:
+        """Account for one step: rewards ``[N]`` and which episodes ``[N]`` it ended."""
+        self.open_returns += rewards
+        self.open_lengths += 1
+        for i in np.flatnonzero(ended):
+            self.recent.append((float(self.open_returns[i]), int(self.open_lengths[i])))
+            self.total += 1
+            self.open_returns[i] = self.open_lengths[i] = 0
+
+    def mean_return(self) -> float:
+        """Mean undiscounted return of the latest episodes; NaN before the first has ended."""
+        return float(np.mean([episode_return for episode_return, _ in self.recent])) if self.recent else np.nan
+
+    def mean_length(self) -> float:
+        """Mean length in steps of the latest episodes; NaN before the first has ended."""
+        return float(np.mean([length for _, length in self.recent])) if self.recent else np.nan
+
+
+class RolloutCollector:
+    """Steps the environments with the current policy.
+
+    Args:
+        env: Vector environment that resets within the step that ends an episode (see :mod:`pl_rl.envs.vector`).
+        network: Policy and value function; read at each step, so updates between rollouts take effect.
+        num_steps: ``T``.
+        generator: Source of the numbers that actions are sampled with.
+    """
+
+    def __init__(
+        self, env: AnyVectorEnv, network: ActorCritic, num_steps: int, generator: torch.Generator
+    ) -> None:
+        self.env = env
+        self.network = network
+        self.num_steps = num_steps
+        self.generator = generator
+        self.episodes = EpisodeStatistics(env.num_envs)
+        self._obs: npt.NDArray[Any] | None = None
+
+    def reset(self, seed: int) -> None:
+        """Begin an episode in each environment."""
+        self._obs, _ = self.env.reset(seed=seed)
+
+    @torch.no_grad()
+    def collect(self) -> Rollout:
+        """One rollout of the current policy, on the network's device."""
+        if self._obs is None:
+            raise RuntimeError("collect() needs a reset(seed) first")
+        steps, num_envs = self.num_steps, self.env.num_envs
+        parameter = next(self.network.parameters())
+        device, distribution = parameter.device, self.network.distribution
+        noise = distribution.noise((steps, num_envs), self.generator).to(device)
+        obs = torch.empty((steps + 1, *self._obs.shape), dtype=_obs_dtype(self._obs, parameter.dtype))
+        rewards = np.empty((steps, num_envs), dtype=np.float32)
+        terminated = np.empty((steps, num_envs), dtype=np.bool_)
+        truncated = np.empty((steps, num_envs), dtype=np.bool_)
+        outputs, actions = [], []
+        final_obs: dict[tuple[int, int], Tensor] = {}
+
+        for t in range(steps):
+            obs[t] = torch.from_numpy(self._obs)
+            outputs.append(self.network.policy(obs[t].to(device)))
+            actions.append(distribution.sample(outputs[t], noise[t]))
+            env_actions = distribution.to_env(actions[t].cpu().numpy())
+            self._obs, rewards[t], terminated[t], truncated[t], infos = self.env.step(env_actions)
+            self.episodes.add(rewards[t], terminated[t] | truncated[t])
+            for i in np.flatnonzero(truncated[t] & ~terminated[t]):
+                final_obs[t, i] = torch.as_tensor(infos["final_obs"][i], dtype=obs.dtype)
+        obs[steps] = torch.from_numpy(self._obs)
+
+        obs = obs.to(device)
+        values, next_values = self._values(obs, final_obs)
+        all_actions = torch.stack(actions)
+        return Rollout(
+            obs=obs[:-1],
+            actions=all_actions,
+            log_probs=distribution.log_prob(torch.stack(outputs), all_actions),
+            values=values,
+            next_values=next_values,
+            rewards=torch.from_numpy(rewards).to(values),
+            terminated=torch.from_numpy(terminated).to(device),
+            truncated=torch.from_numpy(truncated).to(device),
+        )
+
+    def _values(self, obs: Tensor, final_obs: dict[tuple[int, int], Tensor]) -> tuple[Tensor, Tensor]:
+        """Values and next values, both ``[T, N]``, computed in one pass over all observations.
+
+        Args:
+            obs: ``[T + 1, N, *observation_space.shape]``.
+            final_obs: By (step, environment), the last observations of episodes that a time limit ended.
+        """
+        every_obs = obs.flatten(0, 1)
+        if final_obs:
+            every_obs = torch.cat([every_obs, torch.stack(list(final_obs.values())).to(obs.device)])
+        every_value = self.network.value(every_obs)
+        every_value = every_value.to(torch.promote_types(every_value.dtype, torch.float32))
+        values = every_value[: len(obs) * obs.shape[1]].view(obs.shape[:2])
+        next_values = values[1:].clone()
+        for (t, i), value in zip(final_obs, every_value[values.numel() :], strict=True):
+            next_values[t, i] = value
+        return values[:-1], next_values
+
+
+def _obs_dtype(obs: npt.NDArray[Any], network_dtype: torch.dtype) -> torch.dtype:
+    """Floats as the network has them; integers (images) as they are, until the network converts them."""
+    return network_dtype if np.issubdtype(obs.dtype, np.floating) else torch.from_numpy(obs).dtype

@@ -1,0 +1,34 @@
+"""Independent random streams from one run seed.
+
+Every consumer of random numbers has a key of its own, so that drawing more in one place (evaluating more often,
+say) changes nothing in another.
+"""
+
+from enum import IntEnum
+
+import numpy as np
+
+
+class Stream(IntEnum):
+    """Who draws the numbers."""
+
+    ENVIRONMENTS = 0
+    SAMPLING = 1
+    EVALUATION = 2
+    TEST = 3
+    PREDICTION = 4
+
+
+def derive_seed(run_seed: int, stream: Stream, *key: int) -> int:
+    """A seed below 2**32 for one stream of a run.
+
+    Args:
+        run_seed: The seed of the whole run, non-negative.
+        stream: The consumer.
+        key: Further non-negative numbers that tell its uses apart, such as the train iteration of an evaluation.
+
+    Source: ``numpy.random.SeedSequence`` spawn keys,
+    https://numpy.org/doc/stable/reference/random/parallel.html
+    """
+    sequence = np.random.SeedSequence(run_seed, spawn_key=(int(stream), *key))
+    return int(sequence.generate_state(1)[0])
