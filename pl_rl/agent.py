@@ -23,7 +23,10 @@ from pl_rl.networks import ActorCritic
 from pl_rl.rollout import Rollout, RolloutCollector
 from pl_rl.seeding import Stream, derive_seed
 
-NetworkFactory = Callable[[gym.Space, gym.Space], ActorCritic]
+# A second thread slows small matrices down, and with large ones it does not always give the same bits again.
+NUM_THREADS = 1
+
+NetworkFactory = Callable[[gym.Space[Any], gym.Space[Any]], ActorCritic]
 
 
 class Agent(L.LightningModule):
@@ -41,6 +44,7 @@ class Agent(L.LightningModule):
 
     Attributes:
         env_steps: Transitions made, over all environments.
+        train_iter: Gradient updates done; while fitting also Lightning's ``global_step``.
         iteration: Iterations (collect and learn) done.
         run_seed: Root of all random streams of the run; the seed that was set with ``seed_everything``.
         stop_reason: Why training ended, in words, once it has been decided to end.
@@ -69,6 +73,7 @@ class Agent(L.LightningModule):
         self.network = network(single.observation_space, single.action_space)
         single.close()
         self.env_steps = 0
+        self.train_iter = 0
         self.iteration = 0
         self.run_seed = torch.initial_seed()
         self.stop_reason: str | None = None
@@ -88,11 +93,6 @@ class Agent(L.LightningModule):
         return self._collector
 
     @property
-    def train_iter(self) -> int:
-        """Gradient updates done; Lightning's ``global_step``."""
-        return self.trainer.global_step
-
-    @property
     def env_steps_per_second(self) -> float:
         """Average over this process's part of the run."""
         then, env_steps = self._started
@@ -101,11 +101,13 @@ class Agent(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Begin a run: fresh counters, random streams and environments (a resume then overwrites them)."""
         if stage == "fit":
-            # Evaluation follows eval_freq, in train iterations, which no option of Lightning's validation loop expresses.
+            # Evaluation follows eval_freq, in train iterations, which Lightning's validation loop cannot.
             self._limit_val_batches = self.trainer.limit_val_batches
             self.trainer.limit_val_batches = 0
             warnings.filterwarnings("ignore", r"The number of training batches \(1\)", PossibleUserWarning)
-            self.env_steps = self.iteration = 0
+            self._num_threads = torch.get_num_threads()
+            torch.set_num_threads(NUM_THREADS)
+            self.env_steps = self.train_iter = self.iteration = 0
             self.run_seed = torch.initial_seed()
             self.stop_reason = None
             generator = torch.Generator().manual_seed(derive_seed(self.run_seed, Stream.SAMPLING))
@@ -117,6 +119,7 @@ class Agent(L.LightningModule):
         """Close the environments and leave the trainer as it was."""
         if stage == "fit":
             self.trainer.limit_val_batches = self._limit_val_batches
+            torch.set_num_threads(self._num_threads)
         if self._collector is not None:
             self._collector.env.close()
             self._collector = None
@@ -184,11 +187,17 @@ class Agent(L.LightningModule):
 
     def counters(self) -> dict[str, int]:
         """What counts the run, and the seed that it began with."""
-        return {"env_steps": self.env_steps, "iteration": self.iteration, "run_seed": self.run_seed}
+        return {
+            "env_steps": self.env_steps,
+            "train_iter": self.train_iter,
+            "iteration": self.iteration,
+            "run_seed": self.run_seed,
+        }
 
     def restore_counters(self, counters: Mapping[str, int]) -> None:
         """The inverse of :meth:`counters`."""
         self.env_steps = counters["env_steps"]
+        self.train_iter = counters["train_iter"]
         self.iteration = counters["iteration"]
         self.run_seed = counters["run_seed"]
 
@@ -233,7 +242,8 @@ class Agent(L.LightningModule):
 class RolloutLoader:
     """Collects a rollout when its one batch is asked for.
 
-    It is sized, since Lightning fetches ahead from an unsized loader and would learn from rollouts of an outdated policy.
+    It is sized, since Lightning fetches ahead from an unsized loader and would learn from rollouts of an outdated
+    policy.
     """
 
     def __init__(self, collect: Callable[[], Rollout]) -> None:
@@ -249,7 +259,8 @@ class RolloutLoader:
 def describe_network(factory: NetworkFactory, network: ActorCritic) -> dict[str, Any]:
     """A network's ``class_path`` and ``init_args``, as a config file would state them.
 
-    A factory that is neither a class nor a ``functools.partial`` of one is described by what it made, without arguments.
+    A factory that is neither a class nor a ``functools.partial`` of one is described by what it made, without
+    arguments.
     """
     cls = type(network)
     init_args = dict(factory.keywords) if isinstance(factory, partial) else {}

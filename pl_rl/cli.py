@@ -10,12 +10,12 @@ import re
 import sys
 import warnings
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import lightning as L
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from jsonargparse import ActionConfigFile, ArgumentParser
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.table import Table
 
@@ -36,11 +36,9 @@ A further verb: plot RUN_DIR [RUN_DIR ...] draws learning curves."""
 class ConfigFile(ActionConfigFile):
     """``--config`` that also knows the configs shipped with the package."""
 
-    def __call__(
-        self, parser: ArgumentParser, cfg: Namespace, values: str, option_string: str | None = None
-    ) -> None:
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         """Parse the file."""
-        super().__call__(parser, cfg, str(find_config(values)), option_string)
+        self.apply_config(parser, namespace, self.dest, str(find_config(values)))
 
 
 class Parser(LightningArgumentParser):
@@ -101,14 +99,12 @@ class CLI(LightningCLI):
         return [*args, "--ckpt_path", str(checkpoint)]
 
     def _parse_ckpt_path(self) -> None:
-        """Nothing: the checkpoint's hyperparameters are defaults, where LightningCLI would let them override all else."""
+        """Nothing: the checkpoint's hyperparameters are defaults; LightningCLI would let them override the user."""
 
     def before_instantiate_classes(self) -> None:
         """Leave no run directory behind where nothing is trained."""
         if self.subcommand != "fit":
-            trainer = self.config[self.subcommand].trainer
-            trainer.logger = False
-            trainer.enable_checkpointing = False
+            self.config[self.subcommand].trainer.logger = False
             self.save_config_callback = None
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
@@ -130,7 +126,7 @@ class CLI(LightningCLI):
     def predict(self, model: PPO, **kwargs: Any) -> None:
         """Play episodes and print their returns."""
         for episodes in self.trainer.predict(model, **kwargs) or []:
-            _print_episodes(episodes)
+            _print_episodes(cast(Episodes, episodes))
         if model.video_dir is not None:
             print(f"videos: {shown(model.video_dir)}")
 

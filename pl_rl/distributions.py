@@ -8,6 +8,7 @@ Shapes: ``...`` any leading dimensions, ``P`` policy outputs, ``A`` action dimen
 
 import math
 from abc import ABC, abstractmethod
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -165,7 +166,7 @@ class DiagonalGaussian(ActionDistribution):
         return np.clip(shaped, self._low, self._high)
 
 
-def make_distribution(action_space: gym.Space, log_std_init: float = 0.0) -> ActionDistribution:
+def make_distribution(action_space: gym.Space[Any], log_std_init: float = 0.0) -> ActionDistribution:
     """The distribution that fits an action space.
 
     Args:

@@ -1,6 +1,7 @@
 """Playing whole episodes."""
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,11 +25,13 @@ class Episodes(NamedTuple):
 
     def statistics(self) -> dict[str, float]:
         """Mean, minimum, maximum and standard deviation of return and length."""
-        return {
-            f"{name}_{statistic.__name__}": float(statistic(numbers))
-            for name, numbers in [("return", self.returns), ("length", self.lengths)]
-            for statistic in (np.mean, np.min, np.max, np.std)
-        }
+        statistics = {}
+        for name, numbers in [("return", np.array(self.returns)), ("length", np.array(self.lengths))]:
+            statistics[f"{name}_mean"] = float(numbers.mean())
+            statistics[f"{name}_min"] = float(numbers.min())
+            statistics[f"{name}_max"] = float(numbers.max())
+            statistics[f"{name}_std"] = float(numbers.std())
+        return statistics
 
 
 def evaluate(
@@ -76,11 +79,16 @@ def record(
         import moviepy  # noqa: F401
     except ImportError as error:
         raise UsageError("recording videos needs a package more; pip install 'pl-rl[video]'") from error
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame draws without a screen
     single = make_env(env_config, render_mode="rgb_array")
     if single.render_mode != "rgb_array":
         raise UsageError(f"environment {env_config.id!r} does not render images, so there is nothing to record")
     recorded = gym.wrappers.RecordVideo(
-        single, str(directory), episode_trigger=lambda episode: episode < num_episodes, name_prefix=env_config.id.replace("/", "-"), disable_logger=True
+        single,
+        str(directory),
+        episode_trigger=lambda episode: episode < num_episodes,
+        name_prefix=env_config.id.replace("/", "-"),
+        disable_logger=True,
     )
     env = gym.vector.SyncVectorEnv([lambda: recorded], autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
     try:
@@ -92,9 +100,7 @@ def record(
 
 
 @torch.no_grad()
-def play(
-    network: ActorCritic, env: AnyVectorEnv, num_episodes: int, seed: int, deterministic: bool
-) -> Episodes:
+def play(network: ActorCritic, env: AnyVectorEnv, num_episodes: int, seed: int, deterministic: bool) -> Episodes:
     """Play ``num_episodes`` episodes in ``env`` from a seeded reset on; arguments as in :func:`evaluate`."""
     parameter = next(network.parameters())
     generator = torch.Generator().manual_seed(seed)
@@ -105,9 +111,7 @@ def play(
     obs, _ = env.reset(seed=seed)
     while remaining.any():
         actions = _act(network, _to_tensor(obs, parameter), generator, deterministic)
-        obs, rewards, terminated, truncated, _ = env.step(
-            network.distribution.to_env(actions.cpu().numpy())
-        )
+        obs, rewards, terminated, truncated, _ = env.step(network.distribution.to_env(actions.cpu().numpy()))
         open_returns += rewards
         open_lengths += 1
         for i in np.flatnonzero(terminated | truncated):

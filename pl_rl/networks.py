@@ -7,7 +7,7 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import gymnasium as gym
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ class ActorCritic(nn.Module, ABC):
     """
 
     def __init__(
-        self, observation_space: gym.Space, action_space: gym.Space, log_std_init: float = 0.0
+        self, observation_space: gym.Space[Any], action_space: gym.Space[Any], log_std_init: float = 0.0
     ) -> None:
         super().__init__()
         self.observation_space = observation_space
@@ -78,8 +78,8 @@ class MLPActorCritic(ActorCritic):
 
     def __init__(
         self,
-        observation_space: gym.Space,
-        action_space: gym.Space,
+        observation_space: gym.Space[Any],
+        action_space: gym.Space[Any],
         encoder_sizes: Sequence[int] = (),
         actor_sizes: Sequence[int] = (64, 64),
         critic_sizes: Sequence[int] = (64, 64),
@@ -120,7 +120,7 @@ class MLPActorCritic(ActorCritic):
         return self.actor(features), self.critic(features).squeeze(-1)
 
     def _encode(self, obs: Tensor) -> Tensor:
-        features: Tensor = self.encoder(obs.to(self.critic[-1].weight.dtype))
+        features: Tensor = self.encoder(obs.to(next(self.critic.parameters()).dtype))
         return features
 
 

@@ -8,7 +8,7 @@ Shapes: ``T`` steps of a rollout, ``N`` environments, ``B`` samples of a minibat
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import lightning as L
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pl_rl import functional as F
 from pl_rl.agent import Agent, NetworkFactory, describe_network, network_from_description
 from pl_rl.callbacks.evaluation import PeriodicEvaluation
+from pl_rl.callbacks.lookup import attached
 from pl_rl.callbacks.resume_state import ResumeState
 from pl_rl.envs import EnvConfig
 from pl_rl.errors import UsageError
@@ -144,14 +145,12 @@ class PPO(Agent):
         self.stop_value = stop_value
         _check_settings(self)
         self.save_hyperparameters(ignore=["env", "network"])
-        self.save_hyperparameters(
-            {"env": dataclasses.asdict(env), "network": describe_network(network, self.network)}
-        )
+        self.save_hyperparameters({"env": dataclasses.asdict(env), "network": describe_network(network, self.network)})
         self._callbacks = [ResumeState(), PeriodicEvaluation(eval_freq, stop_value)]
 
     def configure_callbacks(self) -> list[L.Callback]:
         """What a script cannot forget: the state that a resume needs, and evaluation."""
-        return [callback for callback in self._callbacks if callback not in self.trainer.callbacks]
+        return [callback for callback in self._callbacks if attached(self.trainer, type(callback)) is not callback]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam with the epsilon of the PPO reference implementation, in its fused form."""
@@ -169,10 +168,11 @@ class PPO(Agent):
         updates = self._learn(samples, clip_coef)
 
         self.iteration += 1
-        before = self.train_iter
+        before, self.train_iter = self.train_iter, self.train_iter + len(updates)
         # The optimiser is stepped without Lightning's wrapper, which would count but costs 60 us an update.
         self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress.increment_by(len(updates))
-        if is_due(before, self.train_iter, self.trainer.log_every_n_steps):
+        log_every_n_steps: int = cast(Any, self.trainer).log_every_n_steps  # set by Lightning without declaring it
+        if is_due(before, self.train_iter, log_every_n_steps):
             self._log_iteration(samples, updates, learning_rate, clip_coef)
 
     def _samples(self, rollout: Rollout) -> Minibatch:

@@ -78,9 +78,7 @@ class RolloutCollector:
         generator: Source of the numbers that actions are sampled with.
     """
 
-    def __init__(
-        self, env: AnyVectorEnv, network: ActorCritic, num_steps: int, generator: torch.Generator
-    ) -> None:
+    def __init__(self, env: AnyVectorEnv, network: ActorCritic, num_steps: int, generator: torch.Generator) -> None:
         self.env = env
         self.network = network
         self.num_steps = num_steps
@@ -116,7 +114,7 @@ class RolloutCollector:
             self._obs, rewards[t], terminated[t], truncated[t], infos = self.env.step(env_actions)
             self.episodes.add(rewards[t], terminated[t] | truncated[t])
             for i in np.flatnonzero(truncated[t] & ~terminated[t]):
-                final_obs[t, i] = torch.as_tensor(infos["final_obs"][i], dtype=obs.dtype)
+                final_obs[t, int(i)] = torch.as_tensor(infos["final_obs"][i], dtype=obs.dtype)
         obs[steps] = torch.from_numpy(self._obs)
 
         obs = obs.to(device)

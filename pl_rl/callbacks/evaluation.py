@@ -6,6 +6,7 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 
 from pl_rl.agent import Agent, as_agent
+from pl_rl.callbacks.lookup import attached
 from pl_rl.schedule import is_due
 from pl_rl.seeding import Stream
 
@@ -13,8 +14,8 @@ from pl_rl.seeding import Stream
 class PeriodicEvaluation(L.Callback):
     """Evaluates the policy before training, and each time the train iterations pass a multiple of ``every``.
 
-    The results are logged on two axes, ``evaluator_iter/...`` against train iterations and ``evaluator_step/...`` against
-    env steps, and are there for other callbacks to monitor as ``evaluator/return_mean`` and so on.
+    The results are logged on two axes, ``evaluator_iter/...`` against train iterations and ``evaluator_step/...``
+    against env steps, and are there for other callbacks to monitor as ``evaluator/return_mean`` and so on.
 
     It runs at the end of an epoch, ahead of the callbacks that save checkpoints, so that a checkpoint of the best
     result holds the weights that achieved it.
@@ -48,7 +49,7 @@ class PeriodicEvaluation(L.Callback):
         agent = as_agent(pl_module)
         if is_due(self.train_iter or 0, agent.train_iter, self.every):
             self._evaluate(agent)
-            self.log_dict({f"evaluator/{name}": value for name, value in self.latest.items()}, logger=False)
+            pl_module.log_dict({f"evaluator/{name}": value for name, value in self.latest.items()}, logger=False)
             self._stop_if_solved(agent)
 
     def state_dict(self) -> dict[str, Any]:
@@ -79,4 +80,6 @@ class PeriodicEvaluation(L.Callback):
 
 def evaluation_of(trainer: L.Trainer) -> PeriodicEvaluation:
     """The trainer's evaluation callback, which every agent brings along."""
-    return next(callback for callback in trainer.callbacks if isinstance(callback, PeriodicEvaluation))
+    evaluation = attached(trainer, PeriodicEvaluation)
+    assert evaluation is not None
+    return evaluation

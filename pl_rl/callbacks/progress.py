@@ -65,9 +65,7 @@ class RunProgressBar(ProgressBar):
         self._report(trainer, as_agent(pl_module))
         self._stop()
 
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Give the terminal back."""
         self._stop()
 

@@ -38,9 +38,8 @@ class RunCheckpoint(Checkpoint):
     ) -> None:
         if last_every_n_iterations < 1 or keep_every_n_iterations < 0 or keep_last_n < -1 or keep_last_n == 0:
             raise UsageError(
-                f"checkpoints with last_every_n_iterations={last_every_n_iterations}, "
-                f"keep_every_n_iterations={keep_every_n_iterations}, keep_last_n={keep_last_n} cannot be kept; use at least "
-                "1, 0 and 1 (or -1 for all)"
+                f"last_every_n_iterations={last_every_n_iterations}, keep_every_n_iterations={keep_every_n_iterations} "
+                f"and keep_last_n={keep_last_n} must be at least 1, 0 and 1 (or -1 to keep all)"
             )
         self.last_every_n_iterations = last_every_n_iterations
         self.keep_every_n_iterations = keep_every_n_iterations

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from pl_rl.agent import Agent, as_agent
 from pl_rl.callbacks.evaluation import evaluation_of
+from pl_rl.callbacks.lookup import attached
 from pl_rl.callbacks.run_checkpoint import RunCheckpoint
 from pl_rl.runs import shown
 
@@ -44,7 +45,10 @@ class RunSummary(L.Callback):
         ]
         if evaluation.train_iter is not None:
             rows.append(
-                ("return", f"best {evaluation.best_return:.1f}, latest {evaluation.latest['return_mean']:.1f}")
+                (
+                    "return",
+                    f"best {evaluation.best_return:.1f}, latest {evaluation.latest['return_mean']:.1f}",
+                )
             )
         checkpoint = _checkpoint(trainer)
         if checkpoint is not None:
@@ -68,8 +72,8 @@ def _commands(trainer: L.Trainer, agent: Agent) -> list[tuple[str, str]]:
 
 
 def _checkpoint(trainer: L.Trainer) -> RunCheckpoint | None:
-    callbacks = (callback for callback in trainer.callbacks if isinstance(callback, RunCheckpoint))
-    return next((callback for callback in callbacks if callback.last_model_path), None)
+    checkpoint = attached(trainer, RunCheckpoint)
+    return checkpoint if checkpoint is not None and checkpoint.last_model_path else None
 
 
 def _extension(agent: Agent) -> str:

@@ -1,5 +1,6 @@
 """Gymnasium's own vectorised environments, brought to the one autoreset mode that pl_rl uses."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -7,9 +8,8 @@ import numpy.typing as npt
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-type_of_step = tuple[
-    npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.bool_], npt.NDArray[np.bool_], dict[str, Any]
-]
+Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float32]
 
 
 class SameStepCartPoleVectorEnv(CartPoleVectorEnv):
@@ -21,11 +21,12 @@ class SameStepCartPoleVectorEnv(CartPoleVectorEnv):
 
     metadata = {**CartPoleVectorEnv.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
 
-    def step(self, action: npt.NDArray[np.integer[Any]]) -> type_of_step:
+    def step(self, action: npt.NDArray[np.integer[Any]]) -> tuple[Floats, Floats, Bools, Bools, dict[str, Any]]:
         """One step of all environments; ``infos["final_obs"][i]`` is the last observation of an ended episode."""
         obs, rewards, terminated, truncated, infos = super().step(action)
         ended = self.prev_done
         if ended.any():
+            assert self.state is not None
             infos = {"final_obs": obs.copy(), "_final_obs": ended}
             self.state[:, ended] = self.np_random.uniform(self.low, self.high, size=(4, ended.sum()))
             self.steps[ended] = 0
@@ -35,6 +36,6 @@ class SameStepCartPoleVectorEnv(CartPoleVectorEnv):
 
 
 # By the entry point under which gymnasium registers the class that each stands in for.
-NATIVE_VECTOR_ENVS: dict[str, type[VectorEnv[Any, Any, Any]]] = {
+NATIVE_VECTOR_ENVS: dict[str, Callable[..., VectorEnv[Any, Any, Any]]] = {
     "gymnasium.envs.classic_control:CartPoleVectorEnv": SameStepCartPoleVectorEnv,
 }

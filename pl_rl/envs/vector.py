@@ -6,13 +6,14 @@ Every vector environment that comes out of here resets an ended episode within t
 """
 
 import difflib
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
-from pl_rl.envs.native import NATIVE_VECTOR_ENVS
 from pl_rl.envs.config import EnvConfig
+from pl_rl.envs.native import NATIVE_VECTOR_ENVS
 from pl_rl.errors import UsageError
 
 AnyVectorEnv = VectorEnv[Any, Any, Any]
@@ -26,7 +27,7 @@ def make_env(config: EnvConfig, render_mode: str | None = None) -> gym.Env[Any, 
     """
     try:
         # Not every environment takes a render mode, so None is not passed on.
-        render = {} if render_mode is None else {"render_mode": render_mode}
+        render: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
         return gym.make(config.id, **render, **config.kwargs)
     except gym.error.DependencyNotInstalled as error:
         raise UsageError(f"environment {config.id!r} needs a package that is not installed: {error}") from error
@@ -56,14 +57,14 @@ def make_vector_env(config: EnvConfig, num_envs: int) -> AnyVectorEnv:
     return SyncVectorEnv(env_fns, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
 
 
-def _native_class(config: EnvConfig) -> type[AnyVectorEnv] | None:
+def _native_class(config: EnvConfig) -> Callable[..., AnyVectorEnv] | None:
     registered = gym.registry.get(config.id)
     if registered is None or not isinstance(registered.vector_entry_point, str):
         return None
     return NATIVE_VECTOR_ENVS.get(registered.vector_entry_point)
 
 
-def _make_native(native: type[AnyVectorEnv], config: EnvConfig, num_envs: int) -> AnyVectorEnv:
+def _make_native(native: Callable[..., AnyVectorEnv], config: EnvConfig, num_envs: int) -> AnyVectorEnv:
     registered = gym.registry[config.id]
     defaults = {**registered.kwargs, "max_episode_steps": registered.max_episode_steps}
     try:

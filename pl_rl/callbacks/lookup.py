@@ -1,0 +1,14 @@
+"""Finding one another."""
+
+from typing import Any, TypeVar, cast
+
+import lightning as L
+
+AnyCallback = TypeVar("AnyCallback", bound=L.Callback)
+
+
+def attached(trainer: L.Trainer, kind: type[AnyCallback]) -> AnyCallback | None:
+    """The trainer's first callback of a kind, if it has one."""
+    # Lightning sets the attribute without declaring it.
+    callbacks: list[L.Callback] = cast(Any, trainer).callbacks
+    return next((callback for callback in callbacks if isinstance(callback, kind)), None)
