@@ -1,5 +1,6 @@
 """Reading checkpoints. Every file is opened with ``weights_only=True``: nothing in it is ever executed."""
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load fails in as many ways as a file can be broken
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UsageError(f"checkpoint {str(path)!r} cannot be read: {reason}") from error
+        raise UsageError(f"{str(path)!r} is no checkpoint, or a damaged one: {_reason(error)}") from error
     if not isinstance(checkpoint, dict) or STATE_KEY not in checkpoint:
         raise UsageError(f"{str(path)!r} is not a checkpoint of pl_rl; a run's are in its checkpoints/ folder")
     return checkpoint
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, pickle.UnpicklingError):
+        return "it holds more than plain data, or something else altogether"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

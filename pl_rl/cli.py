@@ -80,21 +80,17 @@ class CLI(LightningCLI):
 
     def _with_checkpoint(self, args: list[str]) -> list[str]:
         """The arguments with the checkpoint's full path and, unless a config is given, the run's own."""
-        peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-        peek.add_argument("verb", nargs="?")
-        peek.add_argument("--ckpt_path")
-        peek.add_argument("-c", "--config", action="append")
-        known, _ = peek.parse_known_args(args)
-        if known.ckpt_path is None or known.verb not in self._subcommand_parsers:
+        given = _option(args, "--ckpt_path")
+        if given is None or args[0] not in self._subcommand_parsers:
             return args
-        checkpoint = find_checkpoint(known.ckpt_path)
-        if str(checkpoint) != known.ckpt_path:
+        checkpoint = find_checkpoint(given)
+        if Path(given).absolute() != checkpoint:
             print(f"checkpoint: {shown(checkpoint)}", flush=True)
         hyperparameters = read_checkpoint(checkpoint)["hyper_parameters"]
-        parser = self._subcommand_parsers[known.verb]
+        parser = self._subcommand_parsers[args[0]]
         parser.set_defaults({f"model.{name}": value for name, value in hyperparameters.items()})
         own_config = run_of_checkpoint(checkpoint) / "config.yaml"
-        if known.config is None and own_config.is_file():
+        if _option(args, "-c", "--config") is None and own_config.is_file():
             args = [args[0], "--config", str(own_config), *args[1:]]
         return [*args, "--ckpt_path", str(checkpoint)]
 
@@ -140,7 +136,8 @@ def main(args: list[str] | None = None) -> None:
     args = sys.argv[1:] if args is None else args
     _quieten_lightning()
     try:
-        if args[:1] == ["plot"]:
+        _check_verb(args)
+        if args[0] == "plot":
             _plot(args[1:])
             return
         CLI(
@@ -162,6 +159,29 @@ def main(args: list[str] | None = None) -> None:
         _fail(error, status=2)
     except RunFailure as error:
         _fail(error, status=1)
+
+
+def _check_verb(args: list[str]) -> None:
+    """Refuse an unknown verb, and an evaluation of a policy that nobody trained.
+
+    Raises:
+        UsageError: For either.
+    """
+    verbs = [*LightningCLI.subcommands(), "plot"]
+    if not args or (args[0] not in verbs and not args[0].startswith("-")):
+        given = f"there is no verb {args[0]!r}" if args else "a verb is missing"
+        raise UsageError(f"{given}; the verbs are {', '.join(verbs)}")
+    asks = {"-h", "--help", "--print_config"}.intersection(arg.partition("=")[0] for arg in args)
+    if args[0] in ("validate", "test", "predict") and not asks and _option(args, "--ckpt_path") is None:
+        raise UsageError(f"{args[0]} needs a trained policy; add --ckpt_path last, or the path of a checkpoint")
+
+
+def _option(args: list[str], *names: str) -> str | None:
+    """The value of an option, as far as it can be told before parsing."""
+    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    peek.add_argument(*names, dest="value")
+    value: str | None = peek.parse_known_args(args)[0].value
+    return value
 
 
 def _plot(args: list[str]) -> None:
@@ -186,10 +206,15 @@ def _print_episodes(episodes: Episodes) -> None:
 def _sentence(message: str, options: list[str]) -> str:
     """The parser's message on one line, with the nearest option where one is unknown."""
     sentence = " ".join(message.split())
+    if "arguments are required" in sentence and "model.env" in sentence:
+        return "no environment is named; add --model.env ID or --config FILE"
+    # The type of a network factory, spelled out, helps nobody.
+    sentence = re.sub(r"Type collections\.abc\.Callable\S.* expects a function or", "expects", sentence)
     unknown = re.search(r"(?:does not accept option|[Uu]nrecognized arguments:|Unknown option) '?-*([\w.]+)", sentence)
     if unknown is None:
         return sentence
-    nearest = difflib.get_close_matches(f"--{unknown[1]}", options, n=1, cutoff=0.5)
+    settings = [option for option in options if not any(other.startswith(f"{option}.") for other in options)]
+    nearest = difflib.get_close_matches(f"--{unknown[1]}", settings, n=1, cutoff=0.75)
     return f"{sentence}; did you mean {nearest[0]}?" if nearest else sentence
 
 
