@@ -5,5 +5,6 @@ from pl_rl.envs import EnvConfig
 from pl_rl.errors import RunFailure, UsageError
 from pl_rl.networks import ActorCritic, MLPActorCritic
 from pl_rl.ppo import PPO
+from pl_rl.trainer import Trainer
 
-__all__ = ["PPO", "ActorCritic", "Agent", "EnvConfig", "MLPActorCritic", "RunFailure", "UsageError"]
+__all__ = ["PPO", "ActorCritic", "Agent", "EnvConfig", "MLPActorCritic", "RunFailure", "Trainer", "UsageError"]

@@ -47,6 +47,9 @@ class Agent(L.LightningModule):
         train_iter: Gradient updates done; while fitting also Lightning's ``global_step``.
         iteration: Iterations (collect and learn) done.
         run_seed: Root of all random streams of the run; the seed that was set with ``seed_everything``.
+        between_iterations: Whether nothing is half done: no rollout collected that has not been learnt from.
+        branching: Whether the checkpoint that is resumed begins a run of its own rather than continuing one.
+        parent: The checkpoint that this run branched from, if it did.
         stop_reason: Why training ended, in words, once it has been decided to end.
     """
 
@@ -77,8 +80,12 @@ class Agent(L.LightningModule):
         self.iteration = 0
         self.run_seed = torch.initial_seed()
         self.stop_reason: str | None = None
+        self.between_iterations = True
+        self.branching = False
+        self.parent: dict[str, str | int] | None = None
         self.video_dir: Path | None = None
         self._collector: RolloutCollector | None = None
+        self._elapsed_before = 0.0
         self._started = (time.monotonic(), 0)
 
     @property
@@ -91,6 +98,16 @@ class Agent(L.LightningModule):
         if self._collector is None:
             raise RuntimeError("rollouts are collected during Trainer.fit only")
         return self._collector
+
+    @property
+    def anneals(self) -> bool:
+        """Whether ``total_env_steps`` shapes training before it ends it."""
+        return False
+
+    @property
+    def elapsed_seconds(self) -> float:
+        """Training time, over all resumes."""
+        return self._elapsed_before + time.monotonic() - self._started[0]
 
     @property
     def env_steps_per_second(self) -> float:
@@ -110,6 +127,9 @@ class Agent(L.LightningModule):
             self.env_steps = self.train_iter = self.iteration = 0
             self.run_seed = torch.initial_seed()
             self.stop_reason = None
+            self.parent = None
+            self.between_iterations = True
+            self._elapsed_before = 0.0
             generator = torch.Generator().manual_seed(derive_seed(self.run_seed, Stream.SAMPLING))
             env = make_vector_env(self.env_config, self.num_envs)
             self._collector = RolloutCollector(env, self.network, self.num_steps, generator)
@@ -185,21 +205,38 @@ class Agent(L.LightningModule):
         self.stop_reason = reason
         self.trainer.should_stop = True
 
-    def counters(self) -> dict[str, int]:
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another network, before Lightning fails over its tensors one by one.
+
+        Raises:
+            UsageError: With the first tensor that does not fit.
+        """
+        here, there = self.state_dict(), checkpoint["state_dict"]
+        for name in sorted(here.keys() | there.keys()):
+            shapes = [tuple(tensors[name].shape) if name in tensors else None for tensors in (there, here)]
+            if shapes[0] != shapes[1]:
+                raise UsageError(
+                    f"{name} is {_shape(shapes[0])} in the checkpoint and {_shape(shapes[1])} in the model; a run's "
+                    "spaces and network cannot change when it is continued, so leave env and network as they were"
+                )
+
+    def counters(self) -> dict[str, Any]:
         """What counts the run, and the seed that it began with."""
         return {
             "env_steps": self.env_steps,
             "train_iter": self.train_iter,
             "iteration": self.iteration,
+            "elapsed_seconds": self.elapsed_seconds,
             "run_seed": self.run_seed,
         }
 
-    def restore_counters(self, counters: Mapping[str, int]) -> None:
+    def restore_counters(self, counters: Mapping[str, Any]) -> None:
         """The inverse of :meth:`counters`."""
         self.env_steps = counters["env_steps"]
         self.train_iter = counters["train_iter"]
         self.iteration = counters["iteration"]
         self.run_seed = counters["run_seed"]
+        self._elapsed_before = counters["elapsed_seconds"]
 
     def on_fit_start(self) -> None:
         """Refuse what would train wrongly without a word.
@@ -229,6 +266,7 @@ class Agent(L.LightningModule):
             self.stop(f"total_env_steps={self.total_env_steps:,} reached")
 
     def _collect(self) -> Rollout:
+        self.between_iterations = False
         with self.trainer.precision_plugin.forward_context():
             rollout = self.collector.collect()
         self.env_steps += self.num_steps * self.num_envs
@@ -237,6 +275,10 @@ class Agent(L.LightningModule):
     def _log_statistics(self, group: str, episodes: Episodes) -> None:
         statistics = {f"{group}/{name}": value for name, value in episodes.statistics().items()}
         self.log_dict(statistics, batch_size=1)
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "absent" if shape is None else "x".join(map(str, shape)) or "a number"
 
 
 class RolloutLoader:

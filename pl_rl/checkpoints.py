@@ -1,6 +1,7 @@
 """Reading checkpoints. Every file is opened with ``weights_only=True``: nothing in it is ever executed."""
 
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,26 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or STATE_KEY not in checkpoint:
         raise UsageError(f"{str(path)!r} is not a checkpoint of pl_rl; a run's are in its checkpoints/ folder")
     return checkpoint
+
+
+def changed_settings(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Each setting that differs, as ``name: before -> after``; nested ones by their dotted names."""
+    old, new = _flat(before), _flat(after)
+    return [
+        f"{name}: {old.get(name)} -> {new.get(name)}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
+    return flat
 
 
 def _reason(error: Exception) -> str:

@@ -15,7 +15,7 @@ from typing import Any, NoReturn, cast
 import lightning as L
 from jsonargparse import ActionConfigFile, ArgumentParser
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from rich.console import Console
 from rich.table import Table
 
@@ -26,6 +26,7 @@ from pl_rl.errors import RunFailure, UsageError
 from pl_rl.evaluation import Episodes
 from pl_rl.ppo import PPO
 from pl_rl.runs import find_checkpoint, find_config, run_of_checkpoint, shown
+from pl_rl.trainer import Trainer
 
 PROG = "python -m pl_rl"
 DESCRIPTION = """PPO whose runs can be stopped and continued.
@@ -52,6 +53,18 @@ class Parser(LightningArgumentParser):
     def _parsers(self) -> list[ArgumentParser]:
         subcommands = self._subcommands_action
         return [self, *(subcommands.choices.values() if subcommands else [])]
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes a run's configuration to ``config.yaml``, and that of each resume to a file of its own beside it."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Choose a name that is not taken."""
+        resumes = 0
+        while not self.already_saved and trainer.log_dir and Path(trainer.log_dir, self.config_filename).is_file():
+            resumes += 1
+            self.config_filename = f"config_resume{resumes}.yaml"
+        super().setup(trainer, pl_module, stage)
 
 
 class CLI(LightningCLI):
@@ -89,9 +102,9 @@ class CLI(LightningCLI):
         hyperparameters = read_checkpoint(checkpoint)["hyper_parameters"]
         parser = self._subcommand_parsers[args[0]]
         parser.set_defaults({f"model.{name}": value for name, value in hyperparameters.items()})
-        own_config = run_of_checkpoint(checkpoint) / "config.yaml"
-        if _option(args, "-c", "--config") is None and own_config.is_file():
-            args = [args[0], "--config", str(own_config), *args[1:]]
+        run = run_of_checkpoint(checkpoint)
+        if run is not None and (run / "config.yaml").is_file() and _option(args, "-c", "--config") is None:
+            args = [args[0], "--config", str(run / "config.yaml"), *args[1:]]
         return [*args, "--ckpt_path", str(checkpoint)]
 
     def _parse_ckpt_path(self) -> None:
@@ -142,10 +155,11 @@ def main(args: list[str] | None = None) -> None:
             return
         CLI(
             PPO,
+            save_config_callback=SaveConfig,
+            trainer_class=Trainer,
             seed_everything_default=0,
             trainer_defaults={
                 "accelerator": "cpu",
-                "max_epochs": -1,
                 "enable_model_summary": False,
                 "num_sanity_val_steps": 0,
             },

@@ -19,6 +19,7 @@ from pl_rl.agent import Agent, NetworkFactory, describe_network, network_from_de
 from pl_rl.callbacks.evaluation import PeriodicEvaluation
 from pl_rl.callbacks.lookup import attached
 from pl_rl.callbacks.resume_state import ResumeState
+from pl_rl.callbacks.run_directory import RunDirectory
 from pl_rl.envs import EnvConfig
 from pl_rl.errors import UsageError
 from pl_rl.networks import MLPActorCritic
@@ -146,7 +147,12 @@ class PPO(Agent):
         _check_settings(self)
         self.save_hyperparameters(ignore=["env", "network"])
         self.save_hyperparameters({"env": dataclasses.asdict(env), "network": describe_network(network, self.network)})
-        self._callbacks = [ResumeState(), PeriodicEvaluation(eval_freq, stop_value)]
+        self._callbacks = [ResumeState(), RunDirectory(), PeriodicEvaluation(eval_freq, stop_value)]
+
+    @property
+    def anneals(self) -> bool:
+        """Whether a schedule runs towards ``total_env_steps``."""
+        return self.anneal_lr or self.anneal_clip
 
     def configure_callbacks(self) -> list[L.Callback]:
         """What a script cannot forget: the state that a resume needs, and evaluation."""
@@ -168,6 +174,7 @@ class PPO(Agent):
         updates = self._learn(samples, clip_coef)
 
         self.iteration += 1
+        self.between_iterations = True
         before, self.train_iter = self.train_iter, self.train_iter + len(updates)
         # The optimiser is stepped without Lightning's wrapper, which would count but costs 60 us an update.
         self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress.increment_by(len(updates))

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pl_rl.envs import AnyVectorEnv
+from pl_rl.envs import AnyVectorEnv, restore_envs, save_envs
 from pl_rl.networks import ActorCritic
 
 
@@ -59,6 +59,23 @@ class EpisodeStatistics:
             self.total += 1
             self.open_returns[i] = self.open_lengths[i] = 0
 
+    def state_dict(self) -> dict[str, Any]:
+        """The statistics as plain data."""
+        return {
+            "open_returns": torch.from_numpy(self.open_returns.copy()),
+            "open_lengths": torch.from_numpy(self.open_lengths.copy()),
+            "recent": list(self.recent),
+            "total": self.total,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`."""
+        self.open_returns = state["open_returns"].numpy().copy()
+        self.open_lengths = state["open_lengths"].numpy().copy()
+        self.recent.clear()
+        self.recent.extend(state["recent"])
+        self.total = state["total"]
+
     def mean_return(self) -> float:
         """Mean undiscounted return of the latest episodes; NaN before the first has ended."""
         return float(np.mean([episode_return for episode_return, _ in self.recent])) if self.recent else np.nan
@@ -89,6 +106,39 @@ class RolloutCollector:
     def reset(self, seed: int) -> None:
         """Begin an episode in each environment."""
         self._obs, _ = self.env.reset(seed=seed)
+        self.episodes.open_returns[:] = 0
+        self.episodes.open_lengths[:] = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where collecting stands between two rollouts, as plain data."""
+        assert self._obs is not None
+        return {
+            "environments": save_envs(self.env),
+            "obs": torch.from_numpy(self._obs.copy()),
+            "episodes": self.episodes.state_dict(),
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], restart_seed: int) -> str | None:
+        """The inverse of :meth:`state_dict`.
+
+        Args:
+            state: Where collecting stood.
+            restart_seed: For fresh episodes, should the environments not come back into the state they were in.
+
+        Returns:
+            Why episodes were begun afresh, or ``None`` if they go on.
+        """
+        self.generator.set_state(state["generator"])
+        obs = state["obs"].numpy().copy()
+        failure = restore_envs(self.env, state["environments"], obs)
+        if len(obs) == self.env.num_envs:
+            self.episodes.load_state_dict(state["episodes"])
+        if failure is not None:
+            self.reset(restart_seed)
+            return failure
+        self._obs = obs
+        return None
 
     @torch.no_grad()
     def collect(self) -> Rollout:

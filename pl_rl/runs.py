@@ -57,9 +57,10 @@ def find_checkpoint(name: str, log_root: Path = LOG_ROOT) -> Path:
     raise UsageError(f"there is no file {name!r} here, and no run under {str(log_root)!r} has a {file_name}")
 
 
-def run_of_checkpoint(checkpoint: Path) -> Path:
-    """The run directory that a checkpoint lies in."""
-    return checkpoint.absolute().parent.parent
+def run_of_checkpoint(checkpoint: Path) -> Path | None:
+    """The run directory whose ``checkpoints/`` folder a checkpoint lies in, ``None`` for one that was put elsewhere."""
+    folder = checkpoint.absolute().parent
+    return folder.parent if folder.name == "checkpoints" else None
 
 
 def shown(path: Path | str) -> str:

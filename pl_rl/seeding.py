@@ -17,18 +17,18 @@ class Stream(IntEnum):
     EVALUATION = 2
     TEST = 3
     PREDICTION = 4
+    BRANCH = 5
 
 
-def derive_seed(run_seed: int, stream: Stream, *key: int) -> int:
+def derive_seed(run_seed: int, *key: int) -> int:
     """A seed below 2**32 for one stream of a run.
 
     Args:
         run_seed: The seed of the whole run, non-negative.
-        stream: The consumer.
-        key: Further non-negative numbers that tell its uses apart, such as the train iteration of an evaluation.
+        key: Non-negative numbers that tell the uses apart: a ``Stream`` and, say, the train iteration of an evaluation.
 
     Source: ``numpy.random.SeedSequence`` spawn keys,
     https://numpy.org/doc/stable/reference/random/parallel.html
     """
-    sequence = np.random.SeedSequence(run_seed, spawn_key=(int(stream), *key))
+    sequence = np.random.SeedSequence(run_seed, spawn_key=tuple(map(int, key)))
     return int(sequence.generate_state(1)[0])

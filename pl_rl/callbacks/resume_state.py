@@ -1,21 +1,82 @@
-"""What a checkpoint must hold beyond weights and optimiser."""
+"""What a checkpoint must hold beyond weights and optimiser, and the account of a resume."""
 
 from typing import Any
 
 import lightning as L
+from rich.console import Console
 
-from pl_rl.agent import as_agent
-from pl_rl.checkpoints import FORMAT_VERSION, STATE_KEY
+from pl_rl.agent import Agent, as_agent
+from pl_rl.checkpoints import FORMAT_VERSION, STATE_KEY, changed_settings
+from pl_rl.runs import shown
+from pl_rl.training_state import restore_training_state, save_training_state
 
 
 class ResumeState(L.Callback):
-    """Persists env steps and the rest of an agent's state in every checkpoint, whoever saves it."""
+    """Persists env steps and the rest of an agent's state in every checkpoint, whoever saves it.
+
+    Attributes:
+        losses: What the latest resume could not continue exactly, and why; ``None`` if nothing was resumed.
+    """
+
+    def __init__(self) -> None:
+        self.losses: list[str] | None = None
+        self._resumed: dict[str, Any] | None = None
+        self._final: dict[str, Any] | None = None
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add the state as plain data, so that the file opens with ``torch.load(..., weights_only=True)``."""
-        agent = as_agent(pl_module)
-        checkpoint[STATE_KEY] = {"format_version": FORMAT_VERSION, **agent.counters()}
+        """Add the state."""
+        state = self._final or save_training_state(as_agent(pl_module))
+        checkpoint[STATE_KEY] = {"format_version": FORMAT_VERSION, **state}
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take the state over."""
-        as_agent(pl_module).restore_counters(checkpoint[STATE_KEY])
+        """Take the counters over; evaluations need no more."""
+        self._resumed = checkpoint
+        as_agent(pl_module).restore_counters(checkpoint[STATE_KEY]["counters"])
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Restore the rest, and say so.
+
+        Here and not earlier, as Lightning and the loaders draw random numbers until now.
+        """
+        self._final = None
+        if self._resumed is None:
+            return
+        agent, checkpoint = as_agent(pl_module), self._resumed
+        self._resumed = None
+        self.losses = restore_training_state(agent, checkpoint[STATE_KEY], agent.branching)
+        if agent.branching:
+            agent.parent = {
+                "checkpoint": str(trainer.ckpt_path),
+                "train_iter": agent.train_iter,
+                "env_steps": agent.env_steps,
+            }
+        if trainer.is_global_zero:
+            changes = changed_settings(checkpoint["hyper_parameters"], dict(agent.hparams))
+            for line in _account(trainer, agent, changes, self.losses):
+                Console().print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep the state for a ``save_checkpoint`` after the environments are closed."""
+        self._final = save_training_state(as_agent(pl_module))
+
+
+def _account(trainer: L.Trainer, agent: Agent, changes: list[str], losses: list[str]) -> list[str]:
+    """The resume in words."""
+    if agent.branching:
+        what = (
+            f"Branched into {shown(trainer.log_dir)}, with random numbers of its own" if trainer.log_dir else "Branched"
+        )
+    else:
+        what = f"Continued in {shown(trainer.log_dir)}" if trainer.log_dir else "Continued"
+    lines = [
+        f"{what}.",
+        f"  checkpoint: {shown(str(trainer.ckpt_path))}",
+        f"  at: iteration {agent.iteration:,}, train_iter {agent.train_iter:,}, env_steps {agent.env_steps:,}",
+    ]
+    lines += [f"  changed: {change}" for change in changes]
+    if any(change.startswith("total_env_steps") for change in changes) and agent.anneals:
+        lines.append(f"  annealing goes on towards {agent.total_env_steps:,} env steps, which shifts it from here on")
+    lines += [f"  not exact: {loss}" for loss in losses]
+    if not losses:
+        lines.append("  fidelity: exact")
+    return lines

@@ -6,7 +6,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
-from pl_rl.agent import as_agent
+from pl_rl.agent import Agent, as_agent
 from pl_rl.callbacks.evaluation import evaluation_of
 from pl_rl.errors import UsageError
 from pl_rl.schedule import is_due
@@ -47,62 +47,72 @@ class RunCheckpoint(Checkpoint):
         self.best_model_score = -float("inf")
         self.best_model_path = ""
         self.last_model_path = ""
-        self._kept: list[str] = []
+        self._kept: list[int] = []
         self._saved_iteration = -1
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save before the first iteration: from here on there is something to resume."""
-        if not self.last_model_path:
-            self._save_best(trainer)
-            self._save_last(trainer, as_agent(pl_module).iteration)
+        agent = as_agent(pl_module)
+        self._find_files(trainer)
+        if agent.iteration == 0 or agent.branching:
+            self._save_best(trainer, agent)
+            self._save_last(trainer, agent)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save what is due after this iteration."""
-        iteration = as_agent(pl_module).iteration
-        self._save_best(trainer)
-        if is_due(iteration - 1, iteration, self.keep_every_n_iterations):
-            self._kept.append(self._path(trainer, f"iteration_{iteration}"))
-            obsolete = self._kept[: -self.keep_last_n] if self.keep_last_n > 0 else []
-            self._kept = self._kept[len(obsolete) :]
-            trainer.save_checkpoint(self._kept[-1], weights_only=False)
-            for path in obsolete:
-                trainer.strategy.remove_checkpoint(path)
-        if is_due(iteration - 1, iteration, self.last_every_n_iterations):
-            self._save_last(trainer, iteration)
+        agent = as_agent(pl_module)
+        self._save_best(trainer, agent)
+        if is_due(agent.iteration - 1, agent.iteration, self.keep_every_n_iterations):
+            self._keep(trainer, agent.iteration)
+        if is_due(agent.iteration - 1, agent.iteration, self.last_every_n_iterations):
+            self._save_last(trainer, agent)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the final state, unless the last iteration just did."""
-        iteration = as_agent(pl_module).iteration
-        if iteration != self._saved_iteration:
-            self._save_last(trainer, iteration)
+        agent = as_agent(pl_module)
+        if agent.iteration != self._saved_iteration:
+            self._save_last(trainer, agent)
 
     def state_dict(self) -> dict[str, Any]:
-        """The best score and the files that are kept."""
-        return {
-            "best_model_score": self.best_model_score,
-            "best_model_path": self.best_model_path,
-            "last_model_path": self.last_model_path,
-            "kept": self._kept,
-        }
+        """The best score and which files are kept; not where, as a run can be moved."""
+        return {"best_model_score": self.best_model_score, "kept": self._kept}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The inverse of :meth:`state_dict`."""
         self.best_model_score = state_dict["best_model_score"]
-        self.best_model_path = state_dict["best_model_path"]
-        self.last_model_path = state_dict["last_model_path"]
-        self._kept = state_dict["kept"]
+        self._kept = list(state_dict["kept"])
 
-    def _save_best(self, trainer: L.Trainer) -> None:
+    def _save_best(self, trainer: L.Trainer, agent: Agent) -> None:
+        """Save if the evaluation that was just made is the best."""
         evaluation = evaluation_of(trainer)
-        if evaluation.best_return > self.best_model_score:
-            self.best_model_score = evaluation.best_return
-            self.best_model_path = self._path(trainer, "best")
-            trainer.save_checkpoint(self.best_model_path, weights_only=False)
+        if evaluation.train_iter != agent.train_iter or evaluation.latest["return_mean"] <= self.best_model_score:
+            return
+        self.best_model_score = evaluation.latest["return_mean"]
+        self.best_model_path = self._path(trainer, "best")
+        trainer.save_checkpoint(self.best_model_path, weights_only=False)
 
-    def _save_last(self, trainer: L.Trainer, iteration: int) -> None:
-        self._saved_iteration = iteration
+    def _save_last(self, trainer: L.Trainer, agent: Agent) -> None:
+        self._saved_iteration = agent.iteration
         self.last_model_path = self._path(trainer, "last")
         trainer.save_checkpoint(self.last_model_path, weights_only=False)
+
+    def _keep(self, trainer: L.Trainer, iteration: int) -> None:
+        """Save ``iteration_N.ckpt`` and remove the ones beyond the limit."""
+        self._kept.append(iteration)
+        obsolete = self._kept[: -self.keep_last_n] if self.keep_last_n > 0 else []
+        self._kept = self._kept[len(obsolete) :]
+        trainer.save_checkpoint(self._path(trainer, f"iteration_{iteration}"), weights_only=False)
+        for old in obsolete:
+            trainer.strategy.remove_checkpoint(self._path(trainer, f"iteration_{old}"))
+
+    def _find_files(self, trainer: L.Trainer) -> None:
+        """A continued run has its files already; one that goes on in another directory has none."""
+        last, best = self._path(trainer, "last"), self._path(trainer, "best")
+        self.last_model_path = last if Path(last).is_file() else ""
+        self.best_model_path = best if Path(best).is_file() else ""
+        if not self.best_model_path:
+            self.best_model_score = -float("inf")
+        self._kept = [number for number in self._kept if Path(self._path(trainer, f"iteration_{number}")).is_file()]
 
     @staticmethod
     def _path(trainer: L.Trainer, name: str) -> str:

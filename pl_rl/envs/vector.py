@@ -14,6 +14,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 
 from pl_rl.envs.config import EnvConfig
 from pl_rl.envs.native import NATIVE_VECTOR_ENVS
+from pl_rl.envs.replay import ReplayEnv
 from pl_rl.errors import UsageError
 
 AnyVectorEnv = VectorEnv[Any, Any, Any]
@@ -50,7 +51,7 @@ def make_vector_env(config: EnvConfig, num_envs: int) -> AnyVectorEnv:
         raise UsageError(f"environment {config.id!r} has no native vectorization; use auto, sync or async")
     if native is not None and config.vectorization in ("auto", "native"):
         return _make_native(native, config, num_envs)
-    env_fns = [lambda: make_env(config)] * num_envs
+    env_fns = [lambda: ReplayEnv(lambda: make_env(config))] * num_envs
     if config.vectorization == "async":
         return AsyncVectorEnv(env_fns, autoreset_mode=AutoresetMode.SAME_STEP)
     # Rollouts copy each observation into their own buffer before they step again.

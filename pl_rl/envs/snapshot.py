@@ -1,0 +1,98 @@
+"""Saving and restoring the state of vector environments, as plain data."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
+
+from pl_rl.envs.native import SameStepCartPoleVectorEnv
+from pl_rl.envs.vector import AnyVectorEnv
+
+
+class Snapshot(NamedTuple):
+    """How the state of a class of vector environments is saved and restored."""
+
+    save: Callable[[Any], Any]
+    """Takes the environment and gives its state, made of tensors and builtins only."""
+    restore: Callable[[Any, Any], npt.NDArray[Any] | None]
+    """Takes an environment and a state, and gives the current observations ``[N, ...]``, or ``None`` if it failed."""
+
+
+def _save_cartpole(env: SameStepCartPoleVectorEnv) -> dict[str, Any]:
+    return {
+        "state": torch.from_numpy(np.array(env.state)),
+        "steps": torch.from_numpy(env.steps.copy()),
+        "prev_done": torch.from_numpy(env.prev_done.copy()),
+        "generator": env.np_random.bit_generator.state,
+    }
+
+
+def _restore_cartpole(env: SameStepCartPoleVectorEnv, saved: dict[str, Any]) -> npt.NDArray[Any] | None:
+    state = saved["state"].numpy().copy()
+    if state.shape[1] != env.num_envs:
+        return None
+    env.state = state
+    env.steps = saved["steps"].numpy().copy()
+    env.prev_done = saved["prev_done"].numpy().copy()
+    env.np_random.bit_generator.state = saved["generator"]
+    return np.asarray(state.T.astype(np.float32))
+
+
+def _save_replays(env: SyncVectorEnv[Any, Any] | AsyncVectorEnv[Any, Any]) -> list[dict[str, Any]]:
+    return [{**replay, "actions": torch.from_numpy(replay["actions"])} for replay in env.get_attr("replay")]
+
+
+def _restore_replays(
+    env: SyncVectorEnv[Any, Any] | AsyncVectorEnv[Any, Any], saved: list[dict[str, Any]]
+) -> npt.NDArray[Any] | None:
+    if len(saved) != env.num_envs:
+        return None
+    env.set_attr("replay", [{**replay, "actions": replay["actions"].numpy()} for replay in saved])
+    observations = env.get_attr("replayed_obs")
+    return None if any(obs is None for obs in observations) else np.stack(observations)
+
+
+SNAPSHOTS: dict[type[AnyVectorEnv], Snapshot] = {
+    SameStepCartPoleVectorEnv: Snapshot(_save_cartpole, _restore_cartpole),
+    SyncVectorEnv: Snapshot(_save_replays, _restore_replays),
+    AsyncVectorEnv: Snapshot(_save_replays, _restore_replays),
+}
+"""By class; add your own vector environment's here."""
+
+
+def save_envs(env: AnyVectorEnv) -> dict[str, Any] | None:
+    """The state of all environments, or ``None`` where nothing is known about their class."""
+    snapshot = SNAPSHOTS.get(type(env))
+    return None if snapshot is None else {"class": type(env).__name__, "state": snapshot.save(env)}
+
+
+def restore_envs(env: AnyVectorEnv, saved: dict[str, Any] | None, obs: npt.NDArray[Any]) -> str | None:
+    """Bring the environments into a saved state.
+
+    Args:
+        env: As many environments of the same kind as were saved.
+        saved: From :func:`save_envs`.
+        obs: The observations ``[N, ...]`` that the environments were in when they were saved.
+
+    Returns:
+        ``None`` if the environments are in the very state that was saved, else why not; they then need a reset.
+    """
+    snapshot = SNAPSHOTS.get(type(env))
+    if saved is None or snapshot is None:
+        return f"the state of a {type(env).__name__} cannot be saved"
+    if _kind(saved["class"]) != _kind(type(env).__name__):
+        return f"they were stepped by a {saved['class']}, and are by a {type(env).__name__}"
+    restored = snapshot.restore(env, saved["state"])
+    if restored is None or restored.shape != obs.shape:
+        return f"the state of {len(obs)} environments does not fit"
+    if not np.array_equal(restored, obs, equal_nan=True):
+        return "a replay of their seeds and actions led elsewhere, so they do not depend on these alone"
+    return None
+
+
+def _kind(class_name: str) -> str:
+    """Worker processes or not, a replay is the same."""
+    return "replay" if class_name in (SyncVectorEnv.__name__, AsyncVectorEnv.__name__) else class_name

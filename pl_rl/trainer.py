@@ -1,0 +1,67 @@
+"""Lightning's Trainer, for runs that are continued."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.fabric.plugins.io import CheckpointIO
+
+from pl_rl.agent import Agent
+from pl_rl.callbacks.run_directory import RunDirectory
+from pl_rl.checkpoint_io import DurableCheckpointIO
+from pl_rl.checkpoints import read_checkpoint
+from pl_rl.runs import LOG_ROOT, find_checkpoint
+
+
+class Trainer(L.Trainer):
+    """Continues a run in its own directory, and writes checkpoints that a kill cannot damage.
+
+    Everything else is Lightning's; a plain ``lightning.Trainer`` continues a run just as exactly, in a new directory.
+
+    Args:
+        max_epochs: Iterations (collect and learn) at most; -1 for no limit but the model's ``total_env_steps``.
+        plugins: As Lightning's; a ``CheckpointIO`` among them takes the place of :class:`DurableCheckpointIO`.
+        kwargs: As Lightning's.
+    """
+
+    def __init__(self, max_epochs: int | None = -1, plugins: Any = None, **kwargs: Any) -> None:
+        given = plugins if isinstance(plugins, list) else [] if plugins is None else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in given):
+            given = [*given, DurableCheckpointIO()]
+        super().__init__(max_epochs=max_epochs, plugins=given, **kwargs)
+
+    def fit(
+        self,
+        model: L.LightningModule,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: L.LightningDataModule | None = None,
+        ckpt_path: str | Path | None = None,
+        weights_only: bool | None = True,
+        branch: bool = False,
+    ) -> None:
+        """Train, or continue a run as if it had never stopped.
+
+        Args:
+            model: The agent.
+            train_dataloaders: As Lightning's; an agent brings its own.
+            val_dataloaders: As Lightning's; an agent brings its own.
+            datamodule: As Lightning's; an agent needs none.
+            ckpt_path: Checkpoint to go on from: a path, or ``last`` for the newest run's last one.
+            weights_only: Whether the checkpoint may hold plain data only, which is all that a run's own ones hold.
+            branch: Begin a run of its own at the checkpoint, in a new directory and with random numbers of its own.
+
+        Raises:
+            UsageError: If the checkpoint cannot be used.
+        """
+        path = None
+        if ckpt_path is not None:
+            path = find_checkpoint(str(ckpt_path), Path(self.default_root_dir, LOG_ROOT))
+            checkpoint = read_checkpoint(path)
+            if not branch:
+                RunDirectory.reuse(self, path, checkpoint)
+        if isinstance(model, Agent):
+            model.branching = branch
+        # A continued run's hyperparameters are in its logs; once more would be a second point at step 0.
+        self.enable_autolog_hparams = self.enable_autolog_hparams and (path is None or branch)
+        super().fit(model, train_dataloaders, val_dataloaders, datamodule, path, weights_only)

@@ -1,0 +1,72 @@
+"""What a run needs, beyond weights and optimiser, to go on as if it had never stopped.
+
+All of it is plain data, so that a checkpoint opens with ``torch.load(..., weights_only=True)``.
+"""
+
+import platform
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from pl_rl.agent import Agent
+from pl_rl.random_state import restore_random_state, save_random_state
+from pl_rl.seeding import Stream, derive_seed
+
+LIBRARIES = ("torch", "lightning", "gymnasium", "numpy")
+
+
+def save_training_state(agent: Agent) -> dict[str, Any]:
+    """The state of an agent that is being trained."""
+    return {
+        "counters": agent.counters(),
+        "collector": agent.collector.state_dict(),
+        "random": save_random_state(),
+        "platform": describe_platform(agent),
+        "between_iterations": agent.between_iterations,
+        "parent": agent.parent,
+    }
+
+
+def restore_training_state(agent: Agent, state: dict[str, Any], branch: bool) -> list[str]:
+    """Bring an agent, whose environments have been made, into a saved state.
+
+    Args:
+        agent: Set up for training.
+        state: From :func:`save_training_state`.
+        branch: Take new random numbers from here on.
+
+    Returns:
+        What does not go on exactly, and why; empty for an exact continuation.
+    """
+    losses = []
+    if not state["between_iterations"]:
+        losses.append("the checkpoint was saved in the middle of an iteration, whose rest is lost")
+    here = describe_platform(agent)
+    losses += [
+        f"{name}: {there} -> {here[name]}, which may round differently"
+        for name, there in state["platform"].items()
+        if here[name] != there
+    ]
+    fresh_episodes = derive_seed(agent.run_seed, Stream.ENVIRONMENTS, agent.train_iter)
+    failure = agent.collector.load_state_dict(state["collector"], fresh_episodes)
+    if failure is not None:
+        losses.append(f"environments: restarted, as {failure}")
+    if branch:
+        agent.run_seed = derive_seed(torch.initial_seed(), Stream.BRANCH, agent.train_iter)
+        agent.collector.generator.manual_seed(derive_seed(agent.run_seed, Stream.SAMPLING))
+    else:
+        # Last, as a replay may draw numbers too.
+        restore_random_state(state["random"])
+    return losses
+
+
+def describe_platform(agent: Agent) -> dict[str, str]:
+    """What decides how numbers are rounded: libraries, processor, device, precision, threads."""
+    return {
+        **{name: version(name) for name in LIBRARIES},
+        "machine": platform.machine(),
+        "device": agent.device.type,
+        "precision": str(agent.trainer.precision),
+        "threads": str(torch.get_num_threads()),
+    }
