@@ -4,6 +4,7 @@ The only place that knows jsonargparse and LightningCLI.
 """
 
 import argparse
+import contextlib
 import difflib
 import logging
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import lightning as L
+import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -24,14 +26,20 @@ from pl_rl.callbacks import RunCheckpoint, RunProgressBar, RunSummary
 from pl_rl.checkpoints import read_checkpoint
 from pl_rl.errors import RunFailure, UsageError
 from pl_rl.evaluation import Episodes
+from pl_rl.inspection import describe_checkpoint
 from pl_rl.ppo import PPO
-from pl_rl.runs import find_checkpoint, find_config, run_of_checkpoint, shown
+from pl_rl.runs import LOG_ROOT, find_checkpoint, find_config, run_of_checkpoint, shown
 from pl_rl.trainer import Trainer
+from pl_rl.verification import verify
 
 PROG = "python -m pl_rl"
 DESCRIPTION = """PPO whose runs can be stopped and continued.
 
-A further verb: plot RUN_DIR [RUN_DIR ...] draws learning curves."""
+Further verbs: plot RUN_DIR ... draws learning curves, inspect CKPT says what a checkpoint holds,
+verify --config FILE proves for a configuration that a killed run goes on bit for bit."""
+VERIFY_DESCRIPTION = (
+    "Kill a run at random moments, resume it, and compare with one left alone. Takes all arguments of fit."
+)
 
 
 class ConfigFile(ActionConfigFile):
@@ -96,7 +104,7 @@ class CLI(LightningCLI):
         given = _option(args, "--ckpt_path")
         if given is None or args[0] not in self._subcommand_parsers:
             return args
-        checkpoint = find_checkpoint(given)
+        checkpoint = find_checkpoint(given, _root_dir(args) / LOG_ROOT)
         if Path(given).absolute() != checkpoint:
             print(f"checkpoint: {shown(checkpoint)}", flush=True)
         hyperparameters = read_checkpoint(checkpoint)["hyper_parameters"]
@@ -150,9 +158,11 @@ def main(args: list[str] | None = None) -> None:
     _quieten_lightning()
     try:
         _check_verb(args)
-        if args[0] == "plot":
-            _plot(args[1:])
+        if args[0] in OWN_VERBS:
+            OWN_VERBS[args[0]](args[1:])
             return
+        # A flag, where jsonargparse asks for a value.
+        args = ["--branch=true" if arg == "--branch" else arg for arg in args]
         CLI(
             PPO,
             save_config_callback=SaveConfig,
@@ -181,13 +191,23 @@ def _check_verb(args: list[str]) -> None:
     Raises:
         UsageError: For either.
     """
-    verbs = [*LightningCLI.subcommands(), "plot"]
+    verbs = [*LightningCLI.subcommands(), *OWN_VERBS]
     if not args or (args[0] not in verbs and not args[0].startswith("-")):
         given = f"there is no verb {args[0]!r}" if args else "a verb is missing"
         raise UsageError(f"{given}; the verbs are {', '.join(verbs)}")
     asks = {"-h", "--help", "--print_config"}.intersection(arg.partition("=")[0] for arg in args)
     if args[0] in ("validate", "test", "predict") and not asks and _option(args, "--ckpt_path") is None:
         raise UsageError(f"{args[0]} needs a trained policy; add --ckpt_path last, or the path of a checkpoint")
+
+
+def _root_dir(args: list[str]) -> Path:
+    """Where runs are, as far as it can be told before parsing."""
+    given = _option(args, "--trainer.default_root_dir")
+    config = _option(args, "-c", "--config")
+    if given is None and config is not None:
+        with contextlib.suppress(yaml.YAMLError, AttributeError):
+            given = yaml.safe_load(find_config(config).read_text()).get("trainer", {}).get("default_root_dir")
+    return Path(given or ".")
 
 
 def _option(args: list[str], *names: str) -> str | None:
@@ -205,6 +225,45 @@ def _plot(args: list[str]) -> None:
     config = parser.parse_args(args)
     for path in plotting.plot_runs(config.runs, config.output or config.runs[0]):
         print(shown(path))
+
+
+def _verify(args: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog=f"{PROG} verify", description=VERIFY_DESCRIPTION, allow_abbrev=False)
+    parser.add_argument("--iterations", type=int, default=30, help="Length of each run (default: 30).")
+    parser.add_argument("--kills", type=int, default=3, help="How often to kill (default: 3).")
+    options, fit_args = parser.parse_known_args(args)
+    if not 1 <= options.kills < options.iterations:
+        raise UsageError(
+            f"--kills {options.kills} does not fit into --iterations {options.iterations}; use at least one kill and "
+            "more iterations than kills"
+        )
+    if not fit_args:
+        raise UsageError("verify needs what fit would be given; add --config FILE")
+    result = verify(fit_args, options.iterations, options.kills)
+    table = Table("component", "killed and resumed against uninterrupted")
+    for component, difference in result.differences.items():
+        table.add_row(component, "identical" if difference is None else difference)
+    console = Console()
+    console.print(table)
+    for remark in result.remarks:
+        console.print(f"not exact: {remark}", highlight=False, soft_wrap=True)
+    moments = ", ".join(map(str, result.killed_after))
+    different = [component for component, difference in result.differences.items() if difference is not None]
+    if different:
+        raise RunFailure(f"killed after iterations {moments}, the run went on differently: {', '.join(different)}")
+    print(f"Killed after iterations {moments}, the run went on bit for bit.")
+
+
+def _inspect(args: list[str]) -> None:
+    parser = Parser(prog=f"{PROG} inspect", description="Say what a checkpoint holds.")
+    parser.add_argument("checkpoint", metavar="CKPT", help="Path, or the name of one in the newest run (last, best).")
+    table = Table(show_header=False)
+    for name, value in describe_checkpoint(find_checkpoint(parser.parse_args(args).checkpoint)):
+        table.add_row(name, value)
+    Console().print(table)
+
+
+OWN_VERBS = {"plot": _plot, "inspect": _inspect, "verify": _verify}
 
 
 def _print_episodes(episodes: Episodes) -> None:

@@ -17,7 +17,7 @@ AXES = {"evaluator_iter": "train iterations", "evaluator_step": "env steps"}
 
 
 class Curve(NamedTuple):
-    """An evaluation's returns along one axis; all of equal length."""
+    """Returns of evaluations along one axis; all of equal length."""
 
     steps: npt.NDArray[np.int64]
     mean: npt.NDArray[np.float64]
@@ -25,8 +25,8 @@ class Curve(NamedTuple):
     high: npt.NDArray[np.float64]
 
 
-def read_curve(run: Path, group: str) -> Curve:
-    """The evaluation returns in a run's event files.
+def read_segments(run: Path, group: str) -> list[Curve]:
+    """The evaluations in a run's event files, one curve for each process that trained the run.
 
     Args:
         run: Run directory.
@@ -37,46 +37,72 @@ def read_curve(run: Path, group: str) -> Curve:
     """
     if not run.is_dir():
         raise UsageError(f"there is no run directory {str(run)!r}")
-    events = EventAccumulator(str(run), size_guidance={"scalars": 0})
-    events.Reload()
-    tags = [f"{group}/return_{statistic}" for statistic in ("mean", "min", "max")]
-    if not set(tags) <= set(events.Tags()["scalars"]):
-        raise UsageError(f"{str(run)!r} holds no evaluation ({tags[0]}); give a run's version_N directory")
-    mean, low, high = ([point.value for point in events.Scalars(tag)] for tag in tags)
-    steps = [point.step for point in events.Scalars(tags[0])]
-    return Curve(np.array(steps), np.array(mean), np.array(low), np.array(high))
+    curves = [_read_curve(path, group) for path in run.glob("events.out.tfevents.*")]
+    segments = sorted((curve for curve in curves if curve is not None), key=lambda curve: int(curve.steps[0]))
+    if not segments:
+        raise UsageError(f"{str(run)!r} holds no evaluation ({group}); give a run's version_N directory")
+    return segments
 
 
 def plot_runs(runs: list[Path], output: Path) -> list[Path]:
-    """Draw evaluation return against train iterations and against env steps, one colour for each run.
+    """Draw evaluation return against train iterations and against env steps.
+
+    Several runs have a colour each. A single run that was resumed is drawn twice, first as it was before and then with
+    what was added, the seam marked.
 
     Args:
         runs: Run directories.
         output: Folder that the PNG files are written to.
 
     Returns:
-        The files, ``evaluator_iter.png`` and ``evaluator_step.png``.
+        The files: ``evaluator_iter.png`` and ``evaluator_step.png``, for a resumed run each with ``_pretrain`` and
+        ``_resume``.
 
     Raises:
         UsageError: If a run holds no evaluation.
     """
-    curves = {group: [read_curve(run, group) for run in runs] for group in AXES}
     output.mkdir(parents=True, exist_ok=True)
     files = []
     for group, label in AXES.items():
-        figure = Figure(figsize=(6.4, 4.0), dpi=150, layout="constrained")
-        _draw(figure.subplots(), [run.resolve().name for run in runs], curves[group], label)
-        files.append(output / f"{group}.png")
-        figure.savefig(files[-1])
+        curves = {run.resolve().name: read_segments(run, group) for run in runs}
+        resumed = len(runs) == 1 and any(len(segments) > 1 for segments in curves.values())
+        for suffix, last in [("_pretrain", 1), ("_resume", None)] if resumed else [("", None)]:
+            figure = Figure(figsize=(6.4, 4.0), dpi=150, layout="constrained")
+            axes = figure.subplots()
+            for number, (name, segments) in enumerate(curves.items()):
+                _draw_run(axes, name, segments[:last], first_colour=number, by_segment=resumed)
+            _finish(axes, label)
+            files.append(output / f"{group}{suffix}.png")
+            figure.savefig(files[-1])
     return files
 
 
-def _draw(axes: Axes, names: list[str], curves: list[Curve], label: str) -> None:
-    colours = mpl.colormaps["tab10"]
-    for number, (name, curve) in enumerate(zip(names, curves, strict=True)):
-        colour = colours(number % 10)
-        axes.plot(curve.steps, curve.mean, color=colour, linewidth=1.8, marker=".", markersize=4, label=name)
+def _read_curve(events_file: Path, group: str) -> Curve | None:
+    events = EventAccumulator(str(events_file), size_guidance={"scalars": 0})
+    events.Reload()
+    tags = [f"{group}/return_{statistic}" for statistic in ("mean", "min", "max")]
+    if not set(tags) <= set(events.Tags()["scalars"]):
+        return None
+    mean, low, high = ([point.value for point in events.Scalars(tag)] for tag in tags)
+    steps = [point.step for point in events.Scalars(tags[0])]
+    return Curve(np.array(steps), np.array(mean), np.array(low), np.array(high))
+
+
+def _draw_run(axes: Axes, name: str, segments: list[Curve], first_colour: int, by_segment: bool) -> None:
+    for number, segment in enumerate(segments):
+        colour = mpl.colormaps["tab10"]((first_colour + (number > 0 and by_segment)) % 10)
+        label = {0: name, 1: f"{name}, resumed" if by_segment else None}.get(number)
+        curve = segment
+        if number > 0:
+            # From the last point before the seam, so that no gap is left.
+            before = segments[number - 1]
+            curve = Curve(*(np.concatenate([old[-1:], new]) for old, new in zip(before, segment, strict=True)))
+            axes.axvline(float(curve.steps[0]), color="0.4", linewidth=1.0, linestyle="--")
+        axes.plot(curve.steps, curve.mean, color=colour, linewidth=1.8, marker=".", markersize=4, label=label)
         axes.fill_between(curve.steps, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
+
+
+def _finish(axes: Axes, label: str) -> None:
     axes.set_xlabel(label)
     axes.set_ylabel("evaluation return (mean, min to max)")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))

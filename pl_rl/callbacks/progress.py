@@ -38,15 +38,16 @@ class RunProgressBar(ProgressBar):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show the bar."""
+        self._reported = evaluation_of(trainer).train_iter  # what a continued run has reported before
         if not self._console.is_terminal:
             return
         agent = as_agent(pl_module)
         self._progress = Progress(
             TextColumn("iteration {task.fields[iteration]:,}"),
             BarColumn(bar_width=None),
-            TextColumn("{task.completed:,.0f}/{task.total:,.0f} env steps"),
-            TextColumn("return {task.fields[train_return]:.1f}, evaluated {task.fields[eval_return]:.1f}"),
-            TextColumn("{task.fields[speed]:,.0f} steps/s"),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f} env steps ·"),
+            TextColumn("return {task.fields[train_return]:.1f}, evaluated {task.fields[eval_return]:.1f} ·"),
+            TextColumn("{task.fields[speed]:,.0f} steps/s ·"),
             TimeRemainingColumn(),
             TextColumn("left"),
             console=self._console,

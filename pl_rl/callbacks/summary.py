@@ -41,7 +41,8 @@ class RunSummary(L.Callback):
         rows = [
             ("ended", agent.stop_reason or "a limit of the trainer was reached"),
             ("trained", f"{agent.env_steps:,} env steps, {agent.train_iter:,} train iterations"),
-            ("this session", f"{seconds:.1f} s, {agent.env_steps_per_second:,.0f} env steps/s"),
+            ("time", f"{seconds:.1f} s, {agent.elapsed_seconds:.1f} s over all resumes"),
+            ("speed", f"{agent.env_steps_per_second:,.0f} env steps/s"),
         ]
         if evaluation.train_iter is not None:
             rows.append(
@@ -66,7 +67,7 @@ def _commands(trainer: L.Trainer, agent: Agent) -> list[tuple[str, str]]:
     last = shlex.quote(shown(checkpoint.last_model_path))
     best = shlex.quote(shown(checkpoint.best_model_path or checkpoint.last_model_path))
     return [
-        ("go on", f"python -m pl_rl fit --ckpt_path {last}{_extension(agent)}"),
+        ("go on", f"python -m pl_rl fit --ckpt_path {last}{_extension(trainer, agent)}"),
         ("watch", f"python -m pl_rl predict --ckpt_path {best} --video videos"),
     ]
 
@@ -76,8 +77,10 @@ def _checkpoint(trainer: L.Trainer) -> RunCheckpoint | None:
     return checkpoint if checkpoint is not None and checkpoint.last_model_path else None
 
 
-def _extension(agent: Agent) -> str:
+def _extension(trainer: L.Trainer, agent: Agent) -> str:
     """What a resume must change for a run that is over to go on."""
+    if agent.stop_reason is None:
+        return " --trainer.max_epochs -1" if trainer.max_epochs != -1 else ""
     if agent.env_steps >= agent.total_env_steps:
         return f" --model.total_env_steps {2 * agent.total_env_steps}"
-    return " --model.stop_value null" if agent.stop_reason else ""
+    return " --model.stop_value null"

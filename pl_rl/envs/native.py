@@ -37,5 +37,5 @@ class SameStepCartPoleVectorEnv(CartPoleVectorEnv):
 
 # By the entry point under which gymnasium registers the class that each stands in for.
 NATIVE_VECTOR_ENVS: dict[str, Callable[..., VectorEnv[Any, Any, Any]]] = {
-    "gymnasium.envs.classic_control:CartPoleVectorEnv": SameStepCartPoleVectorEnv,
+    "gymnasium.envs.classic_control.cartpole:CartPoleVectorEnv": SameStepCartPoleVectorEnv,
 }

@@ -1,0 +1,59 @@
+"""A checkpoint in words."""
+
+from pathlib import Path
+from typing import Any
+
+from pl_rl.checkpoints import STATE_KEY, read_checkpoint
+from pl_rl.runs import run_of_checkpoint, shown
+
+
+def describe_checkpoint(path: Path) -> list[tuple[str, str]]:
+    """What a checkpoint holds, as rows of a name and a value.
+
+    Raises:
+        UsageError: If it cannot be read or is none of ours.
+    """
+    checkpoint = read_checkpoint(path)
+    state, settings = checkpoint[STATE_KEY], checkpoint["hyper_parameters"]
+    counters, collector = state["counters"], state["collector"]
+    weights = checkpoint["state_dict"]
+    run = run_of_checkpoint(path)
+    rows = [
+        ("file", f"{shown(path)}, {path.stat().st_size:,} bytes, sound, format {state['format_version']}"),
+        ("run", "none, it lies outside of one" if run is None else shown(run)),
+        (
+            "at",
+            f"iteration {counters['iteration']:,}, train_iter {counters['train_iter']:,}, "
+            f"env_steps {counters['env_steps']:,} of {settings['total_env_steps']:,}",
+        ),
+        ("trained", f"{counters['elapsed_seconds']:,.1f} s, {collector['episodes']['total']:,} episodes"),
+        ("seed", str(counters["run_seed"])),
+        ("environment", f"{settings['num_envs']} x {settings['env']['id']}"),
+        ("environment state", _environment_state(collector["environments"])),
+        ("network", f"{settings['network']['class_path']}, {sum(t.numel() for t in weights.values()):,} parameters"),
+        ("evaluation", _evaluation(checkpoint["callbacks"])),
+        ("saved on", ", ".join(f"{name} {value}" for name, value in state["platform"].items())),
+    ]
+    if not state["between_iterations"]:
+        rows.append(("caution", "saved in the middle of an iteration: a resume is not exact"))
+    if state["parent"] is not None:
+        parent = state["parent"]
+        rows.append(("branched from", f"{parent['checkpoint']} at train_iter {parent['train_iter']:,}"))
+    return rows
+
+
+def _environment_state(saved: dict[str, Any] | None) -> str:
+    if saved is None:
+        return "none: a resume begins fresh episodes"
+    if isinstance(saved["state"], list):
+        longest = max(len(replay["actions"]) for replay in saved["state"])
+        return f"seeds and actions to replay, {longest:,} steps at most ({saved['class']})"
+    return f"saved whole ({saved['class']})"
+
+
+def _evaluation(callbacks: dict[str, Any]) -> str:
+    state = callbacks.get("PeriodicEvaluation", {})
+    if not state.get("latest"):
+        return "none yet"
+    latest = f"{state['latest']['return_mean']:.1f} at train_iter {state['train_iter']:,}"
+    return f"best return {state['best_return']:.1f}, latest {latest}"
