@@ -206,7 +206,11 @@ class Agent(L.LightningModule):
         self.trainer.should_stop = True
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another network, before Lightning fails over its tensors one by one.
+        """Refuse a checkpoint of another network, before Lightning fails over its tensors one by one."""
+        self.check_fit(checkpoint)
+
+    def check_fit(self, checkpoint: Mapping[str, Any]) -> None:
+        """Whether a checkpoint's weights are weights of this network.
 
         Raises:
             UsageError: With the first tensor that does not fit.
@@ -239,11 +243,12 @@ class Agent(L.LightningModule):
         self._elapsed_before = counters["elapsed_seconds"]
 
     def on_fit_start(self) -> None:
-        """Refuse what would train wrongly without a word.
+        """Start the clock, and refuse what would train wrongly without a word.
 
         Raises:
             UsageError: For several devices, and for a precision that scales the loss.
         """
+        self._started = (time.monotonic(), self.env_steps)
         if self.trainer.world_size > 1:
             raise UsageError(f"devices={self.trainer.world_size} is not supported; train on one device")
         if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
@@ -254,7 +259,6 @@ class Agent(L.LightningModule):
 
     def on_train_start(self) -> None:
         """A run that is resumed after its end trains no further."""
-        self._started = (time.monotonic(), self.env_steps)
         self._stop_at_budget()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:

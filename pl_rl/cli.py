@@ -28,7 +28,7 @@ from pl_rl.errors import RunFailure, UsageError
 from pl_rl.evaluation import Episodes
 from pl_rl.inspection import describe_checkpoint
 from pl_rl.ppo import PPO
-from pl_rl.runs import LOG_ROOT, find_checkpoint, find_config, run_of_checkpoint, shown
+from pl_rl.runs import LOG_ROOT, config_of_run, find_checkpoint, find_config, run_of_checkpoint, shown
 from pl_rl.trainer import Trainer
 from pl_rl.verification import verify
 
@@ -64,14 +64,22 @@ class Parser(LightningArgumentParser):
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes a run's configuration to ``config.yaml``, and that of each resume to a file of its own beside it."""
+    """Writes a run's configuration to ``config.yaml``, and one that a resume changed to a file of its own beside it."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Choose a name that is not taken."""
-        resumes = 0
-        while not self.already_saved and trainer.log_dir and Path(trainer.log_dir, self.config_filename).is_file():
-            resumes += 1
-            self.config_filename = f"config_resume{resumes}.yaml"
+        """Choose a name that is not taken, unless the latest file says the same."""
+        if trainer.log_dir is None or self.already_saved:
+            return
+        # Not the run's settings but this process's.
+        self.config = self.config.clone()
+        for name in ("config", "ckpt_path", "branch"):
+            self.config.pop(name, None)
+        latest = config_of_run(Path(trainer.log_dir))
+        if latest is not None:
+            settings = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+            self.already_saved = settings == yaml.safe_load(latest.read_text())
+            number = 1 + len(list(latest.parent.glob("config_resume*.yaml")))
+            self.config_filename = f"config_resume{number}.yaml"
         super().setup(trainer, pl_module, stage)
 
 
@@ -111,8 +119,9 @@ class CLI(LightningCLI):
         parser = self._subcommand_parsers[args[0]]
         parser.set_defaults({f"model.{name}": value for name, value in hyperparameters.items()})
         run = run_of_checkpoint(checkpoint)
-        if run is not None and (run / "config.yaml").is_file() and _option(args, "-c", "--config") is None:
-            args = [args[0], "--config", str(run / "config.yaml"), *args[1:]]
+        own_config = config_of_run(run) if run is not None else None
+        if own_config is not None and _option(args, "-c", "--config") is None:
+            args = [args[0], "--config", str(own_config), *args[1:]]
         return [*args, "--ckpt_path", str(checkpoint)]
 
     def _parse_ckpt_path(self) -> None:

@@ -2,7 +2,7 @@
 
 TensorBoard's ``purge_step`` cannot do this, as one threshold serves all tags of a directory, of which some count train
 iterations and some env steps. A checkpoint therefore holds how far each file reached, and a resume cuts the files
-back to that. What is cut off is kept beside them under a name that no reader takes for a log.
+back to that. What is cut off is kept in a folder of its own, under a name that no reader takes for a log.
 """
 
 import csv
@@ -13,6 +13,7 @@ from pathlib import Path
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 CSV_FILE = "metrics.csv"
+REPLACED = "replaced"
 CSV_KEPT = "metrics.before-resume.csv"
 
 
@@ -57,7 +58,9 @@ def _cut_events(run: Path, reached: dict[str, int]) -> None:
         tail = path.read_bytes()[length:]
         if not tail:
             continue
-        _unused(run / path.name.replace("tfevents", "cut")).write_bytes(tail)
+        replaced = run / REPLACED
+        replaced.mkdir(exist_ok=True)
+        _unused(replaced / path.name.replace("tfevents", "cut")).write_bytes(tail)
         if length:
             os.truncate(path, length)
         else:

@@ -63,6 +63,13 @@ def run_of_checkpoint(checkpoint: Path) -> Path | None:
     return folder.parent if folder.name == "checkpoints" else None
 
 
+def config_of_run(run: Path) -> Path | None:
+    """The configuration that a run was last trained with: of its latest resume that changed it, or of its start."""
+    resumes = sorted(run.glob("config_resume*.yaml"), key=lambda path: int(re.sub(r"\D", "", path.stem)))
+    start = run / "config.yaml"
+    return resumes[-1] if resumes else start if start.is_file() else None
+
+
 def shown(path: Path | str) -> str:
     """A path as a person would type it: relative where it lies below the working directory."""
     absolute = Path(path).absolute()

@@ -9,7 +9,8 @@ from lightning.fabric.plugins.io import CheckpointIO
 from pl_rl.agent import Agent
 from pl_rl.callbacks.run_directory import RunDirectory
 from pl_rl.checkpoint_io import DurableCheckpointIO
-from pl_rl.checkpoints import read_checkpoint
+from pl_rl.checkpoints import STATE_KEY, read_checkpoint
+from pl_rl.errors import UsageError
 from pl_rl.runs import LOG_ROOT, find_checkpoint
 
 
@@ -58,6 +59,7 @@ class Trainer(L.Trainer):
         if ckpt_path is not None:
             path = find_checkpoint(str(ckpt_path), Path(self.default_root_dir, LOG_ROOT))
             checkpoint = read_checkpoint(path)
+            self._check(model, checkpoint)
             if not branch:
                 RunDirectory.reuse(self, path, checkpoint)
         if isinstance(model, Agent):
@@ -65,3 +67,18 @@ class Trainer(L.Trainer):
         # A continued run's hyperparameters are in its logs; once more would be a second point at step 0.
         self.enable_autolog_hparams = self.enable_autolog_hparams and (path is None or branch)
         super().fit(model, train_dataloaders, val_dataloaders, datamodule, path, weights_only)
+
+    def _check(self, model: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Refuse what cannot be continued while the run's logs are still as they were.
+
+        Raises:
+            UsageError: If the network is another one, or the run would be over before it began.
+        """
+        if isinstance(model, Agent):
+            model.check_fit(checkpoint)
+        iteration = checkpoint[STATE_KEY]["counters"]["iteration"]
+        if self.max_epochs is not None and 0 <= self.max_epochs < iteration:
+            raise UsageError(
+                f"max_epochs={self.max_epochs} lies before the checkpoint's iteration {iteration}; use a larger one, or "
+                "-1 for no limit"
+            )

@@ -50,10 +50,18 @@ class RunCheckpoint(Checkpoint):
         self._kept: list[int] = []
         self._saved_iteration = -1
 
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """A continued run has its files already; one that goes on in another directory has none."""
+        last, best = self._path(trainer, "last"), self._path(trainer, "best")
+        self.last_model_path = last if Path(last).is_file() else ""
+        self.best_model_path = best if Path(best).is_file() else ""
+        if not self.best_model_path:
+            self.best_model_score = -float("inf")
+        self._kept = [number for number in self._kept if Path(self._path(trainer, f"iteration_{number}")).is_file()]
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save before the first iteration: from here on there is something to resume."""
         agent = as_agent(pl_module)
-        self._find_files(trainer)
         if agent.iteration == 0 or agent.branching:
             self._save_best(trainer, agent)
             self._save_last(trainer, agent)
@@ -104,15 +112,6 @@ class RunCheckpoint(Checkpoint):
         trainer.save_checkpoint(self._path(trainer, f"iteration_{iteration}"), weights_only=False)
         for old in obsolete:
             trainer.strategy.remove_checkpoint(self._path(trainer, f"iteration_{old}"))
-
-    def _find_files(self, trainer: L.Trainer) -> None:
-        """A continued run has its files already; one that goes on in another directory has none."""
-        last, best = self._path(trainer, "last"), self._path(trainer, "best")
-        self.last_model_path = last if Path(last).is_file() else ""
-        self.best_model_path = best if Path(best).is_file() else ""
-        if not self.best_model_path:
-            self.best_model_score = -float("inf")
-        self._kept = [number for number in self._kept if Path(self._path(trainer, f"iteration_{number}")).is_file()]
 
     @staticmethod
     def _path(trainer: L.Trainer, name: str) -> str:
