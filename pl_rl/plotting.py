@@ -61,15 +61,16 @@ def plot_runs(runs: list[Path], output: Path) -> list[Path]:
     Raises:
         UsageError: If a run holds no evaluation.
     """
+    curves = {group: [read_segments(run, group) for run in runs] for group in AXES}
+    names = [run.resolve().name for run in runs]
     output.mkdir(parents=True, exist_ok=True)
     files = []
     for group, label in AXES.items():
-        curves = {run.resolve().name: read_segments(run, group) for run in runs}
-        resumed = len(runs) == 1 and any(len(segments) > 1 for segments in curves.values())
+        resumed = len(runs) == 1 and len(curves[group][0]) > 1
         for suffix, last in [("_pretrain", 1), ("_resume", None)] if resumed else [("", None)]:
             figure = Figure(figsize=(6.4, 4.0), dpi=150, layout="constrained")
             axes = figure.subplots()
-            for number, (name, segments) in enumerate(curves.items()):
+            for number, (name, segments) in enumerate(zip(names, curves[group], strict=True)):
                 _draw_run(axes, name, segments[:last], first_colour=number, by_segment=resumed)
             _finish(axes, label)
             files.append(output / f"{group}{suffix}.png")

@@ -7,68 +7,89 @@ back to that. What is cut off is kept in a folder of its own, under a name that 
 
 import csv
 import os
+import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
+EVENT_FILES = "events.out.tfevents.*"
 CSV_FILE = "metrics.csv"
 REPLACED = "replaced"
 CSV_KEPT = "metrics.before-resume.csv"
 
 
-def measure_logs(loggers: list[Logger]) -> dict[str, int]:
-    """How far each log file reaches: bytes of an event file, rows of a CSV file; flushes them first."""
-    reached = {}
-    for logger in loggers:
+def measure_logs(loggers: list[Logger], run: Path) -> list[dict[str, Any]]:
+    """How far the files of each local logger reach: bytes of an event file, rows of a CSV file; flushes them first.
+
+    Args:
+        loggers: Any; those that do not write to local directories are passed over.
+        run: The run's directory, from which a logger's own may differ.
+    """
+    logs = []
+    for logger in _local(loggers):
+        folder = Path(logger.log_dir)
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.flush()
-            for path in Path(logger.log_dir).glob("events.out.tfevents.*"):
-                reached[path.name] = path.stat().st_size
-        elif isinstance(logger, CSVLogger):
+            reached = {path.name: path.stat().st_size for path in folder.glob(EVENT_FILES)}
+        else:
             logger.save()
-            path = Path(logger.log_dir, CSV_FILE)
-            reached[CSV_FILE] = path.read_bytes().count(b"\n") - 1 if path.is_file() else 0
-    return reached
+            path = folder / CSV_FILE
+            reached = {CSV_FILE: path.read_bytes().count(b"\n") - 1 if path.is_file() else 0}
+        logs.append({"class": type(logger).__name__, "folder": os.path.relpath(folder, run), "reached": reached})
+    return logs
 
 
-def continue_logs(loggers: list[Logger], run: Path, reached: dict[str, int]) -> None:
-    """Make the loggers go on in a run's directory, after the last point that its checkpoint knows.
+def continue_logs(loggers: list[Logger], run: Path, logs: list[dict[str, Any]]) -> None:
+    """Make the loggers go on where a run's loggers wrote, after the last point that its checkpoint knows.
 
     To be called before the loggers are used, since the choice of a directory cannot be taken back afterwards.
 
     Args:
-        loggers: Those that write to local directories are redirected; others are left alone.
+        loggers: Those of the trainer that continues the run; one of a kind that the run did not have is left alone.
         run: The run's directory.
-        reached: From :func:`measure_logs`.
+        logs: From :func:`measure_logs`.
     """
-    for logger in loggers:
-        if isinstance(logger, TensorBoardLogger | CSVLogger):
-            logger._root_dir, logger._name, logger._version = str(run.parent.parent), run.parent.name, run.name
-            if isinstance(logger, CSVLogger):
-                logger._save_dir = str(run.parent.parent)
-                _continue_csv(logger, run, reached.get(CSV_FILE, 0))
-            else:
-                _cut_events(run, reached)
+    waiting = list(logs)
+    for logger in _local(loggers):
+        log = next((log for log in waiting if log["class"] == type(logger).__name__), None)
+        if log is None:
+            continue
+        waiting.remove(log)
+        folder = Path(os.path.normpath(run / log["folder"]))
+        logger._root_dir, logger._name, logger._version = str(folder.parent.parent), folder.parent.name, folder.name
+        if isinstance(logger, CSVLogger):
+            logger._save_dir = str(folder.parent.parent)
+            _continue_csv(logger, folder, log["reached"].get(CSV_FILE, 0))
+        else:
+            _cut_events(folder, log["reached"])
 
 
-def _cut_events(run: Path, reached: dict[str, int]) -> None:
-    for path in run.glob("events.out.tfevents.*"):
+def _local(loggers: list[Logger]) -> list[TensorBoardLogger | CSVLogger]:
+    return [logger for logger in loggers if isinstance(logger, TensorBoardLogger | CSVLogger)]
+
+
+def _cut_events(folder: Path, reached: dict[str, int]) -> None:
+    for path in folder.glob(EVENT_FILES):
         length = reached.get(path.name, 0)
         tail = path.read_bytes()[length:]
         if not tail:
             continue
-        replaced = run / REPLACED
+        replaced = folder / REPLACED
         replaced.mkdir(exist_ok=True)
         _unused(replaced / path.name.replace("tfevents", "cut")).write_bytes(tail)
         if length:
             os.truncate(path, length)
         else:
             path.unlink()
+    # Readers take the files in the order of their names, which begin with the second that they were made in.
+    while any(f".{int(time.time())}." in path.name for path in folder.glob(EVENT_FILES)):
+        time.sleep(0.02)
 
 
-def _continue_csv(logger: CSVLogger, run: Path, rows: int) -> None:
-    path, kept = run / CSV_FILE, run / CSV_KEPT
+def _continue_csv(logger: CSVLogger, folder: Path, rows: int) -> None:
+    path, kept = folder / CSV_FILE, folder / CSV_KEPT
     # Lightning deletes the file when it opens the directory, so until the new one is there it has another name.
     if path.is_file():
         path.replace(kept)

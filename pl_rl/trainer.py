@@ -79,6 +79,6 @@ class Trainer(L.Trainer):
         iteration = checkpoint[STATE_KEY]["counters"]["iteration"]
         if self.max_epochs is not None and 0 <= self.max_epochs < iteration:
             raise UsageError(
-                f"max_epochs={self.max_epochs} lies before the checkpoint's iteration {iteration}; use a larger one, or "
-                "-1 for no limit"
+                f"max_epochs={self.max_epochs} lies before the checkpoint's iteration {iteration}; use a larger one, "
+                "or -1 for no limit"
             )

@@ -122,6 +122,7 @@ def _command(fit_args: Sequence[str], root: Path, iterations: int) -> list[str]:
         *(sys.executable, "-m", "pl_rl", "fit", *fit_args),
         *("--trainer.default_root_dir", str(root)),
         *("--trainer.max_epochs", str(iterations)),
+        *("--trainer.logger", "true"),
         *("--trainer.log_every_n_steps", "1"),
         *("--trainer.enable_progress_bar", "false"),
         "--trainer.callbacks+=pl_rl.verification.Pulse",

@@ -42,6 +42,7 @@ class PeriodicEvaluation(L.Callback):
         agent = as_agent(pl_module)
         if self.train_iter is None and self.every > 0:
             self._evaluate(agent)
+        self._publish(agent)
         self._stop_if_solved(agent)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -49,7 +50,7 @@ class PeriodicEvaluation(L.Callback):
         agent = as_agent(pl_module)
         if is_due(self.train_iter or 0, agent.train_iter, self.every):
             self._evaluate(agent)
-            pl_module.log_dict({f"evaluator/{name}": value for name, value in self.latest.items()}, logger=False)
+            self._publish(agent)
             self._stop_if_solved(agent)
 
     def state_dict(self) -> dict[str, Any]:
@@ -70,6 +71,10 @@ class PeriodicEvaluation(L.Callback):
             agent.log_scalars({f"{group}/{name}": value for name, value in self.latest.items()}, step)
         # The name under which Lightning's TensorBoard logger fills the HParams tab.
         agent.log_scalars({"hp_metric": self.best_return}, agent.train_iter)
+
+    def _publish(self, agent: Agent) -> None:
+        """Give other callbacks something to monitor."""
+        agent.log_dict({f"evaluator/{name}": value for name, value in self.latest.items()}, logger=False, batch_size=1)
 
     def _stop_if_solved(self, agent: Agent) -> None:
         if self.stop_value is None or self.latest.get("return_mean", -float("inf")) < self.stop_value:

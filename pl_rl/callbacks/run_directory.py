@@ -16,7 +16,7 @@ class RunDirectory(L.Callback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Flush the loggers and add the lengths of their files."""
-        checkpoint[LOGS_KEY] = measure_logs(trainer.loggers)
+        checkpoint[LOGS_KEY] = measure_logs(trainer.loggers, Path(trainer.log_dir)) if trainer.log_dir else []
 
     @staticmethod
     def reuse(trainer: L.Trainer, path: Path, checkpoint: dict[str, Any]) -> None:

@@ -12,7 +12,8 @@ import numpy as np
 
 from pl_rl.seeding import derive_seed
 
-REANCHOR_AFTER_STEPS = 1000
+FIRST_ANCHOR_STEPS = 100
+LONGEST_ANCHOR_STEPS = 1000
 
 AnyEnv = gym.Env[Any, Any]
 
@@ -20,8 +21,9 @@ AnyEnv = gym.Env[Any, Any]
 class ReplayEnv(gym.Wrapper[Any, Any, Any, Any]):
     """Remembers its last *anchor* (a reset with a known seed) and all that was done since.
 
-    At the first episode end after ``REANCHOR_AFTER_STEPS`` steps it resets with a new seed, so that a replay stays
-    short; not at every episode, as a seeded reset is far dearer than a plain one (190 ms instead of 8 in Atari).
+    At an episode's end it may reset with a new seed, so that a replay stays short. It does so after 100 steps, 200, 400
+    and so on up to 1,000: rarely, as a seeded reset is far dearer than a plain one (190 ms instead of 8 in Atari), but
+    soon enough that an environment which such a reset does not bring to a known state is found out early.
 
     Args:
         make: Makes the environment; called again to restore a state, so that nothing of an earlier episode remains.
@@ -41,7 +43,7 @@ class ReplayEnv(gym.Wrapper[Any, Any, Any, Any]):
         """Begin an episode; where none is asked for, a seed of the environment's own is used at an anchor."""
         if seed is not None:
             self._first_seed, self._anchors = seed, 0
-        elif len(self._actions) >= REANCHOR_AFTER_STEPS:
+        elif len(self._actions) >= min(FIRST_ANCHOR_STEPS * 2**self._anchors, LONGEST_ANCHOR_STEPS):
             self._anchors += 1
         else:
             self._resets.append(len(self._actions))

@@ -1,0 +1,113 @@
+"""Small environments whose every number can be worked out by hand.
+
+They are registered as ``PlRlTest/...``; in a process of its own use ``tests.environments:PlRlTest/...``.
+"""
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.spaces import Box, Discrete, MultiDiscrete
+
+STEPS_SPACE = Box(0.0, 1000.0, (1,), np.float32)
+
+
+class Counter(gym.Env):
+    """Observes how many steps the episode has had, which is also the reward: 1, 2, 3, ..."""
+
+    observation_space = STEPS_SPACE
+    action_space = Discrete(2)
+
+    def __init__(self, terminate_at=None, truncate_at=None):
+        self.terminate_at = terminate_at
+        self.truncate_at = truncate_at
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return self._obs(), {}
+
+    def step(self, action):
+        self.steps += 1
+        return self._obs(), float(self.steps), self.steps == self.terminate_at, self.steps == self.truncate_at, {}
+
+    def _obs(self):
+        return np.array([self.steps], np.float32)
+
+
+class ShortOrLong(Counter):
+    """Episodes of 2 steps where the seed is even and of 20 where it is odd."""
+
+    def reset(self, *, seed=None, options=None):
+        if seed is not None:
+            self.terminate_at = 20 if seed % 2 else 2
+        return super().reset(seed=seed)
+
+
+class Recorder(Counter):
+    """Keeps the actions that it receives and insists that they lie in its space."""
+
+    def __init__(self, action_space):
+        super().__init__(truncate_at=10)
+        self.action_space = action_space
+        self.received = []
+
+    def step(self, action):
+        assert self.action_space.contains(action), f"{action!r} is not in {self.action_space}"
+        self.received.append(np.array(action))
+        return super().step(action)
+
+
+class Identity(gym.Env):
+    """The action that equals the target, which is observed, earns the most; an episode has 16 targets.
+
+    ``discrete`` and ``multi_discrete`` earn the share of choices that are right (targets one-hot in the observation),
+    ``box`` minus the distance between the action and the target, which lies between its asymmetric bounds.
+    """
+
+    ACTION_SPACES = {  # noqa: RUF012
+        "discrete": Discrete(4, start=3),
+        "multi_discrete": MultiDiscrete([3, 2]),
+        "box": Box(np.array([-1.0, 0.0], np.float32), np.array([3.0, 0.5], np.float32)),
+    }
+
+    def __init__(self, kind):
+        self.kind = kind
+        self.action_space = self.ACTION_SPACES[kind]
+        self.observation_space = Box(-1.0, 3.0, ({"discrete": 4, "multi_discrete": 5, "box": 2}[kind],), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return self._next_target(), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action), f"{action!r} is not in {self.action_space}"
+        if self.kind == "box":
+            reward = -float(np.abs(action - self.target).sum())
+        else:
+            reward = float(np.mean(action == self.target))
+        self.steps += 1
+        return self._next_target(), reward, False, self.steps == 16, {}
+
+    def _next_target(self):
+        if self.kind == "box":
+            bounds = self.action_space
+            self.target = self.np_random.uniform(bounds.low, bounds.high).astype(np.float32)
+            return self.target
+        if self.kind == "discrete":
+            self.target = self.np_random.integers(3, 7)
+            return np.eye(4, dtype=np.float32)[self.target - 3]
+        self.target = self.np_random.integers([3, 2])
+        return np.concatenate([np.eye(3)[self.target[0]], np.eye(2)[self.target[1]]]).astype(np.float32)
+
+
+class Images(Counter):
+    """Observes a picture of integers."""
+
+    observation_space = Box(0, 255, (8, 8, 3), np.uint8)
+
+    def _obs(self):
+        return np.zeros((8, 8, 3), np.uint8)
+
+
+for env_class in (Counter, ShortOrLong, Recorder, Identity, Images):
+    gym.register(f"PlRlTest/{env_class.__name__}-v0", env_class)

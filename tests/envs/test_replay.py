@@ -1,0 +1,115 @@
+"""Environment states that are saved and restored, observation for observation."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+import tests.uncertain_environments  # noqa: F401  (registers environments)
+from pl_rl.envs import SNAPSHOTS, EnvConfig, Snapshot, make_vector_env, restore_envs, save_envs
+from pl_rl.envs.replay import ReplayEnv
+
+ENVIRONMENTS = [
+    EnvConfig("CartPole-v1", "native"),
+    EnvConfig("CartPole-v1", "sync"),
+    EnvConfig("CartPole-v1", "async"),
+    EnvConfig("Acrobot-v1"),
+    EnvConfig("Pendulum-v1"),
+    EnvConfig("MountainCarContinuous-v0"),
+    EnvConfig("PlRlTest/NoisyWalk-v0"),
+    EnvConfig("PlRlTest/NoisyWalk-v0", "async"),
+]
+
+
+def walk(env, obs, steps, rng):
+    """Random actions; every observation and reward on the way."""
+    seen = []
+    for _ in range(steps):
+        obs, rewards, terminated, truncated, _ = env.step(_actions(env, rng))
+        seen.append((obs.copy(), rewards.copy(), terminated.copy(), truncated.copy()))
+    return seen
+
+
+def _actions(env, rng):
+    space = env.single_action_space
+    if isinstance(space, gym.spaces.Discrete):
+        return rng.integers(space.n, size=env.num_envs)
+    return rng.uniform(space.low, space.high, size=(env.num_envs, *space.shape)).astype(space.dtype)
+
+
+def same(one, other):
+    return all(np.array_equal(a, b) for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=True))
+
+
+@pytest.mark.parametrize("config", ENVIRONMENTS, ids=lambda config: f"{config.id}-{config.vectorization}")
+def test_restored_environments_go_on_observation_for_observation(config):
+    # 1,250 steps pass several anchors and, everywhere, several ends of episodes.
+    for steps in (0, 1, 57, 1250):
+        env = make_vector_env(config, 3)
+        obs, _ = env.reset(seed=5)
+        seen = walk(env, obs, steps, np.random.default_rng(0))
+        obs = seen[-1][0] if seen else obs.copy()
+        saved = save_envs(env)
+        expected = walk(env, obs, 300, np.random.default_rng(1))
+        env.close()
+
+        other = make_vector_env(config, 3)
+        other.reset(seed=99)
+        assert restore_envs(other, saved, obs) is None
+        assert same(walk(other, obs, 300, np.random.default_rng(1)), expected)
+        other.close()
+
+
+def test_a_replay_may_change_between_this_process_and_workers():
+    env = make_vector_env(EnvConfig("PlRlTest/NoisyWalk-v0", "sync"), 2)
+    obs, _ = env.reset(seed=5)
+    obs = walk(env, obs, 100, np.random.default_rng(0))[-1][0]
+    other = make_vector_env(EnvConfig("PlRlTest/NoisyWalk-v0", "async"), 2)
+    other.reset(seed=1)
+    assert restore_envs(other, save_envs(env), obs) is None
+    other.close()
+
+
+def test_what_is_saved_is_plain_data(tmp_path):
+    for config in ENVIRONMENTS:
+        env = make_vector_env(config, 2)
+        obs, _ = env.reset(seed=5)
+        walk(env, obs, 30, np.random.default_rng(0))
+        torch.save(save_envs(env), tmp_path / "saved")
+        assert torch.load(tmp_path / "saved", weights_only=True)["class"] == type(env).__name__
+        env.close()
+
+
+def test_anchors_keep_a_replay_short():
+    env = ReplayEnv(lambda: gym.make("PlRlTest/NoisyWalk-v0"))
+    env.reset(seed=3)
+    lengths = []
+    for _ in range(20_000):
+        *_, terminated, truncated, _ = env.step(1)
+        if terminated or truncated:
+            env.reset()
+        lengths.append(len(env.replay["actions"]))
+    # An episode lasts 40 steps at most, and begins before the 1,000 are over.
+    assert 900 < max(lengths) < 1000 + 40
+
+
+def test_a_failing_replay_is_said_and_does_not_raise():
+    env = make_vector_env(EnvConfig("PlRlTest/Hoarder-v0"), 2)
+    obs, _ = env.reset(seed=5)
+    obs = walk(env, obs, 200, np.random.default_rng(0))[-1][0]  # past an anchor, which does not bring the hoard back
+    other = make_vector_env(EnvConfig("PlRlTest/Hoarder-v0"), 2)
+    other.reset(seed=5)
+    assert "led elsewhere" in restore_envs(other, save_envs(env), obs)
+
+
+def test_an_unknown_vector_environment_is_said_not_to_be_saved_until_it_is_registered(monkeypatch):
+    class Own(gym.vector.SyncVectorEnv):
+        pass
+
+    env = Own([lambda: gym.make("CartPole-v1")])
+    obs, _ = env.reset(seed=0)
+    assert save_envs(env) is None
+    assert restore_envs(env, None, obs) == "the state of a Own cannot be saved"
+    monkeypatch.setitem(SNAPSHOTS, Own, Snapshot(lambda env: [1, 2], lambda env, state: obs))
+    assert save_envs(env) == {"class": "Own", "state": [1, 2]}
+    assert restore_envs(env, save_envs(env), obs) is None

@@ -1,0 +1,55 @@
+"""Policies get better, and as good as they should."""
+
+import lightning as L
+import pytest
+import yaml
+
+from pl_rl import PPO, EnvConfig
+from pl_rl.runs import packaged_configs
+from tests.support import MemoryLogger, fit, quiet_trainer, small_ppo
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("kind", "good_return"),
+    [
+        ("discrete", 15.5),  # of 16 targets; chance earns 4
+        ("multi_discrete", 15.5),  # chance earns 16 * (1/3 + 1/2) / 2 = 6.7
+        ("box", -0.2 * 16),  # a mean distance of 0.2; always staying in the middle costs 1 + 0.125
+    ],
+)
+def test_the_identity_is_learnt(kind, good_return):
+    model = small_ppo(
+        env=EnvConfig("PlRlTest/Identity-v0", kwargs={"kind": kind}),
+        total_env_steps=60_000,
+        num_envs=8,
+        num_steps=64,
+        minibatch_size=128,
+        update_epochs=4,
+        learning_rate=1e-3,
+        gamma=0.5,
+        eval_freq=320,
+        eval_episodes=20,
+        stop_value=good_return,
+    )
+    logger = MemoryLogger()
+    fit(model, logger=logger)
+    returns = logger.values("evaluator_iter/return_mean")
+    assert returns[0] < good_return <= max(returns), returns
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_seeds_experiment_reaches_its_stop_value(seed):
+    settings = yaml.safe_load(packaged_configs()["cartpole.yaml"].read_text())["model"]
+    settings["env"] = EnvConfig(**settings["env"])
+    L.seed_everything(seed, verbose=False)
+    model = PPO(**settings)
+    trainer = fit(model)
+    assert model.env_steps <= 100_000
+    assert "reached stop_value=195" in model.stop_reason
+    (result,) = trainer.validate(model, verbose=False)
+    assert result["evaluator/return_mean"] >= 195
+    # And not only on the evaluation's own episodes.
+    (tested,) = quiet_trainer().test(model, verbose=False)
+    assert tested["test/return_mean"] >= 150

@@ -1,0 +1,111 @@
+"""Networks: sizes, initial weights, and that a forward pass is policy and value."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box, Discrete
+from torch import nn
+
+from pl_rl import ActorCritic, MLPActorCritic, UsageError
+
+OBSERVATIONS = Box(-1.0, 1.0, (4,))
+ACTIONS = Discrete(2)
+
+
+def layers_of(module):
+    return [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
+
+
+def assert_orthogonal(weight, gain):
+    """Its rows or its columns, whichever are fewer, are orthogonal and of length ``gain``."""
+    gram = weight @ weight.T if len(weight) <= weight.shape[1] else weight.T @ weight
+    torch.testing.assert_close(gram, gain**2 * torch.eye(len(gram)), atol=1e-5, rtol=1e-5)
+
+
+def test_the_seed_network_has_46211_parameters():
+    network = MLPActorCritic(
+        OBSERVATIONS, ACTIONS, encoder_sizes=[64, 64, 128], actor_sizes=[128], critic_sizes=[128], activation="relu"
+    )
+    encoder = (4 * 64 + 64) + (64 * 64 + 64) + (64 * 128 + 128)
+    actor = (128 * 128 + 128) + (128 * 2 + 2)
+    critic = (128 * 128 + 128) + (128 + 1)
+    assert sum(parameter.numel() for parameter in network.parameters()) == encoder + actor + critic == 46_211
+
+
+def test_continuous_actions_add_one_deviation_for_each_dimension():
+    network = MLPActorCritic(OBSERVATIONS, Box(-1.0, 1.0, (3,)), actor_sizes=[], critic_sizes=[], log_std_init=-0.5)
+    assert sum(parameter.numel() for parameter in network.parameters()) == (4 * 3 + 3) + (4 + 1) + 3
+    assert torch.equal(network.distribution.log_std, torch.full((3,), -0.5))
+
+
+def test_weights_begin_orthogonal_and_biases_zero():
+    network = MLPActorCritic(OBSERVATIONS, ACTIONS, encoder_sizes=[16], actor_sizes=[8], critic_sizes=[8])
+    for layer in layers_of(network):
+        assert torch.equal(layer.bias, torch.zeros_like(layer.bias))
+    *hidden, policy_output = [*layers_of(network.encoder), *layers_of(network.actor)]
+    *critic_hidden, value_output = layers_of(network.critic)
+    assert_orthogonal(policy_output.weight, gain=0.01)
+    assert_orthogonal(value_output.weight, gain=1.0)
+    for layer in [*hidden, *critic_hidden]:
+        assert_orthogonal(layer.weight, gain=2**0.5)
+
+
+def test_an_untrained_policy_is_close_to_uniform():
+    network = MLPActorCritic(OBSERVATIONS, ACTIONS)
+    probabilities = network.policy(torch.randn(100, 4)).softmax(-1)
+    torch.testing.assert_close(probabilities, torch.full((100, 2), 0.5), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("encoder_sizes", [[], [16, 8]])
+def test_forward_is_policy_and_value(encoder_sizes):
+    network = MLPActorCritic(OBSERVATIONS, ACTIONS, encoder_sizes=encoder_sizes)
+    obs = torch.randn(5, 4)
+    outputs, values = network(obs)
+    assert torch.equal(outputs, network.policy(obs))
+    assert torch.equal(values, network.value(obs))
+    assert (outputs.shape, values.shape) == ((5, 2), (5,))
+
+
+def test_without_an_encoder_policy_and_value_share_nothing():
+    network = MLPActorCritic(OBSERVATIONS, ACTIONS)
+    network.value(torch.randn(5, 4)).sum().backward()
+    assert all(parameter.grad is None for parameter in network.actor.parameters())
+
+
+@pytest.mark.parametrize("activation", ["elu", "relu", "silu", "tanh"])
+def test_each_activation_can_be_named(activation):
+    assert MLPActorCritic(OBSERVATIONS, ACTIONS, activation=activation).value(torch.randn(3, 4)).shape == (3,)
+
+
+def test_a_network_of_the_users_own_needs_a_policy_and_a_value():
+    class Bias(ActorCritic):
+        def __init__(self, observation_space, action_space):
+            super().__init__(observation_space, action_space)
+            self.bias = nn.Parameter(torch.arange(2.0))
+
+        def policy(self, obs):
+            return self.bias.expand(len(obs), 2)
+
+        def value(self, obs):
+            return obs.sum(-1)
+
+    outputs, values = Bias(OBSERVATIONS, ACTIONS)(torch.ones(3, 4))
+    assert outputs.tolist() == [[0.0, 1.0]] * 3
+    assert values.tolist() == [4.0] * 3
+
+
+@pytest.mark.parametrize(
+    "space",
+    [Box(0, 255, (84, 84, 3), np.uint8), Discrete(5), gym.spaces.Dict({"a": Box(-1.0, 1.0, (2,))})],
+    ids=["image", "discrete", "dict"],
+)
+def test_observations_that_are_no_vectors_are_refused_with_two_ways_out(space):
+    with pytest.raises(UsageError, match=r"needs vector observations.*FlattenObservation.*--model.network.class_path"):
+        MLPActorCritic(space, ACTIONS)
+
+
+@pytest.mark.parametrize("name", ["encoder_sizes", "actor_sizes", "critic_sizes"])
+def test_a_layer_without_units_is_refused(name):
+    with pytest.raises(UsageError, match=rf"{name}=\[64, 0\] has a layer without units"):
+        MLPActorCritic(OBSERVATIONS, ACTIONS, **{name: [64, 0]})

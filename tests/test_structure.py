@@ -1,0 +1,51 @@
+"""How the package hangs together."""
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pl_rl
+
+PACKAGE = Path(pl_rl.__file__).parent
+
+
+def module_name(path):
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imports_of(name):
+    """The modules that a module's code names in its import statements, wherever they stand."""
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[name].read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name} has a relative import"
+            # ``from package import name`` imports a module where there is one of this name.
+            found |= {
+                f"{node.module}.{alias.name}" if f"{node.module}.{alias.name}" in MODULES else node.module
+                for alias in node.names
+            }
+    return found
+
+
+def test_imports_have_no_cycle():
+    graph = {name: imports_of(name) & set(MODULES) for name in MODULES}
+    assert len(graph["pl_rl.ppo"]) > 5
+    # Raises CycleError, which names the modules.
+    TopologicalSorter(graph).prepare()
+
+
+def test_only_the_command_line_knows_the_argument_parser():
+    knowing = {
+        name for name in MODULES if any("jsonargparse" in i or i == "lightning.pytorch.cli" for i in imports_of(name))
+    }
+    assert knowing == {"pl_rl.cli"}
+
+
+def test_the_mathematics_depends_on_nothing_but_torch():
+    assert {name.split(".")[0] for name in imports_of("pl_rl.functional")} == {"torch"}
