@@ -6,6 +6,7 @@ One Lightning epoch is one batch is one rollout.
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -23,7 +24,8 @@ from pl_rl.networks import ActorCritic
 from pl_rl.rollout import Rollout, RolloutCollector
 from pl_rl.seeding import Stream, derive_seed
 
-# A second thread slows small matrices down, and with large ones it does not always give the same bits again.
+# A second thread slows small matrices down. With large ones it does not always give the same bits again, and another
+# number of them gives other bits, down to the initial weights.
 NUM_THREADS = 1
 
 NetworkFactory = Callable[[gym.Space[Any], gym.Space[Any]], ActorCritic]
@@ -73,7 +75,8 @@ class Agent(L.LightningModule):
         self.eval_episodes = eval_episodes
         self.eval_deterministic = eval_deterministic
         single = make_env(env)
-        self.network = network(single.observation_space, single.action_space)
+        with _threads(NUM_THREADS):
+            self.network = network(single.observation_space, single.action_space)
         single.close()
         self.env_steps = 0
         self.train_iter = 0
@@ -183,14 +186,15 @@ class Agent(L.LightningModule):
 
     def play(self, stream: Stream) -> Episodes:
         """Play an evaluation's episodes; a function of the weights, the run's seed and the train iteration."""
-        return evaluate(
-            self.network,
-            self.env_config,
-            self.eval_num_envs,
-            self.eval_episodes,
-            derive_seed(self.run_seed, stream, self.train_iter),
-            self.eval_deterministic,
-        )
+        with _threads(NUM_THREADS):
+            return evaluate(
+                self.network,
+                self.env_config,
+                self.eval_num_envs,
+                self.eval_episodes,
+                derive_seed(self.run_seed, stream, self.train_iter),
+                self.eval_deterministic,
+            )
 
     def log_scalars(self, scalars: Mapping[str, float], step: int) -> None:
         """Write to every logger at once, at an integer step.
@@ -243,17 +247,22 @@ class Agent(L.LightningModule):
         self._elapsed_before = counters["elapsed_seconds"]
 
     def on_fit_start(self) -> None:
-        """Start the clock, and refuse what would train wrongly without a word.
+        """Start the clock."""
+        self.check_trainer(self.trainer)
+        self._started = (time.monotonic(), self.env_steps)
+
+    @staticmethod
+    def check_trainer(trainer: L.Trainer) -> None:
+        """Refuse what would train wrongly without a word.
 
         Raises:
             UsageError: For several devices, and for a precision that scales the loss.
         """
-        self._started = (time.monotonic(), self.env_steps)
-        if self.trainer.world_size > 1:
-            raise UsageError(f"devices={self.trainer.world_size} is not supported; train on one device")
-        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+        if trainer.world_size > 1:
+            raise UsageError(f"devices={trainer.world_size} is not supported; train on one device")
+        if getattr(trainer.precision_plugin, "scaler", None) is not None:
             raise UsageError(
-                f"precision={self.trainer.precision!r} needs a loss scaler, which PPO's small gradients do not bear; "
+                f"precision={trainer.precision!r} needs a loss scaler, which PPO's small gradients do not bear; "
                 "use bf16-mixed or 32-true"
             )
 
@@ -279,6 +288,16 @@ class Agent(L.LightningModule):
     def _log_statistics(self, group: str, episodes: Episodes) -> None:
         statistics = {f"{group}/{name}": value for name, value in episodes.statistics().items()}
         self.log_dict(statistics, batch_size=1)
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:

@@ -166,6 +166,13 @@ class DiagonalGaussian(ActionDistribution):
         return np.clip(shaped, self._low, self._high)
 
 
+def to_numpy(actions: Tensor) -> npt.NDArray[np.generic]:
+    """Actions for :meth:`ActionDistribution.to_env`; NumPy has no bfloat16."""
+    if actions.is_floating_point():
+        actions = actions.to(torch.promote_types(actions.dtype, torch.float32))
+    return actions.cpu().numpy()
+
+
 def make_distribution(action_space: gym.Space[Any], log_std_init: float = 0.0) -> ActionDistribution:
     """The distribution that fits an action space.
 

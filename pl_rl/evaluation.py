@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pl_rl.distributions import to_numpy
 from pl_rl.envs import AnyVectorEnv, EnvConfig, make_env, make_vector_env
 from pl_rl.errors import UsageError
 from pl_rl.networks import ActorCritic
@@ -111,7 +112,7 @@ def play(network: ActorCritic, env: AnyVectorEnv, num_episodes: int, seed: int, 
     obs, _ = env.reset(seed=seed)
     while remaining.any():
         actions = _act(network, _to_tensor(obs, parameter), generator, deterministic)
-        obs, rewards, terminated, truncated, _ = env.step(network.distribution.to_env(actions.cpu().numpy()))
+        obs, rewards, terminated, truncated, _ = env.step(network.distribution.to_env(to_numpy(actions)))
         open_returns += rewards
         open_lengths += 1
         for i in np.flatnonzero(terminated | truncated):

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pl_rl.distributions import to_numpy
 from pl_rl.envs import AnyVectorEnv, restore_envs, save_envs
 from pl_rl.networks import ActorCritic
 
@@ -27,7 +28,8 @@ class Rollout(NamedTuple):
     values: Tensor
     """``[T, N]``, V(s_t)."""
     next_values: Tensor
-    """``[T, N]``, V of the state that the step led to: at the end of an episode its final observation."""
+    """``[T, N]``, V of the state that the step led to, where an episode was truncated that of its final observation;
+    without meaning where one terminated, as there is no future value."""
     rewards: Tensor
     """``[T, N]``"""
     terminated: Tensor
@@ -160,7 +162,7 @@ class RolloutCollector:
             obs[t] = torch.from_numpy(self._obs)
             outputs.append(self.network.policy(obs[t].to(device)))
             actions.append(distribution.sample(outputs[t], noise[t]))
-            env_actions = distribution.to_env(actions[t].cpu().numpy())
+            env_actions = distribution.to_env(to_numpy(actions[t]))
             self._obs, rewards[t], terminated[t], truncated[t], infos = self.env.step(env_actions)
             self.episodes.add(rewards[t], terminated[t] | truncated[t])
             for i in np.flatnonzero(truncated[t] & ~terminated[t]):

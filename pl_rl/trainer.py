@@ -55,6 +55,10 @@ class Trainer(L.Trainer):
         Raises:
             UsageError: If the checkpoint cannot be used.
         """
+        if isinstance(model, Agent):
+            # Before processes are launched for several devices and before anything is written.
+            model.check_trainer(self)
+            model.branching = branch
         path = None
         if ckpt_path is not None:
             path = find_checkpoint(str(ckpt_path), Path(self.default_root_dir, LOG_ROOT))
@@ -62,8 +66,6 @@ class Trainer(L.Trainer):
             self._check(model, checkpoint)
             if not branch:
                 RunDirectory.reuse(self, path, checkpoint)
-        if isinstance(model, Agent):
-            model.branching = branch
         # A continued run's hyperparameters are in its logs; once more would be a second point at step 0.
         self.enable_autolog_hparams = self.enable_autolog_hparams and (path is None or branch)
         super().fit(model, train_dataloaders, val_dataloaders, datamodule, path, weights_only)

@@ -228,7 +228,7 @@ FIT = ["fit", "--config", "small.yaml"]
         (["fit", "--config", "nosuch.yaml"], "no config file 'nosuch.yaml' here.*shipped are.*cartpole.yaml"),
         (["fit", "--config", "wrong_key.yaml"], r"num_env\b.*did you mean --model\.num_envs\?"),
         (["fit", "--config", "wrong_type.yaml"], "num_envs.*int.*many"),
-        (["fit", "--config", "no_yaml.yaml"], "Problems parsing config"),
+        (["fit", "--config", "no_yaml.yaml"], "is not valid YAML"),
         (["validate"], "validate needs a trained policy; add --ckpt_path last"),
         (["test", "--config", "small.yaml"], "test needs a trained policy"),
         (["predict", "--ckpt_path", "last"], "there is no file 'last' here, and no run under 'lightning_logs'"),

@@ -222,10 +222,10 @@ def test_a_finished_run_trains_no_further(tmp_path):
 
 
 def test_a_run_that_reached_its_stop_value_stays_stopped_until_it_is_raised(tmp_path):
-    train(tmp_path, -1, stop_value=5.0)  # an untrained policy lasts longer
-    same, _ = train(tmp_path, 3, last_of(tmp_path), stop_value=5.0)
-    raised, _ = train(tmp_path, 3, last_of(tmp_path), stop_value=None)
-    assert (same.iteration, raised.iteration) == (0, 3)
+    train(tmp_path, -1, stop_value=5.0)  # an untrained policy lasts longer, and the second iteration is evaluated
+    same, _ = train(tmp_path, 5, last_of(tmp_path), stop_value=5.0)
+    raised, _ = train(tmp_path, 5, last_of(tmp_path), stop_value=None)
+    assert (same.iteration, raised.iteration) == (2, 5)
 
 
 def test_an_extended_run_is_the_longer_run_where_nothing_anneals(tmp_path):

@@ -38,12 +38,17 @@ class PeriodicEvaluation(L.Callback):
         self.train_iter: int | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Evaluate the untrained policy; a resumed run has done so, and may have ended already."""
+        """Evaluate the policy before training; a resumed run has done so, and may have ended already.
+
+        A policy that has not been trained is not stopped, however lucky it was: an untrained one balances the pole
+        of CartPole with one seed in a hundred.
+        """
         agent = as_agent(pl_module)
         if self.train_iter is None and self.every > 0:
             self._evaluate(agent)
         self._publish(agent)
-        self._stop_if_solved(agent)
+        if agent.train_iter > 0:
+            self._stop_if_solved(agent)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Evaluate where the iteration's updates passed a multiple of ``every``."""

@@ -34,7 +34,7 @@ class RunCheckpoint(Checkpoint):
     """
 
     def __init__(
-        self, last_every_n_iterations: int = 10, keep_every_n_iterations: int = 0, keep_last_n: int = 5
+        self, last_every_n_iterations: int = 50, keep_every_n_iterations: int = 0, keep_last_n: int = 5
     ) -> None:
         if last_every_n_iterations < 1 or keep_every_n_iterations < 0 or keep_last_n < -1 or keep_last_n == 0:
             raise UsageError(

@@ -61,18 +61,17 @@ def test_the_stop_value_ends_the_run_and_says_so(caplog):
     model = small_ppo(eval_freq=8, stop_value=1.0)
     with caplog.at_level("INFO"):
         fit(model)
-    # The untrained policy already reaches a return of 1; the iteration that has begun is finished.
-    assert model.iteration <= 1
+    # The untrained policy reaches a return of 1, which does not count; the first evaluation after that is at 8 updates.
+    assert (model.iteration, model.train_iter) == (2, 8)
     assert "reached stop_value=1" in model.stop_reason
     assert model.stop_reason in caplog.text
 
 
-def test_the_run_ends_with_the_evaluation_that_reaches_the_stop_value():
-    logger = MemoryLogger()
+def test_the_stop_value_is_a_mean_return_that_is_reached_or_passed():
     env = EnvConfig("PlRlTest/Counter-v0", kwargs={"truncate_at": 4})
     # 1 + 2 + 3 + 4 = 10 is reached, 11 is not.
     reached, missed = small_ppo(env=env, eval_freq=8, stop_value=10.0), small_ppo(env=env, eval_freq=8, stop_value=10.5)
-    fit(reached, logger=logger)
+    fit(reached)
     fit(missed)
     assert reached.iteration < missed.iteration == 8
     assert reached.stop_reason == "evaluation return 10 reached stop_value=10"

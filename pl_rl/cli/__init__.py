@@ -1,0 +1,84 @@
+"""The command line: ``python -m pl_rl VERB ...``.
+
+This package is the only place that knows jsonargparse and LightningCLI.
+"""
+
+import logging
+import re
+import sys
+import warnings
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.cli import LightningCLI
+
+from pl_rl.cli.parsing import PROG, Parser, fail, option
+from pl_rl.cli.training import CLI, SaveConfig
+from pl_rl.cli.verbs import OWN_VERBS
+from pl_rl.errors import RunFailure, UsageError
+from pl_rl.ppo import PPO
+from pl_rl.trainer import Trainer
+
+DESCRIPTION = """PPO whose runs can be stopped and continued.
+
+Further verbs: plot RUN_DIR ... draws learning curves, inspect CKPT says what a checkpoint holds,
+verify --config FILE proves for a configuration that a killed run goes on bit for bit."""
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line.
+
+    Args:
+        args: Arguments, those of the process by default.
+    """
+    args = sys.argv[1:] if args is None else args
+    _quieten_lightning()
+    try:
+        _check_verb(args)
+        if args[0] in OWN_VERBS:
+            OWN_VERBS[args[0]](args[1:])
+            return
+        # A flag, where jsonargparse asks for a value.
+        args = ["--branch=true" if arg == "--branch" else arg for arg in args]
+        CLI(
+            PPO,
+            save_config_callback=SaveConfig,
+            trainer_class=Trainer,
+            seed_everything_default=0,
+            trainer_defaults={
+                "accelerator": "cpu",
+                "enable_model_summary": False,
+                "num_sanity_val_steps": 0,
+            },
+            parser_class=Parser,
+            parser_kwargs={"prog": PROG, "allow_abbrev": False, "description": DESCRIPTION},
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            args=args,
+        )
+    except (UsageError, MisconfigurationException) as error:
+        fail(error, status=2)
+    except RunFailure as error:
+        fail(error, status=1)
+
+
+def _check_verb(args: list[str]) -> None:
+    """Refuse an unknown verb, and an evaluation of a policy that nobody trained.
+
+    Raises:
+        UsageError: For either.
+    """
+    verbs = [*LightningCLI.subcommands(), *OWN_VERBS]
+    if not args or (args[0] not in verbs and not args[0].startswith("-")):
+        given = f"there is no verb {args[0]!r}" if args else "a verb is missing"
+        raise UsageError(f"{given}; the verbs are {', '.join(verbs)}")
+    asks = {"-h", "--help", "--print_config"}.intersection(arg.partition("=")[0] for arg in args)
+    if args[0] in ("validate", "test", "predict") and not asks and option(args, "--ckpt_path") is None:
+        raise UsageError(f"{args[0]} needs a trained policy; add --ckpt_path last, or the path of a checkpoint")
+
+
+def _quieten_lightning() -> None:
+    """Leave out Lightning's advertisements and the devices that are not used."""
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    logger.addFilter(lambda record: not re.match(r"💡|GPU available|TPU available|HPU available", record.getMessage()))
+    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", r".*LeafSpec", category=FutureWarning)

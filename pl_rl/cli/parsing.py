@@ -1,0 +1,95 @@
+"""Arguments: what can be told before parsing, shipped configs, and one sentence for each mistake."""
+
+import argparse
+import contextlib
+import difflib
+import re
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser
+from lightning.pytorch.cli import LightningArgumentParser
+
+from pl_rl.errors import UsageError
+from pl_rl.runs import find_config
+
+PROG = "python -m pl_rl"
+
+
+class ConfigFile(ActionConfigFile):
+    """``--config`` that also knows the configs shipped with the package."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        """Parse the file.
+
+        Raises:
+            UsageError: If there is none, or it is not YAML.
+        """
+        path = find_config(values)
+        try:
+            yaml.safe_load(path.read_text())
+        except yaml.YAMLError as error:
+            where = getattr(error, "problem_mark", None)
+            line = f" in line {where.line + 1}" if where is not None else ""
+            problem = getattr(error, "problem", None) or str(error)
+            raise UsageError(f"config file {str(path)!r} is not valid YAML: {problem}{line}") from error
+        self.apply_config(parser, namespace, self.dest, str(path))
+
+
+class Parser(LightningArgumentParser):
+    """Says in one sentence what is wrong with an argument."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the sentence and exit with status 2."""
+        options = [option for parser in self._parsers() for option in parser._option_string_actions]
+        fail(_sentence(message, options), status=2)
+
+    def _parsers(self) -> list[ArgumentParser]:
+        subcommands = self._subcommands_action
+        return [self, *(subcommands.choices.values() if subcommands else [])]
+
+
+def option(args: list[str], *names: str) -> str | None:
+    """The value of an option, as far as it can be told before parsing."""
+    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    peek.add_argument(*names, dest="value")
+    try:
+        value: str | None = peek.parse_known_args(args)[0].value
+    except argparse.ArgumentError:
+        return None  # the value is missing, which parsing will say
+    return value
+
+
+def root_dir(args: list[str]) -> Path:
+    """Where runs are, as far as it can be told before parsing."""
+    given = option(args, "--trainer.default_root_dir")
+    config = option(args, "-c", "--config")
+    if given is None and config is not None:
+        with contextlib.suppress(yaml.YAMLError, AttributeError):
+            given = yaml.safe_load(find_config(config).read_text()).get("trainer", {}).get("default_root_dir")
+    return Path(given or ".")
+
+
+def fail(error: object, status: int) -> NoReturn:
+    """Say why in one line and end the process."""
+    sys.stderr.write(f"error: {error}\n")
+    sys.exit(status)
+
+
+def _sentence(message: str, options: list[str]) -> str:
+    """The parser's message on one line, with the nearest option where one is unknown."""
+    sentence = " ".join(message.split())
+    if "arguments are required" in sentence and "model.env" in sentence:
+        return "no environment is named; add --model.env ID or --config FILE"
+    if sentence.endswith("arguments are required: id"):
+        return "an environment with settings of its own is named by --model.env.id ID, not by --model.env ID"
+    # The type of a network factory, spelled out, helps nobody.
+    sentence = re.sub(r"Type collections\.abc\.Callable\S.* expects a function or", "expects", sentence)
+    unknown = re.search(r"(?:does not accept option|[Uu]nrecognized arguments:|Unknown option) '?-*([\w.]+)", sentence)
+    if unknown is None:
+        return sentence
+    settings = [option for option in options if not any(other.startswith(f"{option}.") for other in options)]
+    nearest = difflib.get_close_matches(f"--{unknown[1]}", settings, n=1, cutoff=0.75)
+    return f"{sentence}; did you mean {nearest[0]}?" if nearest else sentence

@@ -1,0 +1,121 @@
+"""The verbs of Lightning's Trainer: fit, validate, test, predict."""
+
+from pathlib import Path
+from typing import Any, cast
+
+import lightning as L
+import yaml
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from rich.console import Console
+from rich.table import Table
+
+from pl_rl.callbacks import RunCheckpoint, RunProgressBar, RunSummary
+from pl_rl.checkpoints import read_checkpoint
+from pl_rl.cli.parsing import ConfigFile, option, root_dir
+from pl_rl.evaluation import Episodes
+from pl_rl.ppo import PPO
+from pl_rl.runs import LOG_ROOT, config_of_run, find_checkpoint, run_of_checkpoint, shown
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes a run's configuration to ``config.yaml``, and one that a resume changed to a file of its own beside it."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Choose a name that is not taken, unless the latest file says the same."""
+        if trainer.log_dir is None or self.already_saved:
+            return
+        # Not the run's settings but this process's.
+        self.config = self.config.clone()
+        for name in ("config", "ckpt_path", "branch"):
+            self.config.pop(name, None)
+        latest = config_of_run(Path(trainer.log_dir))
+        if latest is not None:
+            settings = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+            self.already_saved = settings == yaml.safe_load(latest.read_text())
+            number = 1 + len(list(latest.parent.glob("config_resume*.yaml")))
+            self.config_filename = f"config_resume{number}.yaml"
+        super().setup(trainer, pl_module, stage)
+
+
+class CLI(LightningCLI):
+    """LightningCLI for PPO, with a run's checkpoints, progress bar and summary."""
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """A parser whose ``--config`` finds shipped configs."""
+        parser = self.parser_class(**kwargs)
+        parser.add_argument("-c", "--config", action=ConfigFile, help="Path or shipped name of a configuration file.")
+        return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """What is saved, and how often."""
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "predict":
+            parser.add_argument("--video", type=Path | None, help="Folder for an MP4 file of each episode.")
+        return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse, with what a checkpoint knows about its run beneath what the user says."""
+        assert isinstance(args, list)
+        self.config = parser.parse_args(self._with_checkpoint(args))
+
+    def _with_checkpoint(self, args: list[str]) -> list[str]:
+        """The arguments with the checkpoint's full path and, unless a config is given, the run's own."""
+        given = option(args, "--ckpt_path")
+        if given is None or args[0] not in self._subcommand_parsers:
+            return args
+        checkpoint = find_checkpoint(given, root_dir(args) / LOG_ROOT)
+        if Path(given).absolute() != checkpoint:
+            print(f"checkpoint: {shown(checkpoint)}", flush=True)
+        hyperparameters = read_checkpoint(checkpoint)["hyper_parameters"]
+        parser = self._subcommand_parsers[args[0]]
+        parser.set_defaults({f"model.{name}": value for name, value in hyperparameters.items()})
+        run = run_of_checkpoint(checkpoint)
+        own_config = config_of_run(run) if run is not None else None
+        if own_config is not None and option(args, "-c", "--config") is None:
+            args = [args[0], "--config", str(own_config), *args[1:]]
+        return [*args, "--ckpt_path", str(checkpoint)]
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: the checkpoint's hyperparameters are defaults; LightningCLI would let them override the user."""
+
+    def before_instantiate_classes(self) -> None:
+        """Leave no run directory behind where nothing is trained."""
+        if self.subcommand != "fit":
+            self.config[self.subcommand].trainer.logger = False
+            self.save_config_callback = None
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """The trainer with the callbacks that the verb needs."""
+        trainer_config = {**self._get(self.config_init, "trainer"), **kwargs}
+        callbacks: list[L.Callback] = []
+        if trainer_config["enable_progress_bar"] is not False and self.subcommand == "fit":
+            callbacks.append(RunProgressBar())
+        if trainer_config["enable_checkpointing"] is not False:
+            callbacks.append(self._get(self.config_init, "checkpoint"))
+        if self.subcommand == "fit":
+            callbacks.append(RunSummary())
+        return self._instantiate_trainer(trainer_config, callbacks)
+
+    def before_predict(self) -> None:
+        """Tell the model where videos go."""
+        self.model.video_dir = self.config.predict.video
+
+    def predict(self, model: PPO, **kwargs: Any) -> None:
+        """Play episodes and print their returns."""
+        for episodes in self.trainer.predict(model, **kwargs) or []:
+            _print_episodes(cast(Episodes, episodes))
+        if model.video_dir is not None:
+            print(f"videos: {shown(model.video_dir)}")
+
+
+def _print_episodes(episodes: Episodes) -> None:
+    table = Table("episode", "return", "length")
+    for number, (episode_return, length) in enumerate(zip(*episodes, strict=True)):
+        table.add_row(str(number), f"{episode_return:.2f}", f"{length:,}")
+    statistics = episodes.statistics()
+    table.add_section()
+    table.add_row("mean", f"{statistics['return_mean']:.2f}", f"{statistics['length_mean']:,.1f}")
+    Console().print(table)

@@ -1,0 +1,66 @@
+"""The verbs that are not Lightning's: plot, inspect, verify."""
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from pl_rl import plotting
+from pl_rl.cli.parsing import PROG, Parser
+from pl_rl.errors import RunFailure, UsageError
+from pl_rl.inspection import describe_checkpoint
+from pl_rl.runs import find_checkpoint, shown
+from pl_rl.verification import verify
+
+VERIFY_DESCRIPTION = (
+    "Kill a run at random moments, resume it, and compare with one left alone. Takes all arguments of fit."
+)
+
+
+def _plot(args: list[str]) -> None:
+    parser = Parser(prog=f"{PROG} plot", description="Draw the evaluation curves of runs as PNG files.")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="Run directories (version_N).")
+    parser.add_argument("--output", type=Path | None, help="Folder for the files; the first run's by default.")
+    config = parser.parse_args(args)
+    for path in plotting.plot_runs(config.runs, config.output or config.runs[0]):
+        print(shown(path))
+
+
+def _verify(args: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog=f"{PROG} verify", description=VERIFY_DESCRIPTION, allow_abbrev=False)
+    parser.add_argument("--iterations", type=int, default=30, help="Length of each run (default: 30).")
+    parser.add_argument("--kills", type=int, default=3, help="How often to kill (default: 3).")
+    options, fit_args = parser.parse_known_args(args)
+    if not 1 <= options.kills < options.iterations:
+        raise UsageError(
+            f"--kills {options.kills} does not fit into --iterations {options.iterations}; use at least one kill and "
+            "more iterations than kills"
+        )
+    if not fit_args:
+        raise UsageError("verify needs what fit would be given; add --config FILE")
+    result = verify(fit_args, options.iterations, options.kills)
+    table = Table("component", "killed and resumed against uninterrupted")
+    for component, difference in result.differences.items():
+        table.add_row(component, "identical" if difference is None else difference)
+    console = Console()
+    console.print(table)
+    for remark in result.remarks:
+        console.print(f"not exact: {remark}", highlight=False, soft_wrap=True)
+    moments = ", ".join(map(str, result.killed_after))
+    different = [component for component, difference in result.differences.items() if difference is not None]
+    if different:
+        raise RunFailure(f"killed after iterations {moments}, the run went on differently: {', '.join(different)}")
+    print(f"Killed after iterations {moments}, the run went on bit for bit.")
+
+
+def _inspect(args: list[str]) -> None:
+    parser = Parser(prog=f"{PROG} inspect", description="Say what a checkpoint holds.")
+    parser.add_argument("checkpoint", metavar="CKPT", help="Path, or the name of one in the newest run (last, best).")
+    table = Table(show_header=False)
+    for name, value in describe_checkpoint(find_checkpoint(parser.parse_args(args).checkpoint)):
+        table.add_row(name, value)
+    Console().print(table)
+
+
+OWN_VERBS = {"plot": _plot, "inspect": _inspect, "verify": _verify}
