@@ -70,6 +70,18 @@ class Trainer(L.Trainer):
         self.enable_autolog_hparams = self.enable_autolog_hparams and (path is None or branch)
         super().fit(model, train_dataloaders, val_dataloaders, datamodule, path, weights_only)
 
+    def validate(self, *args: Any, **kwargs: Any) -> Any:
+        """Repeat the evaluation that training made at a checkpoint."""
+        return super().validate(*args, **kwargs)
+
+    def test(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate a checkpoint on episodes that no choice was based on."""
+        return super().test(*args, **kwargs)
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Play episodes with the policy of a checkpoint."""
+        return super().predict(*args, **kwargs)
+
     def _check(self, model: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Refuse what cannot be continued while the run's logs are still as they were.
 

@@ -151,6 +151,8 @@ def _run(command: list[str], remarks: list[str], resume: bool, kill_after: int |
                 process.kill()
                 return
         status = process.wait()
+        if status == 0 and kill_after is not None:
+            raise UsageError(f"the run ended by itself, before iteration {kill_after}; use less --iterations")
         if status != 0:
             errors.seek(0)
             message = errors.read().strip().splitlines()[-1:] or ["no message"]

@@ -79,6 +79,12 @@ def test_a_run_that_fit_would_refuse_is_refused_in_its_words(capsys):
     assert "num_envs*num_steps=256 is not divisible by minibatch_size=100" in capsys.readouterr().err
 
 
+def test_a_run_that_is_too_short_to_be_killed_is_no_proof(capsys):
+    run = ["--config", "cartpole.yaml", "--model.total_env_steps", "256"]
+    assert verify("--iterations", "50", "--kills", "1", *run) == 2
+    assert "the run ended by itself, before iteration" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("args", [["--kills", "0"], ["--iterations", "3", "--kills", "3"], []])
 def test_impossible_requests_are_refused(args, capsys):
     assert verify(*args, *(["--config", "cartpole.yaml"] if args else [])) == 2
