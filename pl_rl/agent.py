@@ -52,6 +52,7 @@ class Agent(L.LightningModule):
         between_iterations: Whether nothing is half done: no rollout collected that has not been learnt from.
         branching: Whether the checkpoint that is resumed begins a run of its own rather than continuing one.
         parent: The checkpoint that this run branched from, if it did.
+        missing_logs: What a continued run's log files lack, in words.
         stop_reason: Why training ended, in words, once it has been decided to end.
     """
 
@@ -86,6 +87,7 @@ class Agent(L.LightningModule):
         self.between_iterations = True
         self.branching = False
         self.parent: dict[str, str | int] | None = None
+        self.missing_logs: list[str] = []
         self.video_dir: Path | None = None
         self._collector: RolloutCollector | None = None
         self._elapsed_before = 0.0
@@ -120,6 +122,8 @@ class Agent(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Begin a run: fresh counters, random streams and environments (a resume then overwrites them)."""
+        # Lightning does this after a checkpoint's weights are loaded, which rounds those of higher precision.
+        self.trainer.precision_plugin.convert_module(self)
         if stage == "fit":
             # Evaluation follows eval_freq, in train iterations, which Lightning's validation loop cannot.
             self._limit_val_batches = self.trainer.limit_val_batches
@@ -186,7 +190,7 @@ class Agent(L.LightningModule):
 
     def play(self, stream: Stream) -> Episodes:
         """Play an evaluation's episodes; a function of the weights, the run's seed and the train iteration."""
-        with _threads(NUM_THREADS):
+        with _threads(NUM_THREADS), self.trainer.precision_plugin.forward_context():
             return evaluate(
                 self.network,
                 self.env_config,

@@ -1,10 +1,12 @@
 """Reading checkpoints. Every file is opened with ``weights_only=True``: nothing in it is ever executed."""
 
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from pl_rl.errors import UsageError
@@ -21,11 +23,32 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch does not compare the checksums that it writes
     except Exception as error:  # torch.load fails in as many ways as a file can be broken
         raise UsageError(f"{str(path)!r} is no checkpoint, or a damaged one: {_reason(error)}") from error
+    if damaged is not None:
+        raise UsageError(f"{str(path)!r} is a damaged checkpoint: the checksum of {damaged} is wrong; use another one")
     if not isinstance(checkpoint, dict) or STATE_KEY not in checkpoint:
         raise UsageError(f"{str(path)!r} is not a checkpoint of pl_rl; a run's are in its checkpoints/ folder")
+    written = checkpoint[STATE_KEY]["format_version"]
+    if written > FORMAT_VERSION:
+        raise UsageError(
+            f"{str(path)!r} was written by a newer pl_rl (format {written}, this one reads {FORMAT_VERSION}), so "
+            "upgrade pl_rl"
+        )
     return checkpoint
+
+
+def plain_data(value: Any) -> Any:
+    """Settings as a checkpoint may hold them: builtins, NumPy's numbers and arrays as such, anything else as text."""
+    if isinstance(value, Mapping):
+        return {str(name): plain_data(item) for name, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return plain_data(value.tolist())
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain_data(item) for item in value]
+    return value if value is None or isinstance(value, str | int | float) else str(value)
 
 
 def changed_settings(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

@@ -11,6 +11,7 @@ import math
 from typing import Any, NamedTuple, cast
 
 import lightning as L
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +21,7 @@ from pl_rl.callbacks.evaluation import PeriodicEvaluation
 from pl_rl.callbacks.lookup import attached
 from pl_rl.callbacks.resume_state import ResumeState
 from pl_rl.callbacks.run_directory import RunDirectory
+from pl_rl.checkpoints import plain_data
 from pl_rl.envs import EnvConfig
 from pl_rl.errors import UsageError
 from pl_rl.networks import MLPActorCritic
@@ -144,10 +146,15 @@ class PPO(Agent):
         self.target_kl = target_kl
         self.eval_freq = eval_freq
         self.stop_value = stop_value
+        for name, value in vars(self).items():
+            # NumPy's numbers, of a sweep say, would end up in checkpoints, which hold plain data only.
+            if isinstance(value, np.generic):
+                setattr(self, name, value.item())
         _check_settings(self)
         self.save_hyperparameters(ignore=["env", "network"])
-        self.save_hyperparameters({"env": dataclasses.asdict(env), "network": describe_network(network, self.network)})
-        self._callbacks = [ResumeState(), RunDirectory(), PeriodicEvaluation(eval_freq, stop_value)]
+        described = {"env": dataclasses.asdict(env), "network": describe_network(network, self.network)}
+        self.save_hyperparameters(plain_data({**self.hparams, **described}))
+        self._callbacks = [ResumeState(), RunDirectory(), PeriodicEvaluation(self.eval_freq, self.stop_value)]
 
     @property
     def anneals(self) -> bool:

@@ -47,10 +47,14 @@ class EpisodeStatistics:
     """
 
     def __init__(self, num_envs: int, window: int = 100) -> None:
-        self.open_returns = np.zeros(num_envs)
-        self.open_lengths = np.zeros(num_envs, dtype=np.int64)
         self.recent: deque[tuple[float, int]] = deque(maxlen=window)
         self.total = 0
+        self.begin(num_envs)
+
+    def begin(self, num_envs: int) -> None:
+        """Open an episode in each of ``N`` environments; those that were open do not count."""
+        self.open_returns = np.zeros(num_envs)
+        self.open_lengths = np.zeros(num_envs, dtype=np.int64)
 
     def add(self, rewards: npt.NDArray[Any], ended: npt.NDArray[np.bool_]) -> None:
         """Account for one step: rewards ``[N]`` and which episodes ``[N]`` it ended."""
@@ -108,8 +112,7 @@ class RolloutCollector:
     def reset(self, seed: int) -> None:
         """Begin an episode in each environment."""
         self._obs, _ = self.env.reset(seed=seed)
-        self.episodes.open_returns[:] = 0
-        self.episodes.open_lengths[:] = 0
+        self.episodes.begin(self.env.num_envs)
 
     def state_dict(self) -> dict[str, Any]:
         """Where collecting stands between two rollouts, as plain data."""
@@ -134,8 +137,7 @@ class RolloutCollector:
         self.generator.set_state(state["generator"])
         obs = state["obs"].numpy().copy()
         failure = restore_envs(self.env, state["environments"], obs)
-        if len(obs) == self.env.num_envs:
-            self.episodes.load_state_dict(state["episodes"])
+        self.episodes.load_state_dict(state["episodes"])
         if failure is not None:
             self.reset(restart_seed)
             return failure

@@ -29,56 +29,81 @@ def measure_logs(loggers: list[Logger], run: Path) -> list[dict[str, Any]]:
     """
     logs = []
     for logger in _local(loggers):
-        folder = Path(logger.log_dir)
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.flush()
-            reached = {path.name: path.stat().st_size for path in folder.glob(EVENT_FILES)}
+            reached = {path.name: path.stat().st_size for path in Path(logger.log_dir).glob(EVENT_FILES)}
         else:
             logger.save()
-            path = folder / CSV_FILE
-            reached = {CSV_FILE: path.read_bytes().count(b"\n") - 1 if path.is_file() else 0}
+            path = Path(logger.log_dir, CSV_FILE)
+            reached = {CSV_FILE: path.read_bytes().count(b"\n") - 1} if path.is_file() else {}
+        folder = Path(logger.root_dir, _version_name(logger))
         logs.append({"class": type(logger).__name__, "folder": os.path.relpath(folder, run), "reached": reached})
     return logs
 
 
-def continue_logs(loggers: list[Logger], run: Path, logs: list[dict[str, Any]]) -> None:
+def continue_logs(loggers: list[Logger], run: Path, logs: list[dict[str, Any]], cut: bool) -> list[str]:
     """Make the loggers go on where a run's loggers wrote, after the last point that its checkpoint knows.
 
     To be called before the loggers are used, since the choice of a directory cannot be taken back afterwards.
 
     Args:
-        loggers: Those of the trainer that continues the run; one of a kind that the run did not have is left alone.
+        loggers: Those of the trainer that continues the run. One is left alone where the run had none of its kind, or
+            none of the files that the run wrote are there: a checkpoint may have been copied beside other logs.
         run: The run's directory.
         logs: From :func:`measure_logs`.
+        cut: Whether to take away what lies after the checkpoint.
+
+    Returns:
+        What is missing, in words.
     """
+    missing = []
     waiting = list(logs)
     for logger in _local(loggers):
         log = next((log for log in waiting if log["class"] == type(logger).__name__), None)
         if log is None:
             continue
         waiting.remove(log)
-        folder = Path(os.path.normpath(run / log["folder"]))
+        folder, reached = Path(os.path.normpath(run / log["folder"])), log["reached"]
+        files = folder / (getattr(logger, "sub_dir", None) or "")
+        if not any((files / name).is_file() for name in [*reached, CSV_KEPT]):
+            continue
         logger._root_dir, logger._name, logger._version = str(folder.parent.parent), folder.parent.name, folder.name
         if isinstance(logger, CSVLogger):
             logger._save_dir = str(folder.parent.parent)
-            _continue_csv(logger, folder, log["reached"].get(CSV_FILE, 0))
+            complete = _continue_csv(logger, files, reached.get(CSV_FILE, 0), cut)
         else:
-            _cut_events(folder, log["reached"])
+            complete = not cut or _cut_events(files, reached)
+        if not complete:
+            missing.append(f"log: points before the checkpoint are not in {files.name} any more")
+    return missing
+
+
+def place_aside(folder: Path, name: str) -> Path:
+    """A free path in the folder for what a resume replaces."""
+    replaced = folder / REPLACED
+    replaced.mkdir(exist_ok=True)
+    number = 1
+    while (replaced / f"{name}.{number}").exists():
+        number += 1
+    return replaced / f"{name}.{number}"
+
+
+def _version_name(logger: TensorBoardLogger | CSVLogger) -> str:
+    return logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
 
 
 def _local(loggers: list[Logger]) -> list[TensorBoardLogger | CSVLogger]:
     return [logger for logger in loggers if isinstance(logger, TensorBoardLogger | CSVLogger)]
 
 
-def _cut_events(folder: Path, reached: dict[str, int]) -> None:
+def _cut_events(folder: Path, reached: dict[str, int]) -> bool:
+    """Cut the event files of a folder; whether all that is to be left was there."""
     for path in folder.glob(EVENT_FILES):
         length = reached.get(path.name, 0)
         tail = path.read_bytes()[length:]
         if not tail:
             continue
-        replaced = folder / REPLACED
-        replaced.mkdir(exist_ok=True)
-        _unused(replaced / path.name.replace("tfevents", "cut")).write_bytes(tail)
+        place_aside(folder, path.name.replace("tfevents", "cut")).write_bytes(tail)
         if length:
             os.truncate(path, length)
         else:
@@ -86,14 +111,17 @@ def _cut_events(folder: Path, reached: dict[str, int]) -> None:
     # Readers take the files in the order of their names, which begin with the second that they were made in.
     while any(f".{int(time.time())}." in path.name for path in folder.glob(EVENT_FILES)):
         time.sleep(0.02)
+    left = {path.name: path.stat().st_size for path in folder.glob(EVENT_FILES)}
+    return left == reached
 
 
-def _continue_csv(logger: CSVLogger, folder: Path, rows: int) -> None:
+def _continue_csv(logger: CSVLogger, folder: Path, rows: int, cut: bool) -> bool:
+    """Cut the CSV file of a folder and make the logger append to it; whether all that is to be left was there."""
     path, kept = folder / CSV_FILE, folder / CSV_KEPT
     # Lightning deletes the file when it opens the directory, so until the new one is there it has another name.
     if path.is_file():
         path.replace(kept)
-    history = _csv_rows(kept)[:rows]
+    history = _csv_rows(kept)[: rows if cut else None]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Experiment logs directory")
         writer = logger.experiment
@@ -105,6 +133,7 @@ def _continue_csv(logger: CSVLogger, folder: Path, rows: int) -> None:
             table.writeheader()
             table.writerows(history)
         partial.replace(path)
+    return len(history) >= rows
 
 
 def _csv_rows(path: Path) -> list[dict[str, str]]:
@@ -112,10 +141,3 @@ def _csv_rows(path: Path) -> list[dict[str, str]]:
         return []
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
-
-
-def _unused(path: Path) -> Path:
-    number = 1
-    while path.with_name(f"{path.name}.{number}").exists():
-        number += 1
-    return path.with_name(f"{path.name}.{number}")

@@ -64,8 +64,11 @@ class Trainer(L.Trainer):
             path = find_checkpoint(str(ckpt_path), Path(self.default_root_dir, LOG_ROOT))
             checkpoint = read_checkpoint(path)
             self._check(model, checkpoint)
-            if not branch:
-                RunDirectory.reuse(self, path, checkpoint)
+            missing_logs = [] if branch else RunDirectory.reuse(self, path, checkpoint, cut=self._goes_on(checkpoint))
+            if isinstance(model, Agent):
+                model.missing_logs = missing_logs
+        elif branch:
+            raise UsageError("a branch begins at a checkpoint; add --ckpt_path last, or the path of one")
         # A continued run's hyperparameters are in its logs; once more would be a second point at step 0.
         self.enable_autolog_hparams = self.enable_autolog_hparams and (path is None or branch)
         super().fit(model, train_dataloaders, val_dataloaders, datamodule, path, weights_only)
@@ -81,6 +84,12 @@ class Trainer(L.Trainer):
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Play episodes with the policy of a checkpoint."""
         return super().predict(*args, **kwargs)
+
+    def _goes_on(self, checkpoint: dict[str, Any]) -> bool:
+        """Whether the limits of the trainer let a run train at all after a checkpoint."""
+        counters = checkpoint[STATE_KEY]["counters"]
+        over = self.max_epochs is not None and 0 <= self.max_epochs <= counters["iteration"]
+        return not over and not 0 <= self.max_steps <= counters["train_iter"]
 
     def _check(self, model: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Refuse what cannot be continued while the run's logs are still as they were.

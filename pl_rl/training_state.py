@@ -23,6 +23,7 @@ def save_training_state(agent: Agent) -> dict[str, Any]:
         "collector": agent.collector.state_dict(),
         "random": save_random_state(),
         "platform": describe_platform(agent),
+        "seed_everything": torch.initial_seed(),
         "between_iterations": agent.between_iterations,
         "parent": agent.parent,
     }
@@ -39,7 +40,7 @@ def restore_training_state(agent: Agent, state: dict[str, Any], branch: bool) ->
     Returns:
         What does not go on exactly, and why; empty for an exact continuation.
     """
-    losses = []
+    losses = list(agent.missing_logs)
     if not state["between_iterations"]:
         losses.append("the checkpoint was saved in the middle of an iteration, whose rest is lost")
     here = describe_platform(agent)
@@ -52,6 +53,7 @@ def restore_training_state(agent: Agent, state: dict[str, Any], branch: bool) ->
     failure = agent.collector.load_state_dict(state["collector"], fresh_episodes)
     if failure is not None:
         losses.append(f"environments: restarted, as {failure}")
+    agent.parent = state["parent"]
     if branch:
         agent.run_seed = derive_seed(torch.initial_seed(), Stream.BRANCH, agent.train_iter)
         agent.collector.generator.manual_seed(derive_seed(agent.run_seed, Stream.SAMPLING))

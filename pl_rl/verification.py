@@ -71,7 +71,7 @@ def verify(fit_args: list[str], iterations: int, kills: int) -> Verification:
 
 def compare_runs(one: Path, other: Path) -> dict[str, str | None]:
     """The first difference of each component of two runs' last checkpoints and logs, ``None`` where there is none."""
-    parts = [_components(read_checkpoint(run / "checkpoints" / "last.ckpt")) for run in (one, other)]
+    parts = [_components(read_checkpoint(run / "checkpoints" / "last.ckpt"), run) for run in (one, other)]
     differences = {name: first_difference(parts[0][name], parts[1][name]) for name in parts[0]}
     differences["log"] = first_difference(read_scalars(one), read_scalars(other))
     return differences
@@ -103,7 +103,7 @@ def read_scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(point.step, point.value) for point in events.Scalars(tag)] for tag in tags}
 
 
-def _components(checkpoint: dict[str, Any]) -> dict[str, Any]:
+def _components(checkpoint: dict[str, Any], run: Path) -> dict[str, Any]:
     state = checkpoint[STATE_KEY]
     counters = {name: value for name, value in state["counters"].items() if name != "elapsed_seconds"}
     return {
@@ -113,8 +113,15 @@ def _components(checkpoint: dict[str, Any]) -> dict[str, Any]:
         "random generators": {**state["random"], "sampling": state["collector"]["generator"]},
         "environments": {"state": state["collector"]["environments"], "obs": state["collector"]["obs"]},
         "episodes": state["collector"]["episodes"],
-        "evaluation": checkpoint["callbacks"],
+        "callbacks": _without(str(run.absolute()), checkpoint["callbacks"]),
     }
+
+
+def _without(folder: str, value: Any) -> Any:
+    """A callback's state with paths that begin at its run's folder."""
+    if isinstance(value, dict):
+        return {_without(folder, name): _without(folder, item) for name, item in value.items()}
+    return value.replace(folder, "") if isinstance(value, str) else value
 
 
 def _command(fit_args: Sequence[str], root: Path, iterations: int) -> list[str]:

@@ -143,3 +143,19 @@ def test_an_impossible_resume_is_one_sentence_and_touches_nothing(config, capsys
         assert len(errors) == 1
     assert before == {path: path.read_bytes() for path in RUN.rglob("*") if path.is_file()}
     assert sorted(path.name for path in Path("lightning_logs").iterdir()) == ["version_0"]
+
+
+def test_a_checkpoint_named_in_the_config_file_is_continued_too(config):
+    fit("--config", config, "--trainer.max_epochs", 2, "--model.gamma", 0.5)
+    Path("go_on.yaml").write_text("ckpt_path: last\ntrainer:\n  max_epochs: 3\n")
+    fit("--config", "go_on.yaml")
+    assert counters_in(LAST)["iteration"] == 3
+    assert torch.load(LAST, weights_only=True)["hyper_parameters"]["gamma"] == 0.5
+
+
+def test_a_run_without_logs_takes_no_other_configuration_for_its_own(config, capsys):
+    fit("--config", config, "--trainer.max_epochs", 2, "--trainer.logger", "false")
+    Path("config.yaml").write_text("model:\n  env: Acrobot-v1\n")
+    fit("--ckpt_path", "checkpoints/last.ckpt", "--trainer.max_epochs", 3, "--trainer.logger", "false")
+    assert counters_in("checkpoints/last.ckpt")["iteration"] == 3
+    assert Path("config.yaml").read_text() == "model:\n  env: Acrobot-v1\n"

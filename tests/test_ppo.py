@@ -468,3 +468,13 @@ def test_the_trainer_and_torch_are_left_as_they_were():
     torch.set_num_threads(1)
     assert threads == 2
     assert trainer.limit_val_batches == 0.5
+
+
+def test_the_number_of_threads_changes_neither_the_first_weights_nor_the_process():
+    weights = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        weights.append(small_ppo().state_dict())
+        assert torch.get_num_threads() == threads
+    torch.set_num_threads(1)
+    assert same_bits(*weights)

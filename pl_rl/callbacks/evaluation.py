@@ -37,6 +37,11 @@ class PeriodicEvaluation(L.Callback):
         self.best_return = -float("inf")
         self.train_iter: int | None = None
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Forget an earlier run of the same model; a resume then brings its own state."""
+        if stage == "fit":
+            self.latest, self.best_return, self.train_iter = {}, -float("inf"), None
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Evaluate the policy before training; a resumed run has done so, and may have ended already.
 
@@ -44,7 +49,8 @@ class PeriodicEvaluation(L.Callback):
         of CartPole with one seed in a hundred.
         """
         agent = as_agent(pl_module)
-        if self.train_iter is None and self.every > 0:
+        # A checkpoint may have been saved by another callback just before an evaluation that was due.
+        if is_due(-1 if self.train_iter is None else self.train_iter, agent.train_iter, self.every):
             self._evaluate(agent)
         self._publish(agent)
         if agent.train_iter > 0:

@@ -9,6 +9,11 @@ AnyCallback = TypeVar("AnyCallback", bound=L.Callback)
 
 def attached(trainer: L.Trainer, kind: type[AnyCallback]) -> AnyCallback | None:
     """The trainer's first callback of a kind, if it has one."""
+    return next(iter(all_attached(trainer, kind)), None)
+
+
+def all_attached(trainer: L.Trainer, kind: type[AnyCallback]) -> list[AnyCallback]:
+    """The trainer's callbacks of a kind."""
     # Lightning sets the attribute without declaring it.
     callbacks: list[L.Callback] = cast(Any, trainer).callbacks
-    return next((callback for callback in callbacks if isinstance(callback, kind)), None)
+    return [callback for callback in callbacks if isinstance(callback, kind)]

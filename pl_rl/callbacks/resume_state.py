@@ -3,9 +3,12 @@
 from typing import Any
 
 import lightning as L
+import torch
+from lightning.pytorch.callbacks import EarlyStopping
 from rich.console import Console
 
 from pl_rl.agent import Agent, as_agent
+from pl_rl.callbacks.lookup import all_attached
 from pl_rl.checkpoints import FORMAT_VERSION, STATE_KEY, changed_settings
 from pl_rl.runs import shown
 from pl_rl.training_state import restore_training_state, save_training_state
@@ -21,6 +24,7 @@ class ResumeState(L.Callback):
     def __init__(self) -> None:
         self.losses: list[str] | None = None
         self._resumed: dict[str, Any] | None = None
+        self._seed = 0
         self._final: dict[str, Any] | None = None
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -31,6 +35,7 @@ class ResumeState(L.Callback):
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take the counters over; evaluations need no more."""
         self._resumed = checkpoint
+        self._seed = torch.initial_seed()  # before the run's own comes back
         as_agent(pl_module).restore_counters(checkpoint[STATE_KEY]["counters"])
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -50,8 +55,16 @@ class ResumeState(L.Callback):
                 "train_iter": agent.train_iter,
                 "env_steps": agent.env_steps,
             }
+        if any(early.stopped_epoch > 0 for early in all_attached(trainer, EarlyStopping)):
+            # Lightning does not remember, and would train for one more epoch.
+            agent.stop("EarlyStopping ended this run before; leave the callback out to go on")
         if trainer.is_global_zero:
             changes = changed_settings(checkpoint["hyper_parameters"], dict(agent.hparams))
+            seed = checkpoint[STATE_KEY]["seed_everything"]
+            if seed != torch.initial_seed() and not agent.branching:
+                changes.append(
+                    f"seed_everything: {seed} -> {torch.initial_seed()}, without effect on the run's own numbers"
+                )
             for line in _account(trainer, agent, changes, self.losses):
                 Console().print(line, highlight=False, markup=False, soft_wrap=True)
 

@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from pl_rl.agent import Agent, as_agent
 from pl_rl.callbacks.evaluation import evaluation_of
 from pl_rl.errors import UsageError
+from pl_rl.run_logs import place_aside
 from pl_rl.schedule import is_due
 
 
@@ -60,18 +61,25 @@ class RunCheckpoint(Checkpoint):
         self._kept = [number for number in self._kept if Path(self._path(trainer, f"iteration_{number}")).is_file()]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save before the first iteration: from here on there is something to resume."""
+        """Save before the first iteration: from here on there is something to resume.
+
+        Also where a run is continued from another checkpoint than its last: the logs end here now, so the last must not
+        be from later on.
+        """
         agent = as_agent(pl_module)
-        if agent.iteration == 0 or agent.branching:
-            self._save_best(trainer, agent)
-            self._save_last(trainer, agent)
+        last = Path(self._path(trainer, "last"))
+        if last.is_file() and trainer.ckpt_path is not None and Path(trainer.ckpt_path) != last:
+            last.rename(place_aside(last.parent.parent, last.name))
+        self._save_best(trainer, agent)
+        self._save_last(trainer, agent)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save what is due after this iteration."""
         agent = as_agent(pl_module)
-        self._save_best(trainer, agent)
+        # First, so that the others know of the file.
         if is_due(agent.iteration - 1, agent.iteration, self.keep_every_n_iterations):
             self._keep(trainer, agent.iteration)
+        self._save_best(trainer, agent)
         if is_due(agent.iteration - 1, agent.iteration, self.last_every_n_iterations):
             self._save_last(trainer, agent)
 

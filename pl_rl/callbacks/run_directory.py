@@ -4,7 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
 
+from pl_rl.agent import as_agent
+from pl_rl.callbacks.lookup import all_attached
 from pl_rl.run_logs import continue_logs, measure_logs
 from pl_rl.runs import run_of_checkpoint
 
@@ -18,12 +21,43 @@ class RunDirectory(L.Callback):
         """Flush the loggers and add the lengths of their files."""
         checkpoint[LOGS_KEY] = measure_logs(trainer.loggers, Path(trainer.log_dir)) if trainer.log_dir else []
 
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Tell Lightning's ModelCheckpoint where the run is now.
+
+        It compares paths letter by letter, and forgets its best score and its files where one is relative or the run
+        was moved.
+        """
+        if as_agent(pl_module).branching:
+            return
+        for callback in all_attached(trainer, ModelCheckpoint):
+            state = checkpoint["callbacks"].get(callback.state_key)
+            continues = callback.dirpath is not None and Path(callback.dirpath) == Path(str(trainer.ckpt_path)).parent
+            if state is not None and continues:
+                checkpoint["callbacks"][callback.state_key] = _moved(state, state["dirpath"], str(callback.dirpath))
+
     @staticmethod
-    def reuse(trainer: L.Trainer, path: Path, checkpoint: dict[str, Any]) -> None:
+    def reuse(trainer: L.Trainer, path: Path, checkpoint: dict[str, Any], cut: bool) -> list[str]:
         """Continue the logs of the run that a checkpoint lies in; nothing to do for one that lies in no run.
 
         No hook is early enough for this: Lightning opens the loggers before a callback can know the checkpoint.
+
+        Args:
+            trainer: Whose loggers have not been used yet.
+            path: Of the checkpoint.
+            checkpoint: Its content.
+            cut: Whether to take away what the run logged after the checkpoint.
+
+        Returns:
+            What is missing in the logs, in words.
         """
         run = run_of_checkpoint(path)
-        if run is not None:
-            continue_logs(trainer.loggers, run, checkpoint[LOGS_KEY])
+        return [] if run is None else continue_logs(trainer.loggers, run, checkpoint[LOGS_KEY], cut)
+
+
+def _moved(value: Any, old: str, new: str) -> Any:
+    """A callback's state with another folder in all its paths."""
+    if isinstance(value, dict):
+        return {_moved(name, old, new): _moved(item, old, new) for name, item in value.items()}
+    if isinstance(value, str) and (value == old or value.startswith(f"{old}/")):
+        return new + value[len(old) :]
+    return value

@@ -11,7 +11,7 @@ import warnings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningCLI
 
-from pl_rl.cli.parsing import PROG, Parser, fail, option
+from pl_rl.cli.parsing import PROG, Parser, fail, setting
 from pl_rl.cli.training import CLI, SaveConfig
 from pl_rl.cli.verbs import OWN_VERBS
 from pl_rl.errors import RunFailure, UsageError
@@ -72,7 +72,7 @@ def _check_verb(args: list[str]) -> None:
         given = f"there is no verb {args[0]!r}" if args else "a verb is missing"
         raise UsageError(f"{given}; the verbs are {', '.join(verbs)}")
     asks = {"-h", "--help", "--print_config"}.intersection(arg.partition("=")[0] for arg in args)
-    if args[0] in ("validate", "test", "predict") and not asks and option(args, "--ckpt_path") is None:
+    if args[0] in ("validate", "test", "predict") and not asks and setting(args, "ckpt_path") is None:
         raise UsageError(f"{args[0]} needs a trained policy; add --ckpt_path last, or the path of a checkpoint")
 
 

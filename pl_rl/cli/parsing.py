@@ -5,7 +5,6 @@ import contextlib
 import difflib
 import re
 import sys
-from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
@@ -62,14 +61,22 @@ def option(args: list[str], *names: str) -> str | None:
     return value
 
 
-def root_dir(args: list[str]) -> Path:
-    """Where runs are, as far as it can be told before parsing."""
-    given = option(args, "--trainer.default_root_dir")
+def setting(args: list[str], name: str) -> str | None:
+    """The value of a setting, from the options or else the config file, as far as it can be told before parsing.
+
+    Args:
+        args: Arguments.
+        name: Dotted, such as ``trainer.default_root_dir``.
+    """
+    given = option(args, f"--{name}")
     config = option(args, "-c", "--config")
     if given is None and config is not None:
-        with contextlib.suppress(yaml.YAMLError, AttributeError):
-            given = yaml.safe_load(find_config(config).read_text()).get("trainer", {}).get("default_root_dir")
-    return Path(given or ".")
+        with contextlib.suppress(yaml.YAMLError, AttributeError, TypeError, KeyError):
+            value = yaml.safe_load(find_config(config).read_text())
+            for part in name.split("."):
+                value = value[part]
+            return value if value is None else str(value)
+    return given
 
 
 def fail(error: object, status: int) -> NoReturn:

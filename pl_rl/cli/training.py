@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from pl_rl.callbacks import RunCheckpoint, RunProgressBar, RunSummary
+from pl_rl.callbacks.run_directory import LOGS_KEY
 from pl_rl.checkpoints import read_checkpoint
-from pl_rl.cli.parsing import ConfigFile, option, root_dir
+from pl_rl.cli.parsing import ConfigFile, option, setting
 from pl_rl.evaluation import Episodes
 from pl_rl.ppo import PPO
 from pl_rl.runs import LOG_ROOT, config_of_run, find_checkpoint, run_of_checkpoint, shown
@@ -22,7 +23,7 @@ class SaveConfig(SaveConfigCallback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Choose a name that is not taken, unless the latest file says the same."""
-        if trainer.log_dir is None or self.already_saved:
+        if trainer.log_dir is None or not trainer.loggers or self.already_saved:
             return
         # Not the run's settings but this process's.
         self.config = self.config.clone()
@@ -63,20 +64,21 @@ class CLI(LightningCLI):
 
     def _with_checkpoint(self, args: list[str]) -> list[str]:
         """The arguments with the checkpoint's full path and, unless a config is given, the run's own."""
-        given = option(args, "--ckpt_path")
+        given = setting(args, "ckpt_path")
         if given is None or args[0] not in self._subcommand_parsers:
             return args
-        checkpoint = find_checkpoint(given, root_dir(args) / LOG_ROOT)
-        if Path(given).absolute() != checkpoint:
-            print(f"checkpoint: {shown(checkpoint)}", flush=True)
-        hyperparameters = read_checkpoint(checkpoint)["hyper_parameters"]
+        path = find_checkpoint(given, Path(setting(args, "trainer.default_root_dir") or ".", LOG_ROOT))
+        if Path(given).absolute() != path:
+            print(f"checkpoint: {shown(path)}", flush=True)
+        checkpoint = read_checkpoint(path)
         parser = self._subcommand_parsers[args[0]]
-        parser.set_defaults({f"model.{name}": value for name, value in hyperparameters.items()})
-        run = run_of_checkpoint(checkpoint)
+        parser.set_defaults({f"model.{name}": value for name, value in checkpoint["hyper_parameters"].items()})
+        # A run without logs has no directory of its own, and what lies where it was started is not its configuration.
+        run = run_of_checkpoint(path) if checkpoint[LOGS_KEY] else None
         own_config = config_of_run(run) if run is not None else None
         if own_config is not None and option(args, "-c", "--config") is None:
             args = [args[0], "--config", str(own_config), *args[1:]]
-        return [*args, "--ckpt_path", str(checkpoint)]
+        return [*args, "--ckpt_path", str(path)]
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: the checkpoint's hyperparameters are defaults; LightningCLI would let them override the user."""

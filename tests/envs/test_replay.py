@@ -11,6 +11,7 @@ from pl_rl.envs.replay import ReplayEnv
 
 ENVIRONMENTS = [
     EnvConfig("CartPole-v1", "native"),
+    EnvConfig("CartPole-v1", "native", {"max_episode_steps": 15}),
     EnvConfig("CartPole-v1", "sync"),
     EnvConfig("CartPole-v1", "async"),
     EnvConfig("Acrobot-v1"),
@@ -41,7 +42,7 @@ def same(one, other):
     return all(np.array_equal(a, b) for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=True))
 
 
-@pytest.mark.parametrize("config", ENVIRONMENTS, ids=lambda config: f"{config.id}-{config.vectorization}")
+@pytest.mark.parametrize("config", ENVIRONMENTS, ids=str)
 def test_restored_environments_go_on_observation_for_observation(config):
     # 1,250 steps pass several anchors and, everywhere, several ends of episodes.
     for steps in (0, 1, 57, 1250):
