@@ -61,10 +61,8 @@ class ResumeState(L.Callback):
         if trainer.is_global_zero:
             changes = changed_settings(checkpoint["hyper_parameters"], dict(agent.hparams))
             seed = checkpoint[STATE_KEY]["seed_everything"]
-            if seed != torch.initial_seed() and not agent.branching:
-                changes.append(
-                    f"seed_everything: {seed} -> {torch.initial_seed()}, without effect on the run's own numbers"
-                )
+            if seed != self._seed and not agent.branching:
+                changes.append(f"seed_everything: {seed} -> {self._seed}, without effect on the run's random numbers")
             for line in _account(trainer, agent, changes, self.losses):
                 Console().print(line, highlight=False, markup=False, soft_wrap=True)
 
