@@ -90,6 +90,7 @@ class Agent(L.LightningModule):
         self.missing_logs: list[str] = []
         self.video_dir: Path | None = None
         self._collector: RolloutCollector | None = None
+        self._before_fit: tuple[int | float, int] | None = None
         self._elapsed_before = 0.0
         self._started = (time.monotonic(), 0)
 
@@ -101,7 +102,9 @@ class Agent(L.LightningModule):
             RuntimeError: Outside ``fit``.
         """
         if self._collector is None:
-            raise RuntimeError("rollouts are collected during Trainer.fit only")
+            raise RuntimeError(
+                "rollouts are collected, and their state is saved in checkpoints, during Trainer.fit only"
+            )
         return self._collector
 
     @property
@@ -126,10 +129,9 @@ class Agent(L.LightningModule):
         self.trainer.precision_plugin.convert_module(self)
         if stage == "fit":
             # Evaluation follows eval_freq, in train iterations, which Lightning's validation loop cannot.
-            self._limit_val_batches = self.trainer.limit_val_batches
+            self._before_fit = (self.trainer.limit_val_batches, torch.get_num_threads())
             self.trainer.limit_val_batches = 0
             warnings.filterwarnings("ignore", r"The number of training batches \(1\)", PossibleUserWarning)
-            self._num_threads = torch.get_num_threads()
             torch.set_num_threads(NUM_THREADS)
             self.env_steps = self.train_iter = self.iteration = 0
             self.run_seed = torch.initial_seed()
@@ -143,10 +145,11 @@ class Agent(L.LightningModule):
             self._collector.reset(derive_seed(self.run_seed, Stream.ENVIRONMENTS))
 
     def teardown(self, stage: str) -> None:
-        """Close the environments and leave the trainer as it was."""
-        if stage == "fit":
-            self.trainer.limit_val_batches = self._limit_val_batches
-            torch.set_num_threads(self._num_threads)
+        """Close the environments and leave the trainer and the process as they were."""
+        if self._before_fit is not None:
+            self.trainer.limit_val_batches, threads = self._before_fit
+            torch.set_num_threads(threads)
+            self._before_fit = None
         if self._collector is not None:
             self._collector.env.close()
             self._collector = None
@@ -328,11 +331,15 @@ class RolloutLoader:
 def describe_network(factory: NetworkFactory, network: ActorCritic) -> dict[str, Any]:
     """A network's ``class_path`` and ``init_args``, as a config file would state them.
 
-    A factory that is neither a class nor a ``functools.partial`` of one is described by what it made, without
-    arguments.
+    The arguments are ``None`` where the factory is neither a class nor a ``functools.partial`` of one, and so known to
+    itself alone.
     """
     cls = type(network)
-    init_args = dict(factory.keywords) if isinstance(factory, partial) else {}
+    init_args: dict[str, Any] | None = None
+    if isinstance(factory, partial) and cls in (factory.func, *factory.args):
+        init_args = dict(factory.keywords)
+    elif factory is cls:
+        init_args = {}
     return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": init_args}
 
 
@@ -340,14 +347,22 @@ def network_from_description(description: Mapping[str, Any]) -> NetworkFactory:
     """The inverse of :func:`describe_network`.
 
     Raises:
-        UsageError: If the class cannot be imported.
+        UsageError: If it cannot be told how the network was made, or the class is not a network that can be imported.
     """
-    module, _, name = description["class_path"].rpartition(".")
+    path, init_args = description["class_path"], description["init_args"]
+    if init_args is None:
+        raise UsageError(
+            f"the network, a {path}, was made by a function that only its script knows; pass network=... there, or "
+            "make it by a class or a functools.partial of one"
+        )
+    module, _, name = path.rpartition(".")
     try:
         cls = getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(f"the network class {description['class_path']!r} cannot be imported: {error}") from error
-    return partial(cls, **description.get("init_args", {}))
+        raise UsageError(f"the network class {path!r} cannot be imported: {error}") from error
+    if not (isinstance(cls, type) and issubclass(cls, ActorCritic)):
+        raise UsageError(f"{path!r} is not a network; it must be a subclass of pl_rl.ActorCritic")
+    return partial(cls, **init_args)
 
 
 def as_agent(module: L.LightningModule) -> Agent:

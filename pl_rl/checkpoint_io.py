@@ -6,8 +6,6 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
-from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
-from lightning.fabric.utilities.types import _PATH
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
@@ -17,9 +15,9 @@ class DurableCheckpointIO(TorchCheckpointIO):
     kill cuts short. Addresses of remote stores are left to Lightning.
     """
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write a checkpoint."""
-        if not _is_local_file_protocol(str(path)):
+        if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         target = Path(path)

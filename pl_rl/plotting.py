@@ -63,6 +63,10 @@ def plot_runs(runs: list[Path], output: Path) -> list[Path]:
     """
     curves = {group: [read_segments(run, group) for run in runs] for group in AXES}
     names = [run.resolve().name for run in runs]
+    if output.exists() and not output.is_dir():
+        raise UsageError(
+            f"{str(output)!r} is not a folder; --output names the folder that the PNG files are written to"
+        )
     output.mkdir(parents=True, exist_ok=True)
     files = []
     for group, label in AXES.items():

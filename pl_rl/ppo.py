@@ -169,13 +169,26 @@ class PPO(Agent):
         """Adam with the epsilon of the PPO reference implementation, in its fused form."""
         return torch.optim.Adam(self.network.parameters(), lr=self.learning_rate, eps=1e-5, fused=True)
 
+    def on_fit_start(self) -> None:
+        """Note the rates that the optimiser was made with, before those of a checkpoint take their place.
+
+        Raises:
+            UsageError: For a learning-rate scheduler, which nobody would step.
+        """
+        super().on_fit_start()
+        if self.trainer.lr_scheduler_configs:
+            raise UsageError(
+                "configure_optimizers returns a learning-rate scheduler; return the optimiser, use anneal_lr"
+            )
+        self._rates = [group["lr"] for group in self._optimizer().param_groups]
+
     def training_step(self, rollout: Rollout, batch_idx: int) -> None:
         """One PPO iteration: learn from a rollout in several passes, then say how it went."""
         progress = min(1.0, (self.env_steps - rollout.rewards.numel()) / self.total_env_steps)
-        learning_rate = self.learning_rate * (1 - progress if self.anneal_lr else 1)
+        rate_factor = 1 - progress if self.anneal_lr else 1.0
         clip_coef = self.clip_coef * (1 - progress if self.anneal_clip else 1)
-        for group in self._optimizer().param_groups:
-            group["lr"] = learning_rate
+        for group, rate in zip(self._optimizer().param_groups, self._rates, strict=True):
+            group["lr"] = rate * rate_factor
 
         samples = self._samples(rollout)
         updates = self._learn(samples, clip_coef)
@@ -187,7 +200,7 @@ class PPO(Agent):
         self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress.increment_by(len(updates))
         log_every_n_steps: int = cast(Any, self.trainer).log_every_n_steps  # set by Lightning without declaring it
         if is_due(before, self.train_iter, log_every_n_steps):
-            self._log_iteration(samples, updates, learning_rate, clip_coef)
+            self._log_iteration(samples, updates, self._rates[0] * rate_factor, clip_coef)
 
     def _samples(self, rollout: Rollout) -> Minibatch:
         """All ``T * N`` samples of a rollout with their advantages and returns."""

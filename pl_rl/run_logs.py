@@ -7,6 +7,7 @@ back to that. What is cut off is kept in a folder of its own, under a name that 
 
 import csv
 import os
+import shutil
 import time
 import warnings
 from pathlib import Path
@@ -65,7 +66,7 @@ def continue_logs(loggers: list[Logger], run: Path, logs: list[dict[str, Any]], 
         waiting.remove(log)
         folder, reached = Path(os.path.normpath(run / log["folder"])), log["reached"]
         files = folder / (getattr(logger, "sub_dir", None) or "")
-        if not any((files / name).is_file() for name in [*reached, CSV_KEPT]):
+        if reached and not any((files / name).is_file() for name in [*reached, CSV_KEPT]):
             continue
         logger._root_dir, logger._name, logger._version = str(folder.parent.parent), folder.parent.name, folder.name
         if isinstance(logger, CSVLogger):
@@ -100,10 +101,11 @@ def _cut_events(folder: Path, reached: dict[str, int]) -> bool:
     """Cut the event files of a folder; whether all that is to be left was there."""
     for path in folder.glob(EVENT_FILES):
         length = reached.get(path.name, 0)
-        tail = path.read_bytes()[length:]
-        if not tail:
+        if path.stat().st_size <= length:
             continue
-        place_aside(folder, path.name.replace("tfevents", "cut")).write_bytes(tail)
+        with path.open("rb") as file, place_aside(folder, path.name.replace("tfevents", "cut")).open("wb") as aside:
+            file.seek(length)
+            shutil.copyfileobj(file, aside)
         if length:
             os.truncate(path, length)
         else:

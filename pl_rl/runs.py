@@ -3,6 +3,7 @@
 A run is a ``version_N`` folder under the log root, with its event files, ``config.yaml`` and ``checkpoints/``.
 """
 
+import os
 import re
 from pathlib import Path
 
@@ -39,22 +40,25 @@ def find_checkpoint(name: str, log_root: Path = LOG_ROOT) -> Path:
 
     Args:
         name: Path, or file name with or without ``.ckpt``.
-        log_root: Folder of the ``version_N`` folders that are searched, the highest number first.
+        log_root: Folder of the ``version_N`` folders, of which the one with the highest number is meant.
 
     Raises:
         UsageError: If there is none.
     """
-    path = Path(name)
+    path = Path(os.path.normpath(Path(name).absolute()))
     if path.is_file():
-        return path.absolute()
-    if path.name != name:
+        return path
+    if Path(name).name != name:
         raise UsageError(f"checkpoint {name!r} does not exist")
-    file_name = path.name if path.suffix == ".ckpt" else f"{path.name}.ckpt"
-    for run in sorted(log_root.glob("version_*"), key=_version, reverse=True):
-        candidate = run / "checkpoints" / file_name
-        if candidate.is_file():
-            return candidate.absolute()
-    raise UsageError(f"there is no file {name!r} here, and no run under {str(log_root)!r} has a {file_name}")
+    file_name = name if path.suffix == ".ckpt" else f"{name}.ckpt"
+    runs = sorted(log_root.glob("version_*"), key=_version)
+    if not runs:
+        raise UsageError(f"there is no file {name!r} here, and no run under {str(log_root)!r}")
+    # Not an older run's where the newest has none: that would be another run, trained in the wrong belief.
+    candidate = Path(os.path.normpath(runs[-1].absolute())) / "checkpoints" / file_name
+    if not candidate.is_file():
+        raise UsageError(f"the newest run, {shown(runs[-1])}, has no {file_name}; give the path of another run's")
+    return candidate
 
 
 def run_of_checkpoint(checkpoint: Path) -> Path | None:

@@ -4,6 +4,7 @@ All of it is plain data, so that a checkpoint opens with ``torch.load(..., weigh
 """
 
 import platform
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -63,10 +64,15 @@ def restore_training_state(agent: Agent, state: dict[str, Any], branch: bool) ->
     return losses
 
 
+@cache
+def _library_versions() -> dict[str, str]:
+    return {name: version(name) for name in LIBRARIES}
+
+
 def describe_platform(agent: Agent) -> dict[str, str]:
     """What decides how numbers are rounded: libraries, processor, device, precision, threads."""
     return {
-        **{name: version(name) for name in LIBRARIES},
+        **_library_versions(),
         "machine": platform.machine(),
         "device": agent.device.type,
         "precision": str(agent.trainer.precision),

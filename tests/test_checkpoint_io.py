@@ -33,7 +33,7 @@ def test_what_a_killed_save_leaves_is_never_taken_for_a_checkpoint(tmp_path):
     folder = tmp_path / "lightning_logs" / "version_0" / "checkpoints"
     folder.mkdir(parents=True)
     (folder / ".last.ckpt.partial").write_bytes(b"half")
-    with pytest.raises(pl_rl.UsageError, match=r"has a last\.ckpt"):
+    with pytest.raises(pl_rl.UsageError, match=r"has no last\.ckpt"):
         find_checkpoint("last")
 
 

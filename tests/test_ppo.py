@@ -478,3 +478,28 @@ def test_the_number_of_threads_changes_neither_the_first_weights_nor_the_process
         assert torch.get_num_threads() == threads
     torch.set_num_threads(1)
     assert same_bits(*weights)
+
+
+def test_parameter_groups_keep_rates_of_their_own():
+    class TwoRates(PPO):
+        def configure_optimizers(self):
+            groups = [
+                {"params": self.network.actor.parameters(), "lr": 0.01},
+                {"params": self.network.critic.parameters(), "lr": 0.04},
+            ]
+            return torch.optim.SGD(groups)
+
+    model = small_ppo(model_class=TwoRates, anneal_lr=True)
+    trainer = fit(model)
+    # The last of 8 iterations runs at 1 - 7/8 of the rates.
+    assert [group["lr"] for group in trainer.optimizers[0].param_groups] == pytest.approx([0.01 / 8, 0.04 / 8])
+
+
+def test_a_scheduler_that_nobody_would_step_is_refused():
+    class Scheduled(PPO):
+        def configure_optimizers(self):
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+            return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1)]
+
+    with pytest.raises(UsageError, match="a learning-rate scheduler; return the optimiser"):
+        fit(small_ppo(model_class=Scheduled))

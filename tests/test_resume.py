@@ -64,6 +64,7 @@ def differences(one, other):
         {"env": "Acrobot-v1"},
         {"env": "Pendulum-v1"},
         {"env": "PlRlTest/NoisyWalk-v0"},
+        {"env": "PlRlTest/ClipsInPlace-v0"},
         {"env": "CartPole-v1", "anneal_lr": True, "anneal_clip": True, "clip_vloss": True},
         {"env": "CartPole-v1", "target_kl": 0.001, "eval_deterministic": False},
     ],
@@ -304,7 +305,7 @@ def test_a_changed_learning_rate_beats_the_optimisers_saved_one(tmp_path):
     assert dict(event_scalars(run_of(tmp_path))["schedule/learning_rate"])[64 * 4] == pytest.approx(0.002)
 
 
-@pytest.mark.parametrize("env", ["PlRlTest/GloballyRandom-v0", "PlRlTest/Hoarder-v0"])
+@pytest.mark.parametrize("env", [f"PlRlTest/{name}-v0" for name in ("GloballyRandom", "Hoarder", "NoisyReward")])
 def test_environments_that_break_the_rules_are_restarted_and_named(tmp_path, env, capsys, monkeypatch):
     monkeypatch.setattr("pl_rl.envs.replay.FIRST_ANCHOR_STEPS", 5)
     train(tmp_path, 4, env=env)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 import pl_rl
 from pl_rl.callbacks import RunCheckpoint
@@ -236,3 +236,88 @@ def test_another_seed_is_said_to_change_nothing(tmp_path, capsys):
     train(tmp_path / "parts", 6, last_of(tmp_path / "parts"), seed=7)
     assert "changed: seed_everything: 0 -> 7, without effect on the run's random numbers" in account(capsys)
     assert differences(tmp_path / "whole", tmp_path / "parts") == {}
+
+
+def test_a_path_with_detours_is_the_same_checkpoint(tmp_path, monkeypatch):
+    train(tmp_path, 2)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    _, trainer = train(tmp_path, 3, "../lightning_logs/version_0/checkpoints/last.ckpt")
+    assert Path(trainer.log_dir) == run_of(tmp_path)
+    assert not (run_of(tmp_path) / "replaced" / "last.ckpt.1").exists()
+
+
+def test_an_older_run_is_not_taken_where_the_newest_has_no_checkpoint(tmp_path):
+    train(tmp_path, 2)
+    run_of(tmp_path, version=1).mkdir()
+    with pytest.raises(pl_rl.UsageError, match=r"the newest run, .*version_1, has no last\.ckpt"):
+        train(tmp_path, 3, "last")
+
+
+def test_a_csv_log_without_a_point_yet_is_continued_in_its_directory(tmp_path):
+    def go_on(until, ckpt_path=None):
+        trainer = pl_rl.Trainer(
+            accelerator="cpu", logger=CSVLogger(tmp_path), max_epochs=until, enable_progress_bar=False,
+            enable_model_summary=False, callbacks=[RunCheckpoint()], log_every_n_steps=1,
+        )  # fmt: skip
+        trainer.fit(pl_rl.PPO(**{**RUN, "eval_freq": 0}), ckpt_path=ckpt_path)
+        return Path(trainer.log_dir)
+
+    class Death(L.Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            raise RuntimeError("killed")
+
+    trainer = pl_rl.Trainer(
+        accelerator="cpu", logger=CSVLogger(tmp_path), callbacks=[RunCheckpoint(), Death()], enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    with pytest.raises(RuntimeError, match="killed"):
+        trainer.fit(pl_rl.PPO(**{**RUN, "eval_freq": 0}))
+    assert go_on(2, last_of(tmp_path)) == run_of(tmp_path)
+
+
+def test_a_network_made_by_a_function_is_not_guessed(tmp_path):
+    made = {"network": lambda obs, act: pl_rl.MLPActorCritic(obs, act, activation="relu")}
+    train(tmp_path, 2, **made)
+    model, _ = train(tmp_path, 3, last_of(tmp_path), **made)
+    assert model.iteration == 3
+    with pytest.raises(pl_rl.UsageError, match="was made by a function that only its script knows"):
+        pl_rl.PPO.load_from_checkpoint(last_of(tmp_path))
+    restored = pl_rl.PPO.load_from_checkpoint(last_of(tmp_path), **made)
+    assert torch.equal(restored.network.actor[0].weight, model.network.actor[0].weight)
+
+
+def test_a_class_that_is_no_network_is_not_called(tmp_path):
+    train(tmp_path, 1)
+    checkpoint = torch.load(last_of(tmp_path), weights_only=True)
+    checkpoint["hyper_parameters"]["network"] = {"class_path": "os.system", "init_args": {"command": "touch called"}}
+    torch.save(checkpoint, tmp_path / "changed.ckpt")
+    with pytest.raises(pl_rl.UsageError, match=r"'os\.system' is not a network"):
+        pl_rl.PPO.load_from_checkpoint(tmp_path / "changed.ckpt")
+
+
+def test_early_stopping_in_the_first_epoch_is_remembered_too(tmp_path):
+    def callbacks():
+        early = EarlyStopping("evaluator/return_mean", mode="max", patience=1, stopping_threshold=0.0)
+        return [early, RunCheckpoint(last_every_n_iterations=1)]
+
+    model, _ = train(tmp_path, 50, callbacks=callbacks())
+    resumed, _ = train(tmp_path, 50, last_of(tmp_path), callbacks=callbacks())
+    assert model.iteration == resumed.iteration == 1
+
+
+def test_an_interruption_leaves_trainer_and_process_as_they_were(tmp_path):
+    class Failure(L.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            raise RuntimeError("out of luck")
+
+    torch.set_num_threads(2)
+    model = pl_rl.PPO(**RUN)
+    trainer = pl_rl.Trainer(accelerator="cpu", callbacks=[Failure()], enable_progress_bar=False, logger=False)
+    with pytest.raises(RuntimeError, match="out of luck"):
+        trainer.fit(model)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    assert threads == 2
+    assert trainer.limit_val_batches == 1.0
+    assert trainer.validate(model, verbose=False)[0]["evaluator/length_mean"] > 0

@@ -49,6 +49,28 @@ class Hoarder(NoisyWalk):
         return (self.position + self.hoard).astype(np.float32)
 
 
-for name, cls in [("NoisyWalk", NoisyWalk), ("GloballyRandom", GloballyRandom), ("Hoarder", Hoarder)]:
-    if f"PlRlTest/{name}-v0" not in gym.registry:
-        gym.register(f"PlRlTest/{name}-v0", cls, max_episode_steps=40)
+class NoisyReward(NoisyWalk):
+    """Draws rewards, and nothing else, from a generator that no seed reaches."""
+
+    def __init__(self):
+        self.own = np.random.default_rng()
+
+    def step(self, action):
+        obs, reward, *rest = super().step(action)
+        return obs, reward + self.own.normal(), *rest
+
+
+class ClipsInPlace(NoisyWalk):
+    """Changes the action that it is given."""
+
+    action_space = gym.spaces.Box(-10, 10, (3,), np.float32)
+
+    def step(self, action):
+        taken = super().step(action)
+        np.clip(action, -0.01, 0.01, out=action)
+        return taken
+
+
+for cls in (NoisyWalk, GloballyRandom, Hoarder, NoisyReward, ClipsInPlace):
+    if f"PlRlTest/{cls.__name__}-v0" not in gym.registry:
+        gym.register(f"PlRlTest/{cls.__name__}-v0", cls, max_episode_steps=40)

@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from rich.console import Console
 
 from pl_rl.agent import Agent, as_agent
-from pl_rl.callbacks.lookup import all_attached
+from pl_rl.callbacks.lookup import attached
 from pl_rl.checkpoints import FORMAT_VERSION, STATE_KEY, changed_settings
 from pl_rl.runs import shown
 from pl_rl.training_state import restore_training_state, save_training_state
@@ -30,7 +30,8 @@ class ResumeState(L.Callback):
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the state."""
         state = self._final or save_training_state(as_agent(pl_module))
-        checkpoint[STATE_KEY] = {"format_version": FORMAT_VERSION, **state}
+        ended = trainer.should_stop and as_agent(pl_module).stop_reason is None
+        checkpoint[STATE_KEY] = {"format_version": FORMAT_VERSION, "ended_by_callback": ended, **state}
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take the counters over; evaluations need no more."""
@@ -55,7 +56,7 @@ class ResumeState(L.Callback):
                 "train_iter": agent.train_iter,
                 "env_steps": agent.env_steps,
             }
-        if any(early.stopped_epoch > 0 for early in all_attached(trainer, EarlyStopping)):
+        if checkpoint[STATE_KEY]["ended_by_callback"] and attached(trainer, EarlyStopping):
             # Lightning does not remember, and would train for one more epoch.
             agent.stop("EarlyStopping ended this run before; leave the callback out to go on")
         if trainer.is_global_zero:
@@ -65,6 +66,10 @@ class ResumeState(L.Callback):
                 changes.append(f"seed_everything: {seed} -> {self._seed}, without effect on the run's random numbers")
             for line in _account(trainer, agent, changes, self.losses):
                 Console().print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Close the environments, which Lightning's teardown does after a regular end only."""
+        as_agent(pl_module).teardown("fit")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the state for a ``save_checkpoint`` after the environments are closed."""

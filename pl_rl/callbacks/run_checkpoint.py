@@ -1,5 +1,6 @@
 """The checkpoints of a run: the last, the best, and some on the way."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,9 @@ class RunCheckpoint(Checkpoint):
         """
         agent = as_agent(pl_module)
         last = Path(self._path(trainer, "last"))
-        if last.is_file() and trainer.ckpt_path is not None and Path(trainer.ckpt_path) != last:
-            last.rename(place_aside(last.parent.parent, last.name))
+        if last.is_file() and trainer.ckpt_path is not None and not last.samefile(trainer.ckpt_path):
+            # A copy, so that there is a last checkpoint at every moment.
+            shutil.copy2(last, place_aside(last.parent.parent, last.name))
         self._save_best(trainer, agent)
         self._save_last(trainer, agent)
 

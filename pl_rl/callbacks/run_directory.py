@@ -1,5 +1,6 @@
 """One run, one directory: a resume writes where the run wrote, and no point twice."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ class RunDirectory(L.Callback):
             return
         for callback in all_attached(trainer, ModelCheckpoint):
             state = checkpoint["callbacks"].get(callback.state_key)
-            continues = callback.dirpath is not None and Path(callback.dirpath) == Path(str(trainer.ckpt_path)).parent
+            folder = os.path.normpath(Path(str(trainer.ckpt_path)).absolute().parent)
+            continues = callback.dirpath is not None and os.path.normpath(Path(callback.dirpath).absolute()) == folder
             if state is not None and continues:
                 checkpoint["callbacks"][callback.state_key] = _moved(state, state["dirpath"], str(callback.dirpath))
 

@@ -29,11 +29,13 @@ class RunSummary(L.Callback):
         table = Table(show_header=False, title="Run", title_justify="left", expand=False)
         for name, value in self._rows(trainer, agent):
             table.add_row(name, value)
-        console = Console()
-        console.print(table)
-        for purpose, command in _commands(trainer, agent):
-            # Not in the table, which would break a command over lines.
-            console.print(f"{purpose}: {command}", highlight=False, soft_wrap=True)
+        Console().print(table)
+        _print_commands(trainer, agent)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Say how to go on after an interruption."""
+        if trainer.is_global_zero:
+            _print_commands(trainer, as_agent(pl_module))
 
     def _rows(self, trainer: L.Trainer, agent: Agent) -> list[tuple[str, str]]:
         evaluation = evaluation_of(trainer)
@@ -59,6 +61,12 @@ class RunSummary(L.Callback):
         return rows
 
 
+def _print_commands(trainer: L.Trainer, agent: Agent) -> None:
+    """Not in the table, which would break a command over lines."""
+    for purpose, command in _commands(trainer, agent):
+        Console().print(f"{purpose}: {command}", highlight=False, soft_wrap=True)
+
+
 def _commands(trainer: L.Trainer, agent: Agent) -> list[tuple[str, str]]:
     """What each next command is for, and the command."""
     checkpoint = _checkpoint(trainer)
@@ -79,8 +87,11 @@ def _checkpoint(trainer: L.Trainer) -> RunCheckpoint | None:
 
 def _extension(trainer: L.Trainer, agent: Agent) -> str:
     """What a resume must change for a run that is over to go on."""
-    if agent.stop_reason is None:
-        return " --trainer.max_epochs -1" if trainer.max_epochs != -1 else ""
+    changes = ""
     if agent.env_steps >= agent.total_env_steps:
-        return f" --model.total_env_steps {2 * agent.total_env_steps}"
-    return " --model.stop_value null"
+        changes += f" --model.total_env_steps {2 * agent.env_steps}"
+    elif agent.stop_reason is not None:
+        changes += " --model.stop_value null"
+    elif trainer.max_epochs is not None and 0 <= trainer.max_epochs <= agent.iteration:
+        changes += " --trainer.max_epochs -1"
+    return changes

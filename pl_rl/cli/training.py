@@ -9,6 +9,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from rich.console import Console
 from rich.table import Table
 
+from pl_rl.agent import network_from_description
 from pl_rl.callbacks import RunCheckpoint, RunProgressBar, RunSummary
 from pl_rl.callbacks.run_directory import LOGS_KEY
 from pl_rl.checkpoints import read_checkpoint
@@ -71,6 +72,7 @@ class CLI(LightningCLI):
         if Path(given).absolute() != path:
             print(f"checkpoint: {shown(path)}", flush=True)
         checkpoint = read_checkpoint(path)
+        network_from_description(checkpoint["hyper_parameters"]["network"])
         parser = self._subcommand_parsers[args[0]]
         parser.set_defaults({f"model.{name}": value for name, value in checkpoint["hyper_parameters"].items()})
         # A run without logs has no directory of its own, and what lies where it was started is not its configuration.

@@ -28,10 +28,15 @@ def _plot(args: list[str]) -> None:
 
 
 def _verify(args: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog=f"{PROG} verify", description=VERIFY_DESCRIPTION, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog=f"{PROG} verify", description=VERIFY_DESCRIPTION, allow_abbrev=False, exit_on_error=False
+    )
     parser.add_argument("--iterations", type=int, default=30, help="Length of each run (default: 30).")
     parser.add_argument("--kills", type=int, default=3, help="How often to kill (default: 3).")
-    options, fit_args = parser.parse_known_args(args)
+    try:
+        options, fit_args = parser.parse_known_args(args)
+    except argparse.ArgumentError as error:
+        raise UsageError(str(error)) from error
     if not 1 <= options.kills < options.iterations:
         raise UsageError(
             f"--kills {options.kills} does not fit into --iterations {options.iterations}; use at least one kill and "

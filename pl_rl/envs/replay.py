@@ -35,9 +35,10 @@ class ReplayEnv(gym.Wrapper[Any, Any, Any, Any]):
         self._first_seed = 0
         self._anchors = 0
         self._actions: list[Any] = []
+        self._rewards = 0.0
         self._resets: list[int] = []
         self.replayed_obs: Any = None
-        """The observation that a replay ended with; ``None`` if it failed."""
+        """The observation that a replay ended with; ``None`` if it failed or its rewards did not add up to the same."""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin an episode; where none is asked for, a seed of the environment's own is used at an anchor."""
@@ -48,13 +49,16 @@ class ReplayEnv(gym.Wrapper[Any, Any, Any, Any]):
         else:
             self._resets.append(len(self._actions))
             return self.env.reset(options=options)
-        self._actions, self._resets = [], []
+        self._actions, self._resets, self._rewards = [], [], 0.0
         return self.env.reset(seed=self._anchor_seed(), options=options)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """One step, remembered."""
-        self._actions.append(action)
-        return self.env.step(action)
+        # An environment may clip its action in place.
+        self._actions.append(action.copy() if isinstance(action, np.ndarray) else action)
+        result = self.env.step(action)
+        self._rewards += float(result[1])
+        return result
 
     @property
     def replay(self) -> dict[str, Any]:
@@ -64,6 +68,7 @@ class ReplayEnv(gym.Wrapper[Any, Any, Any, Any]):
             "anchors": self._anchors,
             "actions": np.array(self._actions),
             "resets": list(self._resets),
+            "rewards": self._rewards,
         }
 
     @replay.setter
@@ -76,13 +81,17 @@ class ReplayEnv(gym.Wrapper[Any, Any, Any, Any]):
             self.replayed_obs = self._replay()
         except Exception:  # an environment that is not deterministic may refuse an action that it once took
             self.replayed_obs = None
+        if self._rewards != replay["rewards"]:
+            self.replayed_obs = None
 
     def _replay(self) -> Any:
         obs, _ = self.env.reset(seed=self._anchor_seed())
+        self._rewards = 0.0
         resets = iter([*self._resets, None])
         next_reset = next(resets)
         for number, action in enumerate(self._actions, start=1):
-            obs, *_ = self.env.step(action)
+            obs, reward, *_ = self.env.step(action.copy() if isinstance(action, np.ndarray) else action)
+            self._rewards += float(reward)
             if number == next_reset:
                 obs, _ = self.env.reset()
                 next_reset = next(resets)

@@ -86,9 +86,9 @@ def restore_envs(env: AnyVectorEnv, saved: dict[str, Any] | None, obs: npt.NDArr
     if _kind(saved["class"]) != _kind(type(env).__name__):
         return f"they were stepped by a {saved['class']}, and are by a {type(env).__name__}"
     restored = snapshot.restore(env, saved["state"])
-    if restored is None or restored.shape != obs.shape:
+    if len(obs) != env.num_envs:
         return f"the state of {len(obs)} environments does not fit"
-    if not np.array_equal(restored, obs, equal_nan=True):
+    if restored is None or not np.array_equal(restored, obs, equal_nan=True):
         return "a replay of their seeds and actions led elsewhere, so they do not depend on these alone"
     return None
 
