@@ -136,7 +136,8 @@ class RolloutCollector:
         """
         self.generator.set_state(state["generator"])
         obs = state["obs"].numpy().copy()
-        failure = restore_envs(self.env, state["environments"], obs)
+        open_returns = state["episodes"]["open_returns"].numpy()
+        failure = restore_envs(self.env, state["environments"], obs, open_returns)
         self.episodes.load_state_dict(state["episodes"])
         if failure is not None:
             self.reset(restart_seed)

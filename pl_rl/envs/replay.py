@@ -5,10 +5,11 @@ environment that is deterministic given its seed and its actions is restored by 
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
+import numpy.typing as npt
 
 from pl_rl.seeding import derive_seed
 
@@ -35,10 +36,12 @@ class ReplayEnv(gym.Wrapper[Any, Any, Any, Any]):
         self._first_seed = 0
         self._anchors = 0
         self._actions: list[Any] = []
-        self._rewards = 0.0
         self._resets: list[int] = []
+        self.step = self._recording_step()  # type: ignore[method-assign, assignment]
+        self.replayed_return = 0.0
+        """Rewards of the open episode in a replay, added up as rollouts do it, which keep them as float32."""
         self.replayed_obs: Any = None
-        """The observation that a replay ended with; ``None`` if it failed or its rewards did not add up to the same."""
+        """The observation that a replay ended with; ``None`` if it failed."""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin an episode; where none is asked for, a seed of the environment's own is used at an anchor."""
@@ -49,16 +52,9 @@ class ReplayEnv(gym.Wrapper[Any, Any, Any, Any]):
         else:
             self._resets.append(len(self._actions))
             return self.env.reset(options=options)
-        self._actions, self._resets, self._rewards = [], [], 0.0
+        self._actions.clear()
+        self._resets.clear()
         return self.env.reset(seed=self._anchor_seed(), options=options)
-
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """One step, remembered."""
-        # An environment may clip its action in place.
-        self._actions.append(action.copy() if isinstance(action, np.ndarray) else action)
-        result = self.env.step(action)
-        self._rewards += float(result[1])
-        return result
 
     @property
     def replay(self) -> dict[str, Any]:
@@ -68,34 +64,47 @@ class ReplayEnv(gym.Wrapper[Any, Any, Any, Any]):
             "anchors": self._anchors,
             "actions": np.array(self._actions),
             "resets": list(self._resets),
-            "rewards": self._rewards,
         }
 
     @replay.setter
     def replay(self, replay: dict[str, Any]) -> None:
         self._first_seed, self._anchors = replay["first_seed"], replay["anchors"]
-        self._actions, self._resets = list(replay["actions"]), list(replay["resets"])
         self.env.close()
         self.env = self._make()
+        self.step = self._recording_step()  # type: ignore[method-assign, assignment]
         try:
-            self.replayed_obs = self._replay()
+            self.replayed_obs = self._replay(replay["actions"], replay["resets"])
         except Exception:  # an environment that is not deterministic may refuse an action that it once took
             self.replayed_obs = None
-        if self._rewards != replay["rewards"]:
-            self.replayed_obs = None
 
-    def _replay(self) -> Any:
+    def _replay(self, actions: npt.NDArray[Any], resets: list[int]) -> Any:
+        """Do it all again, and remember it again; the observation in the end."""
+        self._actions.clear()
+        self._resets.clear()
+        self.replayed_return = 0.0
         obs, _ = self.env.reset(seed=self._anchor_seed())
-        self._rewards = 0.0
-        resets = iter([*self._resets, None])
-        next_reset = next(resets)
-        for number, action in enumerate(self._actions, start=1):
-            obs, reward, *_ = self.env.step(action.copy() if isinstance(action, np.ndarray) else action)
-            self._rewards += float(reward)
+        waiting = iter([*resets, None])
+        next_reset = next(waiting)
+        for number, action in enumerate(actions, start=1):
+            obs, reward, *_ = self.step(action)
+            self.replayed_return += float(np.float32(reward))
             if number == next_reset:
+                self._resets.append(number)
+                self.replayed_return = 0.0
                 obs, _ = self.env.reset()
-                next_reset = next(resets)
+                next_reset = next(waiting)
         return np.array(obs)
+
+    def _recording_step(self) -> Callable[[Any], tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]]:
+        """``step`` with a memory; a closure, since looking up attributes would double what it costs."""
+        inner, remember = self.env.step, self._actions.append
+        is_array = bool(self.action_space.shape)
+
+        def step(action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+            remember(action.copy() if is_array else action)  # an environment may clip an array in place
+            return inner(action)
+
+        return step
 
     def _anchor_seed(self) -> int:
         return self._first_seed if self._anchors == 0 else derive_seed(self._first_seed, self._anchors)

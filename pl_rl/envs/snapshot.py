@@ -17,8 +17,17 @@ class Snapshot(NamedTuple):
 
     save: Callable[[Any], Any]
     """Takes the environment and gives its state, made of tensors and builtins only."""
-    restore: Callable[[Any, Any], npt.NDArray[Any] | None]
-    """Takes an environment and a state, and gives the current observations ``[N, ...]``, or ``None`` if it failed."""
+    restore: Callable[[Any, Any], "Restored | None"]
+    """Takes an environment and a state, and gives what can be compared, or ``None`` if it failed."""
+
+
+class Restored(NamedTuple):
+    """What shows whether a state is the one that was saved."""
+
+    obs: npt.NDArray[Any]
+    """Current observations ``[N, ...]``."""
+    open_returns: npt.NDArray[np.float64] | None = None
+    """Rewards so far in each open episode ``[N]``, where they were earned again."""
 
 
 def _save_cartpole(env: SameStepCartPoleVectorEnv) -> dict[str, Any]:
@@ -30,7 +39,7 @@ def _save_cartpole(env: SameStepCartPoleVectorEnv) -> dict[str, Any]:
     }
 
 
-def _restore_cartpole(env: SameStepCartPoleVectorEnv, saved: dict[str, Any]) -> npt.NDArray[Any] | None:
+def _restore_cartpole(env: SameStepCartPoleVectorEnv, saved: dict[str, Any]) -> Restored | None:
     state = saved["state"].numpy().copy()
     if state.shape[1] != env.num_envs:
         return None
@@ -38,7 +47,7 @@ def _restore_cartpole(env: SameStepCartPoleVectorEnv, saved: dict[str, Any]) -> 
     env.steps = saved["steps"].numpy().copy()
     env.prev_done = saved["prev_done"].numpy().copy()
     env.np_random.bit_generator.state = saved["generator"]
-    return np.asarray(state.T.astype(np.float32))
+    return Restored(state.T.astype(np.float32))
 
 
 def _save_replays(env: SyncVectorEnv[Any, Any] | AsyncVectorEnv[Any, Any]) -> list[dict[str, Any]]:
@@ -47,12 +56,14 @@ def _save_replays(env: SyncVectorEnv[Any, Any] | AsyncVectorEnv[Any, Any]) -> li
 
 def _restore_replays(
     env: SyncVectorEnv[Any, Any] | AsyncVectorEnv[Any, Any], saved: list[dict[str, Any]]
-) -> npt.NDArray[Any] | None:
+) -> Restored | None:
     if len(saved) != env.num_envs:
         return None
     env.set_attr("replay", [{**replay, "actions": replay["actions"].numpy()} for replay in saved])
     observations = env.get_attr("replayed_obs")
-    return None if any(obs is None for obs in observations) else np.stack(observations)
+    if any(obs is None for obs in observations):
+        return None
+    return Restored(np.stack(observations), np.array(env.get_attr("replayed_return")))
 
 
 SNAPSHOTS: dict[type[AnyVectorEnv], Snapshot] = {
@@ -69,13 +80,16 @@ def save_envs(env: AnyVectorEnv) -> dict[str, Any] | None:
     return None if snapshot is None else {"class": type(env).__name__, "state": snapshot.save(env)}
 
 
-def restore_envs(env: AnyVectorEnv, saved: dict[str, Any] | None, obs: npt.NDArray[Any]) -> str | None:
+def restore_envs(
+    env: AnyVectorEnv, saved: dict[str, Any] | None, obs: npt.NDArray[Any], open_returns: npt.NDArray[np.float64]
+) -> str | None:
     """Bring the environments into a saved state.
 
     Args:
         env: As many environments of the same kind as were saved.
         saved: From :func:`save_envs`.
         obs: The observations ``[N, ...]`` that the environments were in when they were saved.
+        open_returns: The rewards ``[N]`` that their open episodes had brought.
 
     Returns:
         ``None`` if the environments are in the very state that was saved, else why not; they then need a reset.
@@ -88,7 +102,12 @@ def restore_envs(env: AnyVectorEnv, saved: dict[str, Any] | None, obs: npt.NDArr
     restored = snapshot.restore(env, saved["state"])
     if len(obs) != env.num_envs:
         return f"the state of {len(obs)} environments does not fit"
-    if restored is None or not np.array_equal(restored, obs, equal_nan=True):
+    same = (
+        restored is not None
+        and np.array_equal(restored.obs, obs, equal_nan=True)
+        and (restored.open_returns is None or np.array_equal(restored.open_returns, open_returns, equal_nan=True))
+    )
+    if not same:
         return "a replay of their seeds and actions led elsewhere, so they do not depend on these alone"
     return None
 

@@ -1,13 +1,12 @@
 """What exact resume costs: recording for replay while collecting, a checkpoint, and a restore.
 
-Run it with ``python -m tests.benchmarks.resume_cost [ENV ...]``; environments whose packages are missing are left out.
+Run it with ``python -m tests.benchmarks.resume_cost``; environments whose packages are missing are left out.
 The cost of recording is the median ratio of processor time, with and without, over alternating rounds of the same
 rollouts.
 """
 
 import contextlib
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,7 +20,10 @@ from pl_rl.callbacks import RunCheckpoint
 from pl_rl.envs import make_env, make_vector_env, restore_envs
 from pl_rl.rollout import RolloutCollector
 
-ENVIRONMENTS = ["CartPole-v1", "Pendulum-v1", "HalfCheetah-v5"]
+ENVIRONMENTS = [
+    ("CartPole-v1", "native"),
+    *((name, "sync") for name in ("CartPole-v1", "Pendulum-v1", "HalfCheetah-v5")),
+]
 ROUNDS = 60
 
 
@@ -82,27 +84,30 @@ def checkpoint_cost(env: pl_rl.EnvConfig) -> tuple[float, int, float]:
         vector_env = make_vector_env(env, 8)
         vector_env.reset(seed=1)
         started = time.perf_counter()
-        failure = restore_envs(vector_env, saved["environments"], saved["obs"].numpy())
+        failure = restore_envs(
+            vector_env, saved["environments"], saved["obs"].numpy(), saved["episodes"]["open_returns"].numpy()
+        )
         assert failure is None, failure
         restore_seconds = time.perf_counter() - started
         vector_env.close()
         return stopwatch.save_seconds, path.stat().st_size, restore_seconds
 
 
-def main(names: list[str]) -> None:
+def main() -> None:
     """Print a row for each environment."""
     torch.set_num_threads(1)
     print(f"{'environment':28}{'recording':>10}{'checkpoint':>12}{'bytes':>11}{'restore':>10}")
-    for name in names or ENVIRONMENTS:
-        env = pl_rl.EnvConfig(name, "sync")
+    for name, vectorization in ENVIRONMENTS:
+        env = pl_rl.EnvConfig(name, vectorization)
+        label = f"{name}, {vectorization}"
         try:
             make_env(env).close()
         except pl_rl.UsageError as error:
-            print(f"{name:28}left out: {error}")
+            print(f"{label:28}left out: {error}")
             continue
         save, size, restore = checkpoint_cost(env)
-        print(f"{name:28}{recording_cost(env):>+10.1%}{1e3 * save:>9.1f} ms{size:>11,}{1e3 * restore:>7.0f} ms")
+        print(f"{label:28}{recording_cost(env):>+10.1%}{1e3 * save:>9.1f} ms{size:>11,}{1e3 * restore:>7.0f} ms")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import tests.uncertain_environments  # noqa: F401  (registers environments)
-from pl_rl.envs import SNAPSHOTS, EnvConfig, Snapshot, make_vector_env, restore_envs, save_envs
+from pl_rl.envs import SNAPSHOTS, EnvConfig, Restored, Snapshot, make_vector_env, restore_envs, save_envs
 from pl_rl.envs.replay import ReplayEnv
 
 ENVIRONMENTS = [
@@ -38,6 +38,15 @@ def _actions(env, rng):
     return rng.uniform(space.low, space.high, size=(env.num_envs, *space.shape)).astype(space.dtype)
 
 
+def open_returns_of(seen, num_envs=3):
+    """The rewards in each episode that is still open, as rollouts add them up."""
+    returns = np.zeros(num_envs)
+    for _, rewards, terminated, truncated in seen:
+        returns += rewards.astype(np.float32)
+        returns[terminated | truncated] = 0
+    return returns
+
+
 def same(one, other):
     return all(np.array_equal(a, b) for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=True))
 
@@ -56,7 +65,7 @@ def test_restored_environments_go_on_observation_for_observation(config):
 
         other = make_vector_env(config, 3)
         other.reset(seed=99)
-        assert restore_envs(other, saved, obs) is None
+        assert restore_envs(other, saved, obs, open_returns_of(seen)) is None
         assert same(walk(other, obs, 300, np.random.default_rng(1)), expected)
         other.close()
 
@@ -64,10 +73,10 @@ def test_restored_environments_go_on_observation_for_observation(config):
 def test_a_replay_may_change_between_this_process_and_workers():
     env = make_vector_env(EnvConfig("PlRlTest/NoisyWalk-v0", "sync"), 2)
     obs, _ = env.reset(seed=5)
-    obs = walk(env, obs, 100, np.random.default_rng(0))[-1][0]
+    seen = walk(env, obs, 100, np.random.default_rng(0))
     other = make_vector_env(EnvConfig("PlRlTest/NoisyWalk-v0", "async"), 2)
     other.reset(seed=1)
-    assert restore_envs(other, save_envs(env), obs) is None
+    assert restore_envs(other, save_envs(env), seen[-1][0], open_returns_of(seen, 2)) is None
     other.close()
 
 
@@ -97,10 +106,10 @@ def test_anchors_keep_a_replay_short():
 def test_a_failing_replay_is_said_and_does_not_raise():
     env = make_vector_env(EnvConfig("PlRlTest/Hoarder-v0"), 2)
     obs, _ = env.reset(seed=5)
-    obs = walk(env, obs, 200, np.random.default_rng(0))[-1][0]  # past an anchor, which does not bring the hoard back
+    seen = walk(env, obs, 200, np.random.default_rng(0))  # past an anchor, which does not bring the hoard back
     other = make_vector_env(EnvConfig("PlRlTest/Hoarder-v0"), 2)
     other.reset(seed=5)
-    assert "led elsewhere" in restore_envs(other, save_envs(env), obs)
+    assert "led elsewhere" in restore_envs(other, save_envs(env), seen[-1][0], open_returns_of(seen, 2))
 
 
 def test_an_unknown_vector_environment_is_said_not_to_be_saved_until_it_is_registered(monkeypatch):
@@ -110,7 +119,7 @@ def test_an_unknown_vector_environment_is_said_not_to_be_saved_until_it_is_regis
     env = Own([lambda: gym.make("CartPole-v1")])
     obs, _ = env.reset(seed=0)
     assert save_envs(env) is None
-    assert restore_envs(env, None, obs) == "the state of a Own cannot be saved"
-    monkeypatch.setitem(SNAPSHOTS, Own, Snapshot(lambda env: [1, 2], lambda env, state: obs))
+    assert restore_envs(env, None, obs, np.zeros(1)) == "the state of a Own cannot be saved"
+    monkeypatch.setitem(SNAPSHOTS, Own, Snapshot(lambda env: [1, 2], lambda env, state: Restored(obs)))
     assert save_envs(env) == {"class": "Own", "state": [1, 2]}
-    assert restore_envs(env, save_envs(env), obs) is None
+    assert restore_envs(env, save_envs(env), obs, np.zeros(1)) is None
