@@ -20,7 +20,8 @@ from pl_rl.callbacks import RunCheckpoint
 from pl_rl.envs import make_env, make_vector_env, restore_envs
 from pl_rl.rollout import RolloutCollector
 
-ENVIRONMENTS = [
+SYNC = ("CartPole-v1", "Pendulum-v1", "HalfCheetah-v5")
+ENVIRONMENTS = [("CartPole-v1", "native"), *((name, "sync") for name in SYNC)]
     ("CartPole-v1", "native"),
     *((name, "sync") for name in ("CartPole-v1", "Pendulum-v1", "HalfCheetah-v5")),
 ]
