@@ -22,9 +22,6 @@ from pl_rl.rollout import RolloutCollector
 
 SYNC = ("CartPole-v1", "Pendulum-v1", "HalfCheetah-v5")
 ENVIRONMENTS = [("CartPole-v1", "native"), *((name, "sync") for name in SYNC)]
-    ("CartPole-v1", "native"),
-    *((name, "sync") for name in ("CartPole-v1", "Pendulum-v1", "HalfCheetah-v5")),
-]
 ROUNDS = 60
 
 
