@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,10 +77,8 @@ def record(
     Raises:
         UsageError: If the environment cannot be rendered, or a package for it or for writing videos is missing.
     """
-    try:
-        import moviepy  # noqa: F401
-    except ImportError as error:
-        raise UsageError("recording videos needs a package more; pip install 'pl-rl[video]'") from error
+    if find_spec("moviepy") is None:
+        raise UsageError("recording videos needs a package more; pip install 'pl-rl[video]'")
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame draws without a screen
     single = make_env(env_config, render_mode="rgb_array")
     if single.render_mode != "rgb_array":

@@ -1,5 +1,8 @@
 """PPO in a Trainer: budgets, reproducibility, settings and their errors, checkpoints of a model."""
 
+import tomllib
+from pathlib import Path
+
 import gymnasium as gym
 import lightning as L
 import numpy as np
@@ -503,3 +506,24 @@ def test_a_scheduler_that_nobody_would_step_is_refused():
 
     with pytest.raises(UsageError, match="a learning-rate scheduler; return the optimiser"):
         fit(small_ppo(model_class=Scheduled))
+
+
+def test_each_rollout_comes_from_the_policy_that_learns_from_it():
+    class Watched(PPO):
+        def training_step(self, rollout, batch_idx):
+            with torch.no_grad():
+                outputs = self.network.policy(rollout.obs.flatten(0, 1))
+                current = self.network.distribution.log_prob(outputs, rollout.actions.flatten())
+            torch.testing.assert_close(current, rollout.log_probs.flatten())
+            self.seen = getattr(self, "seen", 0) + 1
+            super().training_step(rollout, batch_idx)
+
+    model = small_ppo(model_class=Watched, learning_rate=0.1)
+    fit(model)
+    assert model.seen == 8
+
+
+def test_only_sound_releases_of_lightning_are_installed():
+    # 2.6.2 and 2.6.3 were compromised.
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert "lightning>=2.6.4,<2.7" in project["dependencies"]

@@ -19,6 +19,7 @@ class SameStepCartPoleVectorEnv(CartPoleVectorEnv):
     cut out of every rollout.
     """
 
+    # Gymnasium declares it without ClassVar.
     metadata = {**CartPoleVectorEnv.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
 
     def step(self, action: npt.NDArray[np.integer[Any]]) -> tuple[Floats, Floats, Bools, Bools, dict[str, Any]]:
