@@ -4,6 +4,7 @@ One run is left alone; another is killed with SIGKILL at random moments and resu
 checkpoints and logs must then be the same, compared at zero tolerance.
 """
 
+import math
 import random
 import subprocess
 import sys
@@ -59,14 +60,15 @@ def verify(fit_args: list[str], iterations: int, kills: int) -> Verification:
     with tempfile.TemporaryDirectory(prefix="pl_rl-verify-") as folder:
         runs = {}
         remarks: list[str] = []
+        killed_after: list[int] = []
         for name, kill_after in [("uninterrupted", []), ("killed", moments)]:
             root = Path(folder, name)
             command = _command(fit_args, root, iterations)
             for number, moment in enumerate(kill_after):
-                _run(command, remarks, resume=number > 0, kill_after=moment)
+                killed_after.append(_run(command, remarks, resume=number > 0, kill_after=moment))
             _run(command, remarks, resume=bool(kill_after), kill_after=None)
             runs[name] = root / "lightning_logs" / "version_0"
-        return Verification(moments, compare_runs(runs["uninterrupted"], runs["killed"]), sorted(set(remarks)))
+        return Verification(killed_after, compare_runs(runs["uninterrupted"], runs["killed"]), sorted(set(remarks)))
 
 
 def compare_runs(one: Path, other: Path) -> dict[str, str | None]:
@@ -138,30 +140,38 @@ def _command(fit_args: Sequence[str], root: Path, iterations: int) -> list[str]:
     ]
 
 
-def _run(command: list[str], remarks: list[str], resume: bool, kill_after: int | None) -> None:
-    """One process, to its end or until it is killed somewhere in the iteration after ``kill_after``."""
+def _run(command: list[str], remarks: list[str], resume: bool, kill_after: int | None) -> int:
+    """One process, to its end or until it is killed somewhere in the iteration after ``kill_after``.
+
+    Returns:
+        The last iteration that it finished.
+    """
     arguments = [*command, "--ckpt_path", "last"] if resume else command
+    iteration, killed = 0, False
     with (
         tempfile.TemporaryFile("w+") as errors,
         subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
     ):
         assert process.stdout is not None
-        latest = time.monotonic()
+        before = latest = math.nan
         for line in process.stdout:
             if "not exact: " in line:
                 remarks.append(line.partition("not exact: ")[2].strip())
             if not line.startswith("iteration "):
                 continue
-            duration, latest = time.monotonic() - latest, time.monotonic()
-            if kill_after is not None and int(line.split()[1]) >= kill_after:
+            iteration, before, latest = int(line.split()[1]), latest, time.monotonic()
+            if kill_after is not None and iteration >= kill_after and not killed:
+                # Somewhere in the next iteration, if the last one tells how long that is.
+                duration = 0.0 if math.isnan(latest - before) else latest - before
                 time.sleep(random.random() * min(duration, 1.0))
                 process.kill()
-                return
+                killed = True
         status = process.wait()
-        if status == 0 and kill_after is not None:
-            raise UsageError(f"the run ended by itself, before iteration {kill_after}; use less --iterations")
-        if status != 0:
+        if status > 0:
             errors.seek(0)
             message = errors.read().strip().splitlines()[-1:] or ["no message"]
             kind = UsageError if status == 2 else RunFailure
             raise kind(message[0].removeprefix("error: "))
+        if status == 0 and kill_after is not None:
+            raise UsageError("the run ended by itself before it could be killed; use more --iterations or a longer run")
+    return iteration
