@@ -2,7 +2,7 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
@@ -65,13 +65,14 @@ class RunCheckpoint(Checkpoint):
         """Save before the first iteration: from here on there is something to resume.
 
         Also where a run is continued from another checkpoint than its last: the logs end here now, so the last must not
-        be from later on.
+        be from later on. Files of another run, which began in the same folder for want of a logger, are kept aside too.
         """
         agent = as_agent(pl_module)
-        last = Path(self._path(trainer, "last"))
-        if last.is_file() and trainer.ckpt_path is not None and not last.samefile(trainer.ckpt_path):
-            # A copy, so that there is a last checkpoint at every moment.
-            shutil.copy2(last, place_aside(last.parent.parent, last.name))
+        for name in ["last"] if trainer.ckpt_path else ["last", "best"]:
+            path = Path(self._path(trainer, name))
+            if path.is_file() and not (trainer.ckpt_path and path.samefile(trainer.ckpt_path)):
+                # A copy, so that there is a last checkpoint at every moment.
+                shutil.copy2(path, place_aside(path.parent.parent, path.name))
         self._save_best(trainer, agent)
         self._save_last(trainer, agent)
 
@@ -106,22 +107,26 @@ class RunCheckpoint(Checkpoint):
         if evaluation.train_iter != agent.train_iter or evaluation.latest["return_mean"] <= self.best_model_score:
             return
         self.best_model_score = evaluation.latest["return_mean"]
-        self.best_model_path = self._path(trainer, "best")
-        trainer.save_checkpoint(self.best_model_path, weights_only=False)
+        self.best_model_path = self._save(trainer, "best")
 
     def _save_last(self, trainer: L.Trainer, agent: Agent) -> None:
         self._saved_iteration = agent.iteration
-        self.last_model_path = self._path(trainer, "last")
-        trainer.save_checkpoint(self.last_model_path, weights_only=False)
+        self.last_model_path = self._save(trainer, "last")
 
     def _keep(self, trainer: L.Trainer, iteration: int) -> None:
         """Save ``iteration_N.ckpt`` and remove the ones beyond the limit."""
         self._kept.append(iteration)
         obsolete = self._kept[: -self.keep_last_n] if self.keep_last_n > 0 else []
         self._kept = self._kept[len(obsolete) :]
-        trainer.save_checkpoint(self._path(trainer, f"iteration_{iteration}"), weights_only=False)
+        self._save(trainer, f"iteration_{iteration}")
         for old in obsolete:
             trainer.strategy.remove_checkpoint(self._path(trainer, f"iteration_{old}"))
+
+    def _save(self, trainer: L.Trainer, name: str) -> str:
+        path = self._path(trainer, name)
+        if not cast(Any, trainer).fast_dev_run:  # set by Lightning without declaring it
+            trainer.save_checkpoint(path, weights_only=False)
+        return path
 
     @staticmethod
     def _path(trainer: L.Trainer, name: str) -> str:
