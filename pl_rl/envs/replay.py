@@ -37,6 +37,7 @@ class ReplayEnv(gym.Wrapper[Any, Any, Any, Any]):
         self._anchors = 0
         self._actions: list[Any] = []
         self._resets: list[int] = []
+        # An attribute in the place of the method is what callers then find, one look-up and one call away.
         self.step = self._recording_step()  # type: ignore[method-assign, assignment]
         self.replayed_return = 0.0
         """Rewards of the open episode in a replay, added up as rollouts do it, which keep them as float32."""
