@@ -112,6 +112,10 @@ class Agent(L.LightningModule):
         """Whether ``total_env_steps`` shapes training before it ends it."""
         return False
 
+    def rounding(self) -> dict[str, str]:
+        """What decides how numbers are rounded, beyond libraries and machine."""
+        return {}
+
     @property
     def elapsed_seconds(self) -> float:
         """Training time, over all resumes."""

@@ -35,20 +35,21 @@ def gae(
     """
     deltas = rewards + gamma * next_values * ~terminated - values
     decay = gamma * gae_lambda * ~(terminated | truncated)
-    advantages = torch.empty_like(deltas)
     following = torch.zeros_like(deltas[0])
-    for t in reversed(range(len(deltas))):
-        following = torch.addcmul(deltas[t], decay[t], following)
-        advantages[t] = following
-    return advantages
+    advantages = []
+    for delta, factor in zip(reversed(deltas.unbind()), reversed(decay.unbind()), strict=True):
+        following = torch.addcmul(delta, factor, following)
+        advantages.append(following)
+    return torch.stack(advantages[::-1])
 
 
 def normalize(advantages: Tensor) -> Tensor:
-    """Zero mean and unit (sample) standard deviation over a minibatch ``[B]``, ``B >= 2``."""
-    return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+    """Zero mean and unit (sample) standard deviation over each minibatch, ``[..., B]``, ``B >= 2``."""
+    std, mean = torch.std_mean(advantages, -1, keepdim=True)
+    return (advantages - mean) / (std + 1e-8)
 
 
-def clipped_surrogate_loss(ratio: Tensor, advantages: Tensor, clip_coef: float) -> Tensor:
+def clipped_surrogate_loss(ratio: Tensor, advantages: Tensor, clip_coef: float | Tensor) -> Tensor:
     """The clipped policy objective, https://arxiv.org/abs/1707.06347 equation 7, as a loss.
 
     Args:
@@ -59,7 +60,7 @@ def clipped_surrogate_loss(ratio: Tensor, advantages: Tensor, clip_coef: float) 
     Returns:
         Scalar.
     """
-    clipped = ratio.clamp(1 - clip_coef, 1 + clip_coef)
+    clipped = ratio.clamp(1 - clip_coef, 1 + clip_coef)  # type: ignore[arg-type]
     return -torch.minimum(advantages * ratio, advantages * clipped).mean()
 
 
@@ -68,7 +69,7 @@ def value_loss(values: Tensor, returns: Tensor) -> Tensor:
     return 0.5 * (values - returns).square().mean()
 
 
-def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_coef: float) -> Tensor:
+def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_coef: float | Tensor) -> Tensor:
     """Value loss that a change beyond ``clip_coef`` from the old value cannot lower; scalar.
 
     Source: implementation detail 9 of https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/
@@ -79,7 +80,7 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip
         returns: ``[B]``.
         clip_coef: Largest change that counts.
     """
-    clipped = old_values + (values - old_values).clamp(-clip_coef, clip_coef)
+    clipped = old_values + (values - old_values).clamp(-clip_coef, clip_coef)  # type: ignore[arg-type]
     return 0.5 * torch.maximum((values - returns).square(), (clipped - returns).square()).mean()
 
 
@@ -94,7 +95,7 @@ def approx_kl(log_ratio: Tensor) -> Tensor:
     return (log_ratio.exp() - 1 - log_ratio).mean()
 
 
-def clip_fraction(ratio: Tensor, clip_coef: float) -> Tensor:
+def clip_fraction(ratio: Tensor, clip_coef: float | Tensor) -> Tensor:
     """Share of the ratios ``[B]`` outside ``1 +- clip_coef``; scalar between 0 and 1."""
     return ((ratio - 1).abs() > clip_coef).float().mean()
 

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import gymnasium as gym
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from pl_rl.distributions import make_distribution
 from pl_rl.errors import UsageError
@@ -99,10 +101,8 @@ class MLPActorCritic(ActorCritic):
         inputs = observation_space.shape[0]
         features = encoder_sizes[-1] if encoder_sizes else inputs
         self.encoder = _mlp([inputs, *encoder_sizes], activation)
-        self.actor = _mlp([features, *actor_sizes], activation)
-        self.actor.append(_linear([features, *actor_sizes][-1], self.distribution.num_outputs, gain=0.01))
-        self.critic = _mlp([features, *critic_sizes], activation)
-        self.critic.append(_linear([features, *critic_sizes][-1], 1, gain=1.0))
+        self.actor = _mlp([features, *actor_sizes], activation, self.distribution.num_outputs, gain=0.01)
+        self.critic = _mlp([features, *critic_sizes], activation, 1)
 
     def policy(self, obs: Tensor) -> Tensor:
         """Policy outputs ``[B, P]`` for observations ``[B, D]``."""
@@ -120,16 +120,49 @@ class MLPActorCritic(ActorCritic):
         return self.actor(features), self.critic(features).squeeze(-1)
 
     def _encode(self, obs: Tensor) -> Tensor:
-        features: Tensor = self.encoder(obs.to(next(self.critic.parameters()).dtype))
+        features: Tensor = self.encoder(obs.to(self.critic.dtype))
         return features
 
 
-def _mlp(sizes: Sequence[int], activation: str) -> nn.Sequential:
-    """Hidden layers through the given widths, each followed by the activation; empty for one width."""
+class MLP(nn.Sequential):
+    """Linear layers with an activation between them, and after the last one if it is a hidden layer too.
+
+    Its forward pass goes straight to the parameters: calling a module costs as much as a small layer's arithmetic. So
+    hooks on single layers do not run.
+
+    Args:
+        layers: Linear layers and activations in turn.
+    """
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__(*layers)
+        self._parameters_of = [layer._parameters for layer in layers[::2]]
+        self._activations = [layer.forward for layer in layers[1::2]]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the first layer's weights."""
+        weight = self._parameters_of[0]["weight"]
+        assert weight is not None
+        return weight.dtype
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Through all layers."""
+        for parameters, activation in itertools.zip_longest(self._parameters_of, self._activations):
+            inputs = linear(inputs, parameters["weight"], parameters["bias"])  # type: ignore[arg-type]
+            if activation is not None:
+                inputs = activation(inputs)
+        return inputs
+
+
+def _mlp(sizes: Sequence[int], activation: str, outputs: int | None = None, gain: float = 1.0) -> MLP:
+    """Hidden layers of the given widths, after the number of inputs, and outputs on top if there are any."""
     layers: list[nn.Module] = []
-    for inputs, outputs in itertools.pairwise(sizes):
-        layers += [_linear(inputs, outputs, gain=math.sqrt(2)), ACTIVATIONS[activation]()]
-    return nn.Sequential(*layers)
+    for width, following in itertools.pairwise(sizes):
+        layers += [_linear(width, following, gain=math.sqrt(2)), ACTIVATIONS[activation]()]
+    if outputs is not None:
+        layers.append(_linear(sizes[-1], outputs, gain))
+    return MLP(*layers)
 
 
 def _linear(inputs: int, outputs: int, gain: float) -> nn.Linear:

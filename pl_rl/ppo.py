@@ -7,13 +7,15 @@ Shapes: ``T`` steps of a rollout, ``N`` environments, ``B`` samples of a minibat
 """
 
 import dataclasses
-import math
-from typing import Any, NamedTuple, cast
+from collections.abc import Iterator
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
 import torch
-from torch import Tensor, nn
+from lightning.pytorch.plugins.precision import Precision
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
 
 from pl_rl import functional as F
 from pl_rl.agent import Agent, NetworkFactory, describe_network, network_from_description
@@ -21,29 +23,20 @@ from pl_rl.callbacks.evaluation import PeriodicEvaluation
 from pl_rl.callbacks.lookup import attached
 from pl_rl.callbacks.resume_state import ResumeState
 from pl_rl.callbacks.run_directory import RunDirectory
-from pl_rl.checkpoints import plain_data
+from pl_rl.checkpoints import STATE_KEY, plain_data
+from pl_rl.compilation import CompilationError
 from pl_rl.envs import EnvConfig
 from pl_rl.errors import UsageError
+from pl_rl.loss import Minibatch, PPOLoss
 from pl_rl.networks import MLPActorCritic
 from pl_rl.rollout import Rollout
 from pl_rl.schedule import is_due
+from pl_rl.updates import CompiledUpdates, EagerUpdates, Updates
 
+# Compiling takes some seconds, once for a network and a machine, and saves up to a millisecond of each update.
+COMPILE_FROM = 2500
 
-class Minibatch(NamedTuple):
-    """Samples of a rollout, time and environment no longer told apart."""
-
-    obs: Tensor
-    """``[B, *observation_space.shape]``"""
-    actions: Tensor
-    """``[B]`` or ``[B, A]``"""
-    log_probs: Tensor
-    """``[B]``, log pi_old(a|s)."""
-    values: Tensor
-    """``[B]``, as predicted when the samples were collected."""
-    advantages: Tensor
-    """``[B]``"""
-    returns: Tensor
-    """``[B]``, targets of the value function."""
+APPROX_KL = PPOLoss.METRICS.index("approx_kl")
 
 
 class PPO(Agent):
@@ -75,6 +68,9 @@ class PPO(Agent):
         vf_coef: Weight of the value loss, which is half a mean squared error.
         max_grad_norm: Largest norm of the gradient over all parameters; null does not clip.
         target_kl: End an iteration's updates when a minibatch's KL divergence exceeds 1.5 times this; null never does.
+        compile_update: Make updates as one compiled function, which is faster and rounds differently. Where null, a run
+            of 2,500 updates or more does, if its network and optimiser and the machine allow it, and a resumed run
+            does as before.
         eval_freq: Train iterations (gradient updates) between evaluations; 0 never evaluates.
         eval_episodes: Episodes of an evaluation.
         eval_num_envs: Environments of an evaluation.
@@ -106,6 +102,7 @@ class PPO(Agent):
         vf_coef: float = 0.5,
         max_grad_norm: float | None = 0.5,
         target_kl: float | None = None,
+        compile_update: bool | None = None,
         eval_freq: int = 1000,
         eval_episodes: int = 10,
         eval_num_envs: int = 5,
@@ -144,6 +141,7 @@ class PPO(Agent):
         self.vf_coef = vf_coef
         self.max_grad_norm = max_grad_norm
         self.target_kl = target_kl
+        self.compile_update = compile_update
         self.eval_freq = eval_freq
         self.stop_value = stop_value
         for name, value in vars(self).items():
@@ -154,6 +152,8 @@ class PPO(Agent):
         self.save_hyperparameters(ignore=["env", "network"])
         described = {"env": dataclasses.asdict(env), "network": describe_network(network, self.network)}
         self.save_hyperparameters(plain_data({**self.hparams, **described}))
+        self._updates: Updates | None = None
+        self._compiled_before: bool | None = None
         self._callbacks = [ResumeState(), RunDirectory(), PeriodicEvaluation(self.eval_freq, self.stop_value)]
 
     @property
@@ -181,6 +181,59 @@ class PPO(Agent):
                 "configure_optimizers returns a learning-rate scheduler; return the optimiser, use anneal_lr"
             )
         self._rates = [group["lr"] for group in self._optimizer().param_groups]
+        self._updates = self._make_updates()
+
+    def setup(self, stage: str) -> None:
+        """Begin a run."""
+        super().setup(stage)
+        self._compiled_before = None
+
+    def teardown(self, stage: str) -> None:
+        """Leave nothing open."""
+        super().teardown(stage)
+        if self._updates is not None:
+            self._updates.close()
+            self._updates = None
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note how the run made its updates so far."""
+        super().on_load_checkpoint(checkpoint)
+        self._compiled_before = checkpoint[STATE_KEY]["platform"].get("updates", "eager") != "eager"
+
+    def rounding(self) -> dict[str, str]:
+        """What decides how numbers are rounded, beyond libraries and machine."""
+        return {"updates": self.updates.description}
+
+    def _make_updates(self) -> Updates:
+        """Compiled or eager, by a rule that a run's length decides and a resumed run's past."""
+        loss = PPOLoss(self.network, self.vf_coef, self.ent_coef, self.clip_vloss)
+        eager = EagerUpdates(loss, self._optimizer(), self.max_grad_norm)
+        compiled = self.compile_update
+        if compiled is None:
+            compiled = self._compiled_before
+        if compiled is None:
+            compiled = self.total_env_steps * self.update_epochs // self.minibatch_size >= COMPILE_FROM
+        if not compiled:
+            return eager
+        try:
+            if type(self.trainer.precision_plugin) is not Precision:
+                raise CompilationError(f"it is made for precision=32-true, not {self.trainer.precision}")
+            return CompiledUpdates(loss, self._optimizer(), self.max_grad_norm, self._example())
+        except CompilationError as error:
+            if self.compile_update:
+                raise UsageError(f"compile_update=true cannot be had: {error}; use null or false") from error
+            rank_zero_info(f"Updates are not compiled: {error}.")
+            return eager
+
+    def _example(self) -> Minibatch:
+        """A minibatch of the right shapes and types."""
+        space, distribution, size = self.network.observation_space, self.network.distribution, self.minibatch_size
+        assert space.shape is not None
+        obs = torch.zeros((size, *space.shape), dtype=self.collector.obs_dtype)
+        noise = distribution.noise((size,), torch.Generator())
+        with torch.no_grad():
+            actions = distribution.sample(torch.zeros(size, distribution.num_outputs), noise)
+        return Minibatch(obs, actions, *(torch.zeros(size) for _ in range(4)))
 
     def training_step(self, rollout: Rollout, batch_idx: int) -> None:
         """One PPO iteration: learn from a rollout in several passes, then say how it went."""
@@ -191,16 +244,16 @@ class PPO(Agent):
             group["lr"] = rate * rate_factor
 
         samples = self._samples(rollout)
-        updates = self._learn(samples, clip_coef)
+        metrics, grad_norms = self._learn(samples, clip_coef)
 
         self.iteration += 1
         self.between_iterations = True
-        before, self.train_iter = self.train_iter, self.train_iter + len(updates)
+        before, self.train_iter = self.train_iter, self.train_iter + len(grad_norms)
         # The optimiser is stepped without Lightning's wrapper, which would count but costs 60 us an update.
-        self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress.increment_by(len(updates))
+        self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress.increment_by(len(grad_norms))
         log_every_n_steps: int = cast(Any, self.trainer).log_every_n_steps  # set by Lightning without declaring it
         if is_due(before, self.train_iter, log_every_n_steps):
-            self._log_iteration(samples, updates, self._rates[0] * rate_factor, clip_coef)
+            self._log_iteration(samples, metrics, grad_norms, self._rates[0] * rate_factor, clip_coef)
 
     def _samples(self, rollout: Rollout) -> Minibatch:
         """All ``T * N`` samples of a rollout with their advantages and returns."""
@@ -223,53 +276,38 @@ class PPO(Agent):
         )
         return Minibatch(*(field.flatten(0, 1) for field in per_step))
 
-    def _learn(self, samples: Minibatch, clip_coef: float) -> list[dict[str, Tensor]]:
-        """Passes over the samples, each in an order of its own; the metrics of every update made."""
-        updates: list[dict[str, Tensor]] = []
+    def _learn(self, samples: Minibatch, clip_coef: float) -> tuple[Tensor, Tensor]:
+        """Passes over the samples, each in an order of its own.
+
+        Returns:
+            ``PPOLoss.METRICS`` and the gradient's norm, of each of ``U`` updates: ``[U, 5]`` and ``[U]``.
+        """
+        metrics: list[Tensor] = []
+        norms: list[Tensor] = []
+        clip = torch.tensor(clip_coef, device=self.device)
+        with self.updates.iteration():
+            for minibatch in self._minibatches(samples):
+                measured = self.updates.gradient(minibatch, clip)
+                if norms and self.target_kl is not None and measured[APPROX_KL] > 1.5 * self.target_kl:
+                    break
+                metrics.append(measured)
+                norms.append(self.updates.step())
+        return torch.stack(metrics), torch.stack(norms)
+
+    def _minibatches(self, samples: Minibatch) -> Iterator[Minibatch]:
         for _ in range(self.update_epochs):
             order = torch.randperm(len(samples.obs), generator=self.collector.generator).to(self.device)
-            shuffled = [field[order].split(self.minibatch_size) for field in samples]
-            for minibatch in map(Minibatch, *shuffled):
-                loss, metrics = self._loss(minibatch, clip_coef)
-                if updates and self.target_kl is not None and metrics["approx_kl"] > 1.5 * self.target_kl:
-                    return updates
-                updates.append({**metrics, "grad_norm": self._update(loss)})
-        return updates
+            shuffled = Minibatch(*(field[order] for field in samples))
+            if self.norm_adv:
+                advantages = F.normalize(shuffled.advantages.view(-1, self.minibatch_size))
+                shuffled = shuffled._replace(advantages=advantages.flatten())
+            yield from map(Minibatch, *(field.split(self.minibatch_size) for field in shuffled))
 
-    def _loss(self, minibatch: Minibatch, clip_coef: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a minibatch, and scalars that tell how the policy moves."""
-        outputs, values = self.network(minibatch.obs)
-        values = values.to(minibatch.values.dtype)
-        distribution = self.network.distribution
-        log_ratio = distribution.log_prob(outputs, minibatch.actions) - minibatch.log_probs
-        ratio = log_ratio.exp()
-        advantages = F.normalize(minibatch.advantages) if self.norm_adv else minibatch.advantages
-        policy_loss = F.clipped_surrogate_loss(ratio, advantages, clip_coef)
-        if self.clip_vloss:
-            value_loss = F.clipped_value_loss(values, minibatch.values, minibatch.returns, clip_coef)
-        else:
-            value_loss = F.value_loss(values, minibatch.returns)
-        entropy = distribution.entropy(outputs).mean()
-        loss = policy_loss + self.vf_coef * value_loss - self.ent_coef * entropy
-        with torch.no_grad():
-            metrics = {
-                "policy_loss": policy_loss.detach(),
-                "value_loss": value_loss.detach(),
-                "entropy": entropy.detach(),
-                "approx_kl": F.approx_kl(log_ratio),
-                "clip_fraction": F.clip_fraction(ratio, clip_coef),
-            }
-        return loss, metrics
-
-    def _update(self, loss: Tensor) -> Tensor:
-        """One gradient update; the norm of the gradient before clipping."""
-        optimizer = self._optimizer()
-        optimizer.zero_grad()
-        loss.backward()
-        max_norm = math.inf if self.max_grad_norm is None else self.max_grad_norm
-        grad_norm = nn.utils.clip_grad_norm_(self.network.parameters(), max_norm)
-        optimizer.step()
-        return grad_norm
+    @property
+    def updates(self) -> Updates:
+        """What makes the gradient updates of the running fit."""
+        assert self._updates is not None
+        return self._updates
 
     def _optimizer(self) -> torch.optim.Optimizer:
         optimizer = self.optimizers(use_pl_optimizer=False)
@@ -277,10 +315,11 @@ class PPO(Agent):
         return optimizer
 
     def _log_iteration(
-        self, samples: Minibatch, updates: list[dict[str, Tensor]], learning_rate: float, clip_coef: float
+        self, samples: Minibatch, metrics: Tensor, grad_norms: Tensor, learning_rate: float, clip_coef: float
     ) -> None:
         """Write the iteration's metrics against env steps."""
-        losses = {name: torch.stack([metrics[name] for metrics in updates]).mean() for name in updates[0]}
+        losses = dict(zip(PPOLoss.METRICS, metrics.mean(0), strict=True))
+        losses["grad_norm"] = grad_norms.mean()
         losses["explained_variance"] = F.explained_variance(samples.values, samples.returns)
         episodes = self.collector.episodes
         scalars = {f"losses/{name}": value.item() for name, value in losses.items()}

@@ -56,10 +56,12 @@ class EpisodeStatistics:
         self.open_returns = np.zeros(num_envs)
         self.open_lengths = np.zeros(num_envs, dtype=np.int64)
 
-    def add(self, rewards: npt.NDArray[Any], ended: npt.NDArray[np.bool_]) -> None:
-        """Account for one step: rewards ``[N]`` and which episodes ``[N]`` it ended."""
+    def add(self, rewards: npt.NDArray[Any], ended: npt.NDArray[np.bool_] | None) -> None:
+        """Account for one step: rewards ``[N]`` and which episodes ``[N]`` it ended, or ``None`` for none."""
         self.open_returns += rewards
         self.open_lengths += 1
+        if ended is None:
+            return
         for i in np.flatnonzero(ended):
             self.recent.append((float(self.open_returns[i]), int(self.open_lengths[i])))
             self.total += 1
@@ -109,6 +111,15 @@ class RolloutCollector:
         self.episodes = EpisodeStatistics(env.num_envs)
         self._obs: npt.NDArray[Any] | None = None
 
+    @property
+    def obs_dtype(self) -> torch.dtype:
+        """Floats as the network has them; integers (images) as they are, until the network converts them."""
+        dtype = self.env.single_observation_space.dtype
+        assert dtype is not None
+        if np.issubdtype(dtype, np.floating):
+            return next(self.network.parameters()).dtype
+        return torch.from_numpy(np.empty(0, dtype)).dtype
+
     def reset(self, seed: int) -> None:
         """Begin an episode in each environment."""
         self._obs, _ = self.env.reset(seed=seed)
@@ -151,60 +162,45 @@ class RolloutCollector:
         if self._obs is None:
             raise RuntimeError("collect() needs a reset(seed) first")
         steps, num_envs = self.num_steps, self.env.num_envs
-        parameter = next(self.network.parameters())
-        device, distribution = parameter.device, self.network.distribution
+        device, distribution = next(self.network.parameters()).device, self.network.distribution
         noise = distribution.noise((steps, num_envs), self.generator).to(device)
-        obs = torch.empty((steps + 1, *self._obs.shape), dtype=_obs_dtype(self._obs, parameter.dtype))
+        obs = torch.empty((steps, *self._obs.shape), dtype=self.obs_dtype)
         rewards = np.empty((steps, num_envs), dtype=np.float32)
         terminated = np.empty((steps, num_envs), dtype=np.bool_)
         truncated = np.empty((steps, num_envs), dtype=np.bool_)
-        outputs, actions = [], []
+        outputs, values, actions = [], [], []
         final_obs: dict[tuple[int, int], Tensor] = {}
 
+        # Taking all rows out of a tensor at once is cheaper than indexing it at each step.
+        obs_rows, noise_rows = obs.unbind(), noise.unbind()
         for t in range(steps):
-            obs[t] = torch.from_numpy(self._obs)
-            outputs.append(self.network.policy(obs[t].to(device)))
-            actions.append(distribution.sample(outputs[t], noise[t]))
+            obs_rows[t].copy_(torch.from_numpy(self._obs))
+            policy_outputs, step_values = self.network(obs_rows[t].to(device))
+            outputs.append(policy_outputs)
+            values.append(step_values)
+            actions.append(distribution.sample(policy_outputs, noise_rows[t]))
             env_actions = distribution.to_env(to_numpy(actions[t]))
             self._obs, rewards[t], terminated[t], truncated[t], infos = self.env.step(env_actions)
-            self.episodes.add(rewards[t], terminated[t] | truncated[t])
-            for i in np.flatnonzero(truncated[t] & ~terminated[t]):
-                final_obs[t, int(i)] = torch.as_tensor(infos["final_obs"][i], dtype=obs.dtype)
-        obs[steps] = torch.from_numpy(self._obs)
-
-        obs = obs.to(device)
-        values, next_values = self._values(obs, final_obs)
+            ended = terminated[t] | truncated[t] if "final_obs" in infos else None
+            self.episodes.add(rewards[t], ended)
+            if ended is not None:
+                for i in np.flatnonzero(truncated[t] & ~terminated[t]):
+                    final_obs[t, int(i)] = torch.as_tensor(infos["final_obs"][i], dtype=obs.dtype)
+        last_obs = torch.stack([*torch.from_numpy(self._obs).to(obs.dtype), *final_obs.values()])
+        values.extend(self.network.value(last_obs.to(device)).split([num_envs, len(final_obs)]))
+        # In float32 at least, whatever the network computes in.
+        *values, final_values = (value.to(torch.promote_types(value.dtype, torch.float32)) for value in values)
+        next_values = torch.stack(values[1:])
+        for step_and_env, final_value in zip(final_obs, final_values, strict=True):
+            next_values[step_and_env] = final_value
         all_actions = torch.stack(actions)
         return Rollout(
-            obs=obs[:-1],
+            obs=obs.to(device),
             actions=all_actions,
             log_probs=distribution.log_prob(torch.stack(outputs), all_actions),
-            values=values,
+            values=torch.stack(values[:-1]),
             next_values=next_values,
-            rewards=torch.from_numpy(rewards).to(values),
+            rewards=torch.from_numpy(rewards).to(next_values),
             terminated=torch.from_numpy(terminated).to(device),
             truncated=torch.from_numpy(truncated).to(device),
         )
-
-    def _values(self, obs: Tensor, final_obs: dict[tuple[int, int], Tensor]) -> tuple[Tensor, Tensor]:
-        """Values and next values, both ``[T, N]``, computed in one pass over all observations.
-
-        Args:
-            obs: ``[T + 1, N, *observation_space.shape]``.
-            final_obs: By (step, environment), the last observations of episodes that a time limit ended.
-        """
-        every_obs = obs.flatten(0, 1)
-        if final_obs:
-            every_obs = torch.cat([every_obs, torch.stack(list(final_obs.values())).to(obs.device)])
-        every_value = self.network.value(every_obs)
-        every_value = every_value.to(torch.promote_types(every_value.dtype, torch.float32))
-        values = every_value[: len(obs) * obs.shape[1]].view(obs.shape[:2])
-        next_values = values[1:].clone()
-        for (t, i), value in zip(final_obs, every_value[values.numel() :], strict=True):
-            next_values[t, i] = value
-        return values[:-1], next_values
-
-
-def _obs_dtype(obs: npt.NDArray[Any], network_dtype: torch.dtype) -> torch.dtype:
-    """Floats as the network has them; integers (images) as they are, until the network converts them."""
-    return network_dtype if np.issubdtype(obs.dtype, np.floating) else torch.from_numpy(obs).dtype

@@ -527,3 +527,41 @@ def test_only_sound_releases_of_lightning_are_installed():
     # 2.6.2 and 2.6.3 were compromised.
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
     assert "lightning>=2.6.4,<2.7" in project["dependencies"]
+
+
+def test_long_runs_compile_their_updates_and_short_ones_do_not(monkeypatch):
+    def description(**settings):
+        model = small_ppo(**settings)
+        fit(model, max_epochs=1, callbacks=[Reader()])
+        return read[-1]
+
+    class Reader(L.Callback):
+        def on_train_start(self, trainer, pl_module):
+            read.append(pl_module.rounding()["updates"])
+
+    read = []
+    # 2 epochs over the samples in minibatches of 32
+    assert description(total_env_steps=2500 * 32 // 2 - 1) == "eager"
+    assert description(total_env_steps=2500 * 32 // 2).startswith("compiled by ")
+    assert description(compile_update=True).startswith("compiled by ")
+    assert description(compile_update=False, total_env_steps=10**6) == "eager"
+    monkeypatch.setattr("pl_rl.compilation.find_compiler", lambda: None)
+    assert description(total_env_steps=10**6) == "eager"
+
+
+def test_a_compilation_that_was_asked_for_and_cannot_be_had_is_an_error(monkeypatch):
+    monkeypatch.setattr("pl_rl.compilation.find_compiler", lambda: None)
+    with pytest.raises(UsageError, match=r"compile_update=true cannot be had: no C\+\+ compiler.*; use null or false"):
+        fit(small_ppo(compile_update=True))
+    monkeypatch.undo()
+    with pytest.raises(UsageError, match="made for precision=32-true, not bf16-mixed"):
+        fit(small_ppo(compile_update=True), precision="bf16-mixed")
+
+
+def test_compiled_updates_learn_what_eager_ones_do():
+    # One iteration of few updates: rounding has no time to grow.
+    eager, compiled = (small_ppo(compile_update=compile_update) for compile_update in (False, True))
+    for model in (eager, compiled):
+        fit(model, max_epochs=1)
+    torch.testing.assert_close(compiled.state_dict(), eager.state_dict(), rtol=1e-4, atol=1e-5)
+    assert not same_bits(compiled.state_dict(), eager.state_dict())

@@ -15,6 +15,13 @@ from pl_rl.callbacks import ResumeState, RunCheckpoint
 from pl_rl.verification import compare_runs, read_scalars
 from tests.support import SMALL, event_scalars
 
+
+@pytest.fixture(autouse=True, params=[False, pytest.param(True, marks=pytest.mark.slow)], ids=["eager", "compiled"])
+def _updates(request, monkeypatch):
+    """Every promise of this module holds for compiled updates too."""
+    monkeypatch.setitem(RUN, "compile_update", request.param)
+
+
 RUN = {**SMALL, "total_env_steps": 64 * 100, "eval_freq": 8, "eval_episodes": 2, "eval_num_envs": 2}
 
 
@@ -406,3 +413,18 @@ def test_the_state_is_added_by_a_callback_that_comes_with_the_model(tmp_path):
     _, trainer = train(tmp_path, 1, callbacks=[])
     assert any(isinstance(callback, ResumeState) for callback in trainer.callbacks)
     assert read_scalars(run_of(tmp_path))
+
+
+def test_a_resumed_run_makes_its_updates_as_before(tmp_path, capsys, monkeypatch):
+    """Though a rule would now decide otherwise, as the run got longer or shorter."""
+    eager = RUN["compile_update"] is False
+    monkeypatch.setitem(RUN, "compile_update", None)
+    long, short = 10**6, RUN["total_env_steps"]
+    train(tmp_path, 2, total_env_steps=short if eager else long)
+    capsys.readouterr()
+    train(tmp_path, 3, last_of(tmp_path), total_env_steps=long if eager else short)
+    assert account(capsys)[-1] == "fidelity: exact"
+    train(tmp_path, 4, last_of(tmp_path), compile_update=eager)
+    *changed, lost = account(capsys)
+    assert f"changed: compile_update: None -> {eager}" in changed
+    assert lost.startswith("not exact: updates: ") and lost.endswith("which may round differently")

@@ -6,10 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 
 from pl_rl.envs.native import SameStepCartPoleVectorEnv
-from pl_rl.envs.vector import AnyVectorEnv
+from pl_rl.envs.vector import AnyVectorEnv, AsyncEnvs, SyncEnvs
 
 
 class Snapshot(NamedTuple):
@@ -50,13 +49,11 @@ def _restore_cartpole(env: SameStepCartPoleVectorEnv, saved: dict[str, Any]) -> 
     return Restored(state.T.astype(np.float32))
 
 
-def _save_replays(env: SyncVectorEnv[Any, Any] | AsyncVectorEnv[Any, Any]) -> list[dict[str, Any]]:
+def _save_replays(env: SyncEnvs | AsyncEnvs) -> list[dict[str, Any]]:
     return [{**replay, "actions": torch.from_numpy(replay["actions"])} for replay in env.get_attr("replay")]
 
 
-def _restore_replays(
-    env: SyncVectorEnv[Any, Any] | AsyncVectorEnv[Any, Any], saved: list[dict[str, Any]]
-) -> Restored | None:
+def _restore_replays(env: SyncEnvs | AsyncEnvs, saved: list[dict[str, Any]]) -> Restored | None:
     if len(saved) != env.num_envs:
         return None
     env.set_attr("replay", [{**replay, "actions": replay["actions"].numpy()} for replay in saved])
@@ -68,8 +65,8 @@ def _restore_replays(
 
 SNAPSHOTS: dict[type[AnyVectorEnv], Snapshot] = {
     SameStepCartPoleVectorEnv: Snapshot(_save_cartpole, _restore_cartpole),
-    SyncVectorEnv: Snapshot(_save_replays, _restore_replays),
-    AsyncVectorEnv: Snapshot(_save_replays, _restore_replays),
+    SyncEnvs: Snapshot(_save_replays, _restore_replays),
+    AsyncEnvs: Snapshot(_save_replays, _restore_replays),
 }
 """By class; add your own vector environment's here."""
 
@@ -114,4 +111,4 @@ def restore_envs(
 
 def _kind(class_name: str) -> str:
     """Worker processes or not, a replay is the same."""
-    return "replay" if class_name in (SyncVectorEnv.__name__, AsyncVectorEnv.__name__) else class_name
+    return "replay" if class_name in (SyncEnvs.__name__, AsyncEnvs.__name__) else class_name

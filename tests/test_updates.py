@@ -1,0 +1,177 @@
+"""Gradient updates: compiled ones do what eager ones do."""
+
+import copy
+
+import gymnasium as gym
+import pytest
+import torch
+
+from pl_rl import MLPActorCritic
+from pl_rl.compilation import CompilationError
+from pl_rl.loss import Minibatch, PPOLoss
+from pl_rl.updates import CompiledUpdates, EagerUpdates
+
+CLIP = torch.tensor(0.2)
+BOX = gym.spaces.Box(-1, 1, (3,))
+SPACES = {"discrete": gym.spaces.Discrete(2), "continuous": gym.spaces.Box(-1, 1, (2,))}
+
+
+def make_network(kind="discrete"):
+    torch.manual_seed(0)
+    return MLPActorCritic(BOX, SPACES[kind], encoder_sizes=(8,), actor_sizes=(8,), critic_sizes=(8,))
+
+
+def make_minibatch(network, size=64):
+    generator = torch.Generator().manual_seed(1)
+    obs = torch.randn(size, 3, generator=generator)
+    distribution = network.distribution
+    with torch.no_grad():
+        outputs, values = network(obs)
+        actions = distribution.sample(outputs, distribution.noise((size,), generator))
+        log_probs = distribution.log_prob(outputs, actions)
+    noise = torch.randn(4, size, generator=generator)
+    return Minibatch(obs, actions, log_probs + 0.3 * noise[0], values + noise[1], noise[2], values + noise[3])
+
+
+def adam(parameters, **settings):
+    return torch.optim.Adam(parameters, **{"lr": 0.01, "eps": 1e-5, "fused": True, **settings})
+
+
+def make_updates(updates_class, network, minibatch, optimizer=None, max_grad_norm=0.5, clip_vloss=False):
+    loss = PPOLoss(network, vf_coef=0.5, ent_coef=0.01, clip_vloss=clip_vloss)
+    optimizer = optimizer or adam(network.parameters())
+    arguments = () if updates_class is EagerUpdates else (minibatch,)
+    return updates_class(loss, optimizer, max_grad_norm, *arguments)
+
+
+def run(updates, minibatch, iterations=2, steps=3):
+    """Metrics and gradient norms of some updates in some iterations."""
+    results = []
+    for _ in range(iterations):
+        with updates.iteration():
+            for _ in range(steps):
+                results.append(torch.cat([updates.gradient(minibatch, CLIP), updates.step().view(1)]))
+    updates.close()
+    return torch.stack(results)
+
+
+def assert_same(eager, compiled, rtol=1e-4, atol=1e-5):
+    """Networks and optimisers agree, in values and in form."""
+    torch.testing.assert_close(
+        compiled.loss.state_dict(), eager.loss.state_dict(), rtol=rtol, atol=atol, check_stride=True
+    )
+    ours, theirs = compiled.optimizer.state_dict(), eager.optimizer.state_dict()
+    assert ours["param_groups"] == theirs["param_groups"]
+    torch.testing.assert_close(ours["state"], theirs["state"], rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("discrete", {}),
+        ("continuous", {"max_grad_norm": None}),
+        ("discrete", {"clip_vloss": True, "max_grad_norm": 0.01}),
+    ],
+)
+def test_compiled_updates_do_what_eager_ones_do(kind, settings):
+    networks = [make_network(kind) for _ in range(2)]
+    minibatch = make_minibatch(networks[0])
+    eager, compiled = (
+        make_updates(updates_class, network, minibatch, **settings)
+        for updates_class, network in zip([EagerUpdates, CompiledUpdates], networks, strict=True)
+    )
+    torch.testing.assert_close(run(compiled, minibatch), run(eager, minibatch), rtol=1e-4, atol=1e-5)
+    assert_same(eager, compiled)
+    assert not torch.equal(networks[0].actor[0].weight, make_network(kind).actor[0].weight)
+
+
+def test_parameter_groups_keep_their_settings():
+    def with_groups(network):
+        actor = {"params": list(network.actor.parameters()), "lr": 0.1, "weight_decay": 0.3, "betas": (0.8, 0.99)}
+        return adam([{"params": list(network.critic.parameters())}, actor])
+
+    networks = [make_network() for _ in range(2)]
+    minibatch = make_minibatch(networks[0])
+    eager, compiled = (
+        # Without clipping: the eager norm also counts the encoder, which has a gradient but is in no group.
+        make_updates(updates_class, network, minibatch, with_groups(network), max_grad_norm=None)
+        for updates_class, network in zip([EagerUpdates, CompiledUpdates], networks, strict=True)
+    )
+    run(eager, minibatch)
+    run(compiled, minibatch)
+    assert_same(eager, compiled)
+    assert torch.equal(networks[1].encoder[0].weight, make_network().encoder[0].weight), "not the optimiser's to train"
+
+
+def test_frozen_parameters_stay_and_have_no_state():
+    network = make_network()
+    network.encoder.requires_grad_(False)
+    before = copy.deepcopy(network.encoder.state_dict())
+    minibatch = make_minibatch(network)
+    trained = [param for param in network.parameters() if param.requires_grad]
+    updates = make_updates(CompiledUpdates, network, minibatch, adam(trained))
+    run(updates, minibatch)
+    torch.testing.assert_close(network.encoder.state_dict(), before, rtol=0, atol=0)
+    assert set(updates.optimizer.state) == set(trained)
+
+
+def test_an_optimiser_that_has_made_steps_is_taken_over():
+    networks = [make_network() for _ in range(2)]
+    minibatch = make_minibatch(networks[0])
+    switching, staying = (make_updates(EagerUpdates, network, minibatch) for network in networks)
+    run(switching, minibatch)
+    compiled = make_updates(CompiledUpdates, networks[0], minibatch, switching.optimizer)
+    run(compiled, minibatch)
+    run(staying, minibatch, iterations=4)
+    assert_same(staying, compiled)
+
+
+def test_chunks_and_threads(monkeypatch):
+    results = {}
+    for chunk_size, processors in [(4096, 1), (512, 1), (512, 2), (512, 3)]:
+        monkeypatch.setattr("pl_rl.updates.CHUNK_SIZE", chunk_size)
+        monkeypatch.setattr("os.sched_getaffinity", lambda _, processors=processors: set(range(processors)))
+        network = make_network()
+        minibatch = make_minibatch(network, size=2048)
+        metrics = run(make_updates(CompiledUpdates, network, minibatch), minibatch)
+        results[chunk_size, processors] = torch.cat([metrics.flatten(), *(p.flatten() for p in network.parameters())])
+    for processors in (2, 3):
+        assert torch.equal(results[512, 1], results[512, processors]), "the number of threads changes no bit"
+    torch.testing.assert_close(results[512, 1], results[4096, 1], rtol=1e-4, atol=1e-5)
+    assert not torch.equal(results[512, 1], results[4096, 1]), "or it was not done in chunks"
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda params: torch.optim.SGD(params, lr=0.1), "the optimiser is SGD"),
+        (lambda params: torch.optim.AdamW(params, lr=0.1), "the optimiser is AdamW"),
+        (lambda params: adam(params, fused=False), "fused is False"),
+        (lambda params: adam(params, amsgrad=True), "amsgrad is True"),
+        (lambda params: adam(params, maximize=True), "maximize is True"),
+    ],
+)
+def test_another_optimiser_is_a_reason_not_to_compile(make, reason):
+    network = make_network()
+    with pytest.raises(CompilationError, match=reason):
+        make_updates(CompiledUpdates, network, make_minibatch(network), make(network.parameters()))
+
+
+def test_double_precision_is_a_reason_not_to_compile():
+    network = make_network().double()
+    minibatch = make_minibatch(make_network())
+    with pytest.raises(CompilationError, match="float32 parameters"):
+        make_updates(CompiledUpdates, network, minibatch)
+
+
+def test_a_failure_in_an_iteration_leaves_the_updates_made_until_then():
+    network = make_network()
+    minibatch = make_minibatch(network)
+    updates = make_updates(CompiledUpdates, network, minibatch)
+    before = network.actor[0].weight.clone()
+    with pytest.raises(KeyboardInterrupt), updates.iteration():
+        updates.gradient(minibatch, CLIP)
+        updates.step()
+        raise KeyboardInterrupt
+    assert not torch.equal(network.actor[0].weight, before)
+    assert updates.optimizer.state[network.actor[0].weight]["step"] == 1
