@@ -116,6 +116,8 @@ def compile_function(
     _check(graph, example)
     _use_onednn(graph)
     graph.recompile()
+    for node in graph.graph.nodes:
+        node.meta.clear()  # of the trace, in whose mode constants cannot be compiled
     num_outputs = len(cast(Sequence[Any], graph.graph.output_node().args[0]))
     path = _cache_folder() / f"{_key(graph, example, compiler)}.so"
     if not path.exists():
