@@ -1,0 +1,62 @@
+"""Trains with Stable-Baselines3; see worker.py."""
+
+import itertools
+
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import nn
+from worker import Clock, parse_arguments
+
+task = parse_arguments()
+workload = task.workload
+clock = Clock(task, "sb3", "stable_baselines3")
+if task.threads:
+    torch.set_num_threads(task.threads)
+activation = {"relu": nn.ReLU, "tanh": nn.Tanh}[workload.activation]
+
+
+class Encoder(BaseFeaturesExtractor):
+    """The layers that policy and value function share."""
+
+    def __init__(self, observation_space, sizes):
+        super().__init__(observation_space, sizes[-1])
+        pairs = itertools.pairwise([observation_space.shape[0], *sizes])
+        self.layers = nn.Sequential(*itertools.chain(*((nn.Linear(*pair), activation()) for pair in pairs)))
+
+    def forward(self, observations):
+        return self.layers(observations)
+
+
+class TimedPPO(PPO):
+    """Tells the clock of each iteration."""
+
+    def train(self):
+        super().train()
+        clock.mark(self.num_timesteps)
+
+
+policy = {"net_arch": {"pi": list(workload.head_sizes), "vf": list(workload.head_sizes)}, "activation_fn": activation}
+if workload.encoder_sizes:
+    policy |= {"features_extractor_class": Encoder, "features_extractor_kwargs": {"sizes": workload.encoder_sizes}}
+model = TimedPPO(
+    "MlpPolicy",
+    make_vec_env(workload.env_id, workload.num_envs, seed=task.seed),
+    n_steps=workload.num_steps,
+    n_epochs=workload.update_epochs,
+    batch_size=workload.minibatch_size,
+    learning_rate=workload.learning_rate,
+    gamma=workload.gamma,
+    gae_lambda=workload.gae_lambda,
+    clip_range=workload.clip_coef,
+    ent_coef=workload.ent_coef,
+    vf_coef=workload.vf_coef,
+    max_grad_norm=workload.max_grad_norm,
+    policy_kwargs=policy,
+    seed=task.seed,
+    device="cpu",
+)
+clock.begin()
+model.learn(task.env_steps)
+clock.report()
