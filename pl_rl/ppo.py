@@ -34,7 +34,7 @@ from pl_rl.schedule import is_due
 from pl_rl.updates import CompiledUpdates, EagerUpdates, Updates
 
 # Compiling takes some seconds, once for a network and a machine, and saves up to a millisecond of each update.
-COMPILE_FROM = 2500
+COMPILE_FROM = 1000
 
 APPROX_KL = PPOLoss.METRICS.index("approx_kl")
 
@@ -69,7 +69,7 @@ class PPO(Agent):
         max_grad_norm: Largest norm of the gradient over all parameters; null does not clip.
         target_kl: End an iteration's updates when a minibatch's KL divergence exceeds 1.5 times this; null never does.
         compile_update: Make updates as one compiled function, which is faster and rounds differently. Where null, a run
-            of 2,500 updates or more does, if its network and optimiser and the machine allow it, and a resumed run
+            of 1,000 updates or more does, if its network and optimiser and the machine allow it, and a resumed run
             does as before.
         eval_freq: Train iterations (gradient updates) between evaluations; 0 never evaluates.
         eval_episodes: Episodes of an evaluation.

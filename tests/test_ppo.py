@@ -541,8 +541,8 @@ def test_long_runs_compile_their_updates_and_short_ones_do_not(monkeypatch):
 
     read = []
     # 2 epochs over the samples in minibatches of 32
-    assert description(total_env_steps=2500 * 32 // 2 - 1) == "eager"
-    assert description(total_env_steps=2500 * 32 // 2).startswith("compiled by ")
+    assert description(total_env_steps=1000 * 32 // 2 - 1) == "eager"
+    assert description(total_env_steps=1000 * 32 // 2).startswith("compiled by ")
     assert description(compile_update=True).startswith("compiled by ")
     assert description(compile_update=False, total_env_steps=10**6) == "eager"
     monkeypatch.setattr("pl_rl.compilation.find_compiler", lambda: None)

@@ -8,7 +8,8 @@ import numpy.typing as npt
 import torch
 
 from pl_rl.envs.native import SameStepCartPoleVectorEnv
-from pl_rl.envs.vector import AnyVectorEnv, AsyncEnvs, SyncEnvs
+from pl_rl.envs.parallel import AsyncEnvs, SyncEnvs
+from pl_rl.envs.vector import AnyVectorEnv
 
 
 class Snapshot(NamedTuple):

@@ -10,34 +10,15 @@ from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import VectorEnv
 
 from pl_rl.envs.config import EnvConfig
 from pl_rl.envs.native import NATIVE_VECTOR_ENVS
+from pl_rl.envs.parallel import AsyncEnvs, SyncEnvs
 from pl_rl.envs.replay import ReplayEnv
 from pl_rl.errors import UsageError
 
 AnyVectorEnv = VectorEnv[Any, Any, Any]
-
-
-class FinalObsOnly:
-    """Leaves out of a vector environment's infos what rollouts do not read; gathering it takes longer than a step."""
-
-    def _add_info(self, vector_infos: dict[str, Any], env_info: dict[str, Any], env_num: int) -> dict[str, Any]:
-        if "final_obs" not in env_info:
-            return vector_infos
-        added: dict[str, Any] = super()._add_info(  # type: ignore[misc]
-            vector_infos, {"final_obs": env_info["final_obs"]}, env_num
-        )
-        return added
-
-
-class SyncEnvs(FinalObsOnly, SyncVectorEnv):
-    """One after another in this process."""
-
-
-class AsyncEnvs(FinalObsOnly, AsyncVectorEnv):
-    """Each in a process of its own."""
 
 
 def make_env(config: EnvConfig, render_mode: str | None = None) -> gym.Env[Any, Any]:
@@ -72,10 +53,7 @@ def make_vector_env(config: EnvConfig, num_envs: int) -> AnyVectorEnv:
     if native is not None and config.vectorization in ("auto", "native"):
         return _make_native(native, config, num_envs)
     env_fns = [lambda: ReplayEnv(lambda: make_env(config))] * num_envs
-    if config.vectorization == "async":
-        return AsyncEnvs(env_fns, autoreset_mode=AutoresetMode.SAME_STEP)
-    # Rollouts copy each observation into their own buffer before they step again.
-    return SyncEnvs(env_fns, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
+    return AsyncEnvs(env_fns) if config.vectorization == "async" else SyncEnvs(env_fns)
 
 
 def _native_class(config: EnvConfig) -> Callable[..., AnyVectorEnv] | None:
