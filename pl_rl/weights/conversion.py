@@ -1,0 +1,113 @@
+"""From the tensors of any library to :class:`PolicyWeights`."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pl_rl.weights.files import MAX_BYTES, WeightsFile
+from pl_rl.weights.layers import LOG_STD, network_settings
+from pl_rl.weights.policy_weights import AdamState, Normalizer, PolicyWeights, Unreadable
+
+_SHOWN = 6
+
+
+def convert_mlp(
+    file: WeightsFile,
+    source: str,
+    tensors: Mapping[str, Tensor],
+    names: Mapping[str, str],
+    activation: str | None,
+    notes: list[str],
+    adam: Any = None,
+    normalizer: Normalizer | None = None,
+) -> PolicyWeights:
+    """Weights of fully connected networks, renamed and checked.
+
+    Args:
+        file: Where they come from.
+        source: What wrote it.
+        tensors: Parameters by their names in the file, in the order in which the library's optimiser has them.
+        names: Our name of each.
+        activation: Between the layers, if the file tells.
+        notes: For the user.
+        adam: The ``state_dict`` of the library's optimiser.
+        normalizer: Statistics of the observations.
+
+    Raises:
+        Unreadable: If tensors are missing, or there are others, or they do not fit together.
+    """
+    unknown, missing = [n for n in tensors if n not in names], [n for n in names if n not in tensors]
+    if unknown or missing:
+        problem = f"has tensors that MLPActorCritic has no place for: {listed(unknown)}"
+        if not unknown:
+            problem = f"lacks tensors: {listed(missing)}"
+        raise Unreadable(f"is a file of {source}, but {problem}; use a policy of fully connected layers")
+    ours = {names[name]: plain_tensor(name, tensor) for name, tensor in tensors.items()}
+    if LOG_STD in ours:
+        ours[LOG_STD] = ours[LOG_STD].reshape(-1)
+    network = network_settings(ours, activation)
+    optimizer = adam_states(adam, ours)
+    if adam is not None and optimizer is None:
+        notes = [*notes, "The state of its optimiser is not Adam's, or not one of these weights: Adam starts afresh."]
+    return PolicyWeights(source, file.sha256, ours, network, notes, optimizer, normalizer)
+
+
+def adam_states(saved: Any, tensors: Mapping[str, Tensor]) -> dict[str, AdamState] | None:
+    """Adam's state of each parameter.
+
+    Args:
+        saved: The ``state_dict`` of an optimiser.
+        tensors: The parameters in the optimiser's order.
+
+    Returns:
+        ``None`` if it is not the state of an Adam that has made steps with just these parameters.
+    """
+    try:
+        order = [number for group in saved["param_groups"] for number in group["params"]]
+        states: dict[str, AdamState] = {}
+        for number, (name, tensor) in zip(order, tensors.items(), strict=True):
+            state = saved["state"][number]
+            states[name] = {
+                "step": float(state["step"]),
+                "exp_avg": plain_tensor(name, state["exp_avg"]).reshape(tensor.shape),
+                "exp_avg_sq": plain_tensor(name, state["exp_avg_sq"]).reshape(tensor.shape),
+            }
+    except (AttributeError, KeyError, IndexError, RuntimeError, TypeError, ValueError):
+        return None
+    return states
+
+
+def plain_tensor(name: str, tensor: Tensor) -> Tensor:
+    """A copy in float32 on the CPU.
+
+    Raises:
+        Unreadable: If it is not a dense tensor of finite numbers.
+    """
+    if tensor.is_meta or tensor.is_nested or tensor.layout is not torch.strided or not tensor.is_floating_point():
+        raise Unreadable(f"has a tensor {name!r} that is not one of plain numbers ({tensor.dtype}); use another policy")
+    if tensor.numel() * 4 > MAX_BYTES:
+        raise Unreadable(f"has {tensor.numel():,} numbers in {name!r}, more than any policy; it is no policy")
+    plain = tensor.detach().to("cpu", torch.float32, copy=True, memory_format=torch.contiguous_format)
+    if not plain.isfinite().all():
+        raise Unreadable(f"has numbers that are infinite or not a number in {name!r}; use an earlier file of that run")
+    return plain
+
+
+def tensor_dict(value: Any) -> dict[str, Tensor] | None:
+    """The value itself if it is a ``state_dict``: a non-empty mapping of names to tensors."""
+    if (
+        isinstance(value, dict)
+        and value
+        and all(isinstance(n, str) and isinstance(t, Tensor) for n, t in value.items())
+    ):
+        return value
+    return None
+
+
+def listed(names: Iterable[Any]) -> str:
+    """The first few of many names."""
+    shown = [repr(name)[:80] for name in names]
+    more = len(shown) - _SHOWN
+    return ", ".join(shown[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,44 @@
+"""Our own checkpoints."""
+
+from inspect import signature
+
+from pl_rl.checkpoints import STATE_KEY, read_checkpoint
+from pl_rl.networks import MLPActorCritic
+from pl_rl.weights.conversion import adam_states, convert_mlp, plain_tensor
+from pl_rl.weights.files import WeightsFile
+from pl_rl.weights.layers import LOG_STD, numbered, our_names
+from pl_rl.weights.policy_weights import PolicyWeights
+
+_PREFIX = "network."
+
+
+def recognise(file: WeightsFile) -> bool:
+    """Whether the state that only we save is there."""
+    return isinstance(file.content, dict) and STATE_KEY in file.content
+
+
+def convert(file: WeightsFile) -> PolicyWeights:
+    """The network of a checkpoint and its optimiser.
+
+    Raises:
+        UsageError: If the checkpoint is damaged or newer than this package.
+        Unreadable: If its tensors are not those of its network.
+    """
+    checkpoint = read_checkpoint(file.path)
+    tensors = {
+        name.removeprefix(_PREFIX): tensor
+        for name, tensor in checkpoint["state_dict"].items()
+        if name.startswith(_PREFIX)
+    }
+    adam = next(iter(checkpoint["optimizer_states"]), None)
+    network = checkpoint["hyper_parameters"]["network"]
+    source = f"pl_rl checkpoint, format {checkpoint[STATE_KEY]['format_version']}"
+    if network["class_path"] != f"{MLPActorCritic.__module__}.{MLPActorCritic.__qualname__}":
+        notes = [f"The network is a {network['class_path']}; the weights fit that class alone."]
+        plain = {name: plain_tensor(name, tensor) for name, tensor in tensors.items()}
+        return PolicyWeights(source, file.sha256, plain, None, notes, adam_states(adam, plain))
+    default = signature(MLPActorCritic).parameters["activation"].default
+    activation = (network["init_args"] or {}).get("activation", default)
+    names = our_names(*(numbered(tensors, part) for part in ("encoder", "actor", "critic")))
+    names |= {LOG_STD: LOG_STD} if LOG_STD in tensors else {}
+    return convert_mlp(file, source, tensors, names, activation, notes=[], adam=adam)
