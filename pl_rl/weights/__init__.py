@@ -43,7 +43,8 @@ def read_weights(path: Path) -> PolicyWeights:
                 return convert(file)
         raise Unreadable(_unknown(file))
     except Unreadable as error:
-        raise UsageError(f"{str(path)!r} {error}") from error
+        sentence = " ".join(str(error).split())
+        raise UsageError(f"{str(path)!r} {sentence}") from error
 
 
 def _unknown(file: WeightsFile) -> str:

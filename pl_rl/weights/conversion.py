@@ -48,6 +48,9 @@ def convert_mlp(
     if LOG_STD in ours:
         ours[LOG_STD] = ours[LOG_STD].reshape(-1)
     network = network_settings(ours, activation)
+    inputs = ours["encoder.0.weight" if network["encoder_sizes"] else "actor.0.weight"].shape[1]
+    if normalizer is not None and {normalizer["mean"].shape, normalizer["scale"].shape} != {(inputs,)}:
+        raise Unreadable(f"has statistics of observations that are not {inputs} numbers each; use another copy")
     optimizer = adam_states(adam, ours)
     if adam is not None and optimizer is None:
         notes = [*notes, "The state of its optimiser is not Adam's, or not one of these weights: Adam starts afresh."]

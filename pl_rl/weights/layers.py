@@ -41,6 +41,10 @@ def our_names(encoder: Sequence[str], actor: Sequence[str], critic: Sequence[str
 def network_settings(tensors: Mapping[str, Tensor], activation: str | None) -> NetworkSettings:
     """The settings of the ``MLPActorCritic`` whose ``state_dict`` this is.
 
+    Args:
+        tensors: Each linear layer's weight and bias, numbered from 0 in each part.
+        activation: Between the layers, if known.
+
     Raises:
         Unreadable: If the tensors do not fit together.
     """
@@ -74,10 +78,10 @@ def _widths(tensors: Mapping[str, Tensor], part: str, inputs: int | None) -> lis
     """Outputs of each linear layer, which takes the outputs of the one before."""
     widths = []
     for layer in numbered(tensors, part):
-        weight, bias = tensors[f"{layer}.weight"], tensors.get(f"{layer}.bias")
-        shapes = [tuple(weight.shape), None if bias is None else tuple(bias.shape)]
-        if weight.ndim != 2 or bias is None or bias.shape != weight.shape[:1]:
-            raise Unreadable(f"has a weight and bias of shapes {shapes} in {layer}, which is no linear layer")
+        weight, bias = tensors[f"{layer}.weight"], tensors[f"{layer}.bias"]
+        if weight.ndim != 2 or bias.shape != weight.shape[:1]:
+            shapes = f"{tuple(weight.shape)} and {tuple(bias.shape)}"
+            raise Unreadable(f"has a weight and a bias of shapes {shapes} in {layer}, which is no linear layer")
         if inputs not in (None, weight.shape[1]):
             raise Unreadable(f"has {weight.shape[1]} inputs in {layer}, to which {inputs} lead; use another copy")
         inputs = weight.shape[0]

@@ -1,13 +1,14 @@
 """Our own checkpoints."""
 
 from inspect import signature
+from typing import Any
 
 from pl_rl.checkpoints import STATE_KEY, read_checkpoint
 from pl_rl.networks import MLPActorCritic
 from pl_rl.weights.conversion import adam_states, convert_mlp, plain_tensor
 from pl_rl.weights.files import WeightsFile
 from pl_rl.weights.layers import LOG_STD, numbered, our_names
-from pl_rl.weights.policy_weights import PolicyWeights
+from pl_rl.weights.policy_weights import PolicyWeights, Unreadable
 
 _PREFIX = "network."
 
@@ -24,7 +25,13 @@ def convert(file: WeightsFile) -> PolicyWeights:
         UsageError: If the checkpoint is damaged or newer than this package.
         Unreadable: If its tensors are not those of its network.
     """
-    checkpoint = read_checkpoint(file.path)
+    try:
+        return _convert(file, read_checkpoint(file.path))
+    except (AttributeError, KeyError, TypeError) as error:
+        raise Unreadable(f"is a checkpoint of pl_rl without a part of it ({error!r}); use another one") from error
+
+
+def _convert(file: WeightsFile, checkpoint: dict[str, Any]) -> PolicyWeights:
     tensors = {
         name.removeprefix(_PREFIX): tensor
         for name, tensor in checkpoint["state_dict"].items()

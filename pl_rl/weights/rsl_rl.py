@@ -48,7 +48,7 @@ def convert(file: WeightsFile) -> PolicyWeights:
         raise Unreadable("is a file of rsl_rl without a standard deviation for each action; use a Gaussian policy's")
     std = None
     if "std" in tensors:
-        std = plain_tensor("std", tensors["std"]).clamp(min=_MIN_STD)
+        std = plain_tensor("std", tensors["std"]).reshape(-1).clamp(min=_MIN_STD)
         tensors = {("log_std" if n == "std" else n): (std.log() if n == "std" else t) for n, t in tensors.items()}
     names = our_names([], numbered(tensors, "actor"), numbered(tensors, "critic")) | {"log_std": LOG_STD}
     weights = convert_mlp(
@@ -115,8 +115,11 @@ def _statistics(tensors: dict[str, Tensor], prefix: str) -> Normalizer | None:
     saved = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     if not saved:
         return None
-    if not {"_mean", "_var", "count"} <= saved.keys():
-        raise Unreadable(f"has a normaliser {prefix[:-1]!r} without a mean, a variance or a count; use another copy")
-    mean, var = (plain_tensor(prefix + name, saved[name]).reshape(-1) for name in ("_mean", "_var"))
-    scale = var.sqrt() + _EPSILON
-    return Normalizer(mean=mean, var=var, scale=scale, count=float(saved["count"]), epsilon=_EPSILON, clip=None)
+    try:
+        mean, var = (plain_tensor(prefix + name, saved[name]).reshape(-1) for name in ("_mean", "_var"))
+        scale, count = var.sqrt() + _EPSILON, float(saved["count"])
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise Unreadable(
+            f"has a normaliser {prefix[:-1]!r} without a finite mean, variance or count; use another copy"
+        ) from error
+    return Normalizer(mean=mean, var=var, scale=scale, count=count, epsilon=_EPSILON, clip=None)

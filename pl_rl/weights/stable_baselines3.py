@@ -16,6 +16,7 @@ from pl_rl.weights.layers import LOG_STD, numbered, our_names
 from pl_rl.weights.policy_weights import PolicyWeights, Unreadable
 
 _OPTIMIZER = "policy.optimizer.pth"
+_VERSION = "_stable_baselines3_version"
 _ACTIVATIONS = {f"<class '{cls.__module__}.{cls.__name__}'>": name for name, cls in ACTIVATIONS.items()}
 
 
@@ -31,9 +32,9 @@ def convert(file: WeightsFile) -> PolicyWeights:
         Unreadable: If the policy has other layers than these, or treats observations or actions otherwise.
     """
     settings = _settings(file)
-    version = "_stable_baselines3_version"
-    release = file.read_member(version).decode(errors="replace").strip() if version in file.members else "1"
-    algorithm = "PPO" if "clip_range" in settings else "A2C"
+    source = ["Stable-Baselines3", "PPO" if "clip_range" in settings else "A2C"]
+    if _VERSION in file.members:
+        source.insert(1, file.read_member(_VERSION).decode(errors="replace").strip()[:20])
     tensors = tensor_dict(load_torch(file.read_member("policy.pth"))) or {}
     names = our_names(
         [],
@@ -43,7 +44,7 @@ def convert(file: WeightsFile) -> PolicyWeights:
     names |= {"log_std": LOG_STD} if "log_std" in tensors else {}
     return convert_mlp(
         file,
-        f"Stable-Baselines3 {release[:20]} {algorithm}",
+        " ".join(source),
         tensors,
         names,
         _activation(settings),

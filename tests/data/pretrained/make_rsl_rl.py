@@ -109,7 +109,12 @@ def make(name, normalize, activation, std_type):
         mean, std, value = answers(runner, obs)
     step = next(iter(runner.alg.optimizer.state_dict()["state"].values()))["step"]
     made_with = f"rsl-rl-lib {VERSION}, torch {torch.__version__}"
-    outputs = {"mean": mean, "log_std": std[0].log(), "value": value.squeeze(-1), "adam": adam_pairs(runner.alg.optimizer)}
+    outputs = {
+        "mean": mean,
+        "log_std": std[0].log(),
+        "value": value.squeeze(-1),
+        "adam": adam_pairs(runner.alg.optimizer),
+    }
     write_reference(path, made_with, obs=obs, activation=activation, optimizer_step=float(step), **outputs)
 
 
