@@ -15,9 +15,10 @@ _LOG_STD = "actor_logstd"
 def recognise(file: WeightsFile) -> bool:
     """Whether the tensors are named, and ordered, as in CleanRL's agents."""
     tensors = tensor_dict(file.content) or {}
-    if "critic.0.weight" not in tensors:
-        return False
-    return _LOG_STD in tensors or ("actor.0.weight" in tensors and next(iter(tensors)).startswith("critic."))
+    if not {"critic.0.weight", _LOG_STD} - tensors.keys():
+        return True
+    parts = list(dict.fromkeys(name.split(".")[0] for name in tensors))
+    return parts == ["critic", "actor"]
 
 
 def convert(file: WeightsFile) -> PolicyWeights:

@@ -16,7 +16,7 @@ def recognise(data: bytes) -> bool:
 
 
 def load(data: bytes) -> dict[str, Tensor]:
-    """The tensors by name.
+    """The tensors by name, in the order of their names, as the library gives them in no certain order.
 
     Raises:
         Unreadable: If the library is not installed, or the file is damaged.
@@ -29,4 +29,4 @@ def load(data: bytes) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = load_tensors(data)
     except Exception as error:  # the library's own error class has no stable place
         raise Unreadable(f"is a damaged safetensors file ({error}); use another copy") from error
-    return tensors
+    return dict(sorted(tensors.items()))

@@ -1,7 +1,9 @@
+import gymnasium as gym
 import pytest
 import torch
 
 from pl_rl.errors import UsageError
+from pl_rl.networks import MLPActorCritic
 from pl_rl.weights import read_weights
 from tests.weights.support import DATA, assert_answers_as, files, read_renamed, reference_of
 
@@ -21,6 +23,12 @@ def test_the_statistics_that_cleanrl_does_not_save_are_noted():
     discrete, continuous = (read_weights(path).notes for path in files("cleanrl"))
     assert len(discrete) == 1 and "tanh" in discrete[0]
     assert any("running statistics that are not in the file" in note for note in continuous)
+
+
+def test_our_own_weights_in_another_order_are_not_taken_for_cleanrls(tmp_path):
+    network = MLPActorCritic(gym.spaces.Box(-1, 1, (3,)), gym.spaces.Box(-1, 1, (2,)), encoder_sizes=[5])
+    torch.save(dict(sorted(network.state_dict().items(), reverse=True)), tmp_path / "weights")
+    assert read_weights(tmp_path / "weights").source == "state_dict of MLPActorCritic"
 
 
 def test_an_agent_with_other_layers_is_refused(tmp_path):

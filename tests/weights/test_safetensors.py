@@ -18,6 +18,7 @@ def test_a_networks_state_dict_is_read(tmp_path):
     save_file(network.state_dict(), tmp_path / "weights")
     weights = read_weights(tmp_path / "weights")
     assert weights.source == "state_dict of MLPActorCritic" and weights.network["encoder_sizes"] == [5]
+    assert list(weights.tensors) == sorted(network.state_dict())
     for name, tensor in network_of(weights, "tanh").state_dict().items():
         assert tensor.equal(network.state_dict()[name])
 
