@@ -15,7 +15,7 @@ _LOG_STD = "actor_logstd"
 def recognise(file: WeightsFile) -> bool:
     """Whether the tensors are named, and ordered, as in CleanRL's agents."""
     tensors = tensor_dict(file.content) or {}
-    if not {"critic.0.weight", _LOG_STD} - tensors.keys():
+    if {"critic.0.weight", _LOG_STD} <= tensors.keys():
         return True
     parts = list(dict.fromkeys(name.split(".")[0] for name in tensors))
     return parts == ["critic", "actor"]
