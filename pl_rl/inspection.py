@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from pl_rl.callbacks.pretrained import lineage_rows
 from pl_rl.checkpoints import STATE_KEY, read_checkpoint
 from pl_rl.runs import run_of_checkpoint, shown
 
@@ -39,7 +40,8 @@ def describe_checkpoint(path: Path) -> list[tuple[str, str]]:
     if state["parent"] is not None:
         parent = state["parent"]
         rows.append(("branched from", f"{parent['checkpoint']} at train_iter {parent['train_iter']:,}"))
-    return rows
+    lineage = checkpoint["callbacks"].get("PretrainedCheckpoint")
+    return rows + (lineage_rows(lineage) if lineage else [])
 
 
 def _environment_state(saved: dict[str, Any] | None) -> str:

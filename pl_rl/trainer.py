@@ -7,6 +7,8 @@ import lightning as L
 from lightning.fabric.plugins.io import CheckpointIO
 
 from pl_rl.agent import Agent
+from pl_rl.callbacks.lookup import all_attached
+from pl_rl.callbacks.pretrained import PretrainedCheckpoint
 from pl_rl.callbacks.run_directory import RunDirectory
 from pl_rl.checkpoint_io import DurableCheckpointIO
 from pl_rl.checkpoints import STATE_KEY, read_checkpoint
@@ -53,7 +55,7 @@ class Trainer(L.Trainer):
             branch: Begin a run of its own at the checkpoint, in a new directory and with random numbers of its own.
 
         Raises:
-            UsageError: If the checkpoint cannot be used.
+            UsageError: If the checkpoint, or a file of pre-trained weights, cannot be used.
         """
         if isinstance(model, Agent):
             # Before processes are launched for several devices and before anything is written.
@@ -69,6 +71,9 @@ class Trainer(L.Trainer):
                 model.missing_logs = missing_logs
         elif branch:
             raise UsageError("a branch begins at a checkpoint; add --ckpt_path last, or the path of one")
+        elif isinstance(model, Agent):
+            for callback in all_attached(self, PretrainedCheckpoint):
+                callback.check(model)
         # A continued run's hyperparameters are in its logs; once more would be a second point at step 0.
         self.enable_autolog_hparams = self.enable_autolog_hparams and (path is None or branch)
         super().fit(model, train_dataloaders, val_dataloaders, datamodule, path, weights_only)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pl_rl.agent import network_from_description
-from pl_rl.callbacks import RunCheckpoint, RunProgressBar, RunSummary
+from pl_rl.callbacks import PretrainedCheckpoint, RunCheckpoint, RunProgressBar, RunSummary
 from pl_rl.callbacks.run_directory import LOGS_KEY
 from pl_rl.checkpoints import read_checkpoint
 from pl_rl.cli.parsing import ConfigFile, option, setting
@@ -49,8 +49,9 @@ class CLI(LightningCLI):
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """What is saved, and how often."""
+        """What is saved and how often, and what a run starts from."""
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(PretrainedCheckpoint, "pretrained")
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
@@ -94,7 +95,8 @@ class CLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """The trainer with the callbacks that the verb needs."""
         trainer_config = {**self._get(self.config_init, "trainer"), **kwargs}
-        callbacks: list[L.Callback] = []
+        # With every verb, as Lightning misses a callback that has a state in the checkpoint.
+        callbacks: list[L.Callback] = [self._get(self.config_init, "pretrained")]
         if trainer_config["enable_progress_bar"] is not False and self.subcommand == "fit":
             callbacks.append(RunProgressBar())
         if trainer_config["enable_checkpointing"] is not False:

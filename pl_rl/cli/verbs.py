@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from pl_rl import plotting
@@ -64,7 +65,7 @@ def _inspect(args: list[str]) -> None:
     parser.add_argument("checkpoint", metavar="CKPT", help="Path, or the name of one in the newest run (last, best).")
     table = Table(show_header=False)
     for name, value in describe_checkpoint(find_checkpoint(parser.parse_args(args).checkpoint)):
-        table.add_row(name, value)
+        table.add_row(name, escape(value))
     Console().print(table)
 
 

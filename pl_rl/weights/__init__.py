@@ -3,7 +3,7 @@
 A file is recognised by what it contains, whatever its name, and nothing in it is ever executed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from pl_rl.errors import UsageError
@@ -30,14 +30,20 @@ _READABLE = (
 )
 
 
-def read_weights(path: Path) -> PolicyWeights:
+def read_weights(path: Path, names: Collection[str] | None = None) -> PolicyWeights:
     """The weights in a file, under the names of ``MLPActorCritic``.
+
+    Args:
+        path: Of the file.
+        names: The parameters of a network of another class; a ``state_dict`` that has any of them is taken as it is.
 
     Raises:
         UsageError: If it is no such file, or holds a policy that does not fit; the message says why.
     """
     try:
         file = open_weights(path)
+        if names is not None and state_dict.has_any(file, names):
+            return state_dict.convert_any(file)
         for recognise, convert in _FORMATS:
             if recognise(file):
                 return convert(file)
