@@ -23,6 +23,7 @@ from typing import Any, cast
 from unittest.mock import patch
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -121,6 +122,7 @@ def compile_function(
     num_outputs = len(cast(Sequence[Any], graph.graph.output_node().args[0]))
     path = _cache_folder() / f"{_key(graph, example, compiler)}.so"
     if not path.exists():
+        rank_zero_info("Compiling the updates of this network, which takes some seconds, once on this machine.")
         _compile(graph, example, path)
     return Compiled(path, num_outputs, instances)
 

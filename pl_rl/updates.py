@@ -100,13 +100,15 @@ class CompiledUpdates(Updates):
         trained = set(self._parameters)
         names = {param: name for name, param in loss.named_parameters()}
         tensors = [*loss.named_parameters(), *loss.named_buffers()]
-        if any(tensor.dtype != torch.float32 for tensor in trained) or any(tensor.is_cuda for _, tensor in tensors):
+        if not trained <= names.keys():
+            raise CompilationError("the optimiser trains more than the network")
+        if {(param.dtype, param.device.type) for param in trained} != {(torch.float32, "cpu")}:
             raise CompilationError("it is made for float32 parameters on a CPU")
         self._names = [names[param] for param in self._parameters]
         self._constants = {name: tensor for name, tensor in tensors if tensor not in trained}
         self._expected = [(field.shape, field.dtype) for field in example]
         self._chunks = _number_of_chunks(len(example.obs))
-        self._threads = min(self._chunks, len(os.sched_getaffinity(0)))
+        self._threads = min(self._chunks, _processors())
         size = len(example.obs) // self._chunks
         self._gradient_of = compile_function(
             self._gradient,
@@ -242,6 +244,11 @@ def _check_optimizer(optimizer: torch.optim.Optimizer) -> None:
         for name, value in expected.items():
             if group.get(name, value) != value:
                 raise CompilationError(f"Adam's {name} is {group[name]}, and it is made for {value}")
+
+
+def _processors() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 
 
 def _number_of_chunks(minibatch_size: int) -> int:

@@ -1,5 +1,8 @@
 """Networks: sizes, initial weights, and that a forward pass is policy and value."""
 
+import copy
+import pickle
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -109,3 +112,17 @@ def test_observations_that_are_no_vectors_are_refused_with_two_ways_out(space):
 def test_a_layer_without_units_is_refused(name):
     with pytest.raises(UsageError, match=rf"{name}=\[64, 0\] has a layer without units"):
         MLPActorCritic(OBSERVATIONS, ACTIONS, **{name: [64, 0]})
+
+
+def test_a_copy_of_a_network_has_weights_of_its_own():
+    network = MLPActorCritic(OBSERVATIONS, ACTIONS, encoder_sizes=[8])
+    copied = copy.deepcopy(network)
+    pickled = pickle.loads(pickle.dumps(network))
+    obs = torch.ones(2, 4)
+    before = network.policy(obs)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+    assert torch.equal(copied.policy(obs), before) and torch.equal(pickled.policy(obs), before)
+    assert not network.policy(obs).any()
+    assert copied.double().policy(obs.double()).dtype == torch.float64

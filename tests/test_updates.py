@@ -130,7 +130,7 @@ def test_chunks_and_threads(monkeypatch):
     results = {}
     for chunk_size, processors in [(4096, 1), (512, 1), (512, 2), (512, 3)]:
         monkeypatch.setattr("pl_rl.updates.CHUNK_SIZE", chunk_size)
-        monkeypatch.setattr("os.sched_getaffinity", lambda _, processors=processors: set(range(processors)))
+        monkeypatch.setattr("pl_rl.updates._processors", lambda processors=processors: processors)
         network = make_network()
         minibatch = make_minibatch(network, size=2048)
         metrics = run(make_updates(CompiledUpdates, network, minibatch), minibatch)
@@ -175,3 +175,9 @@ def test_a_failure_in_an_iteration_leaves_the_updates_made_until_then():
         raise KeyboardInterrupt
     assert not torch.equal(network.actor[0].weight, before)
     assert updates.optimizer.state[network.actor[0].weight]["step"] == 1
+
+
+def test_parameters_outside_of_the_network_are_a_reason_not_to_compile():
+    network, other = make_network(), torch.nn.Parameter(torch.zeros(1))
+    with pytest.raises(CompilationError, match="trains more than the network"):
+        make_updates(CompiledUpdates, network, make_minibatch(network), adam([*network.parameters(), other]))
