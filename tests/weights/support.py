@@ -27,15 +27,15 @@ def reference_of(path):
     return {key: torch.tensor(value) if isinstance(value, list) else value for key, value in reference.items()}
 
 
-def network_of(weights, activation=None):
-    """An ``MLPActorCritic`` with the weights, in the spaces that they fit."""
+def network_of(weights, activation=None, network_class=MLPActorCritic):
+    """An ``MLPActorCritic``, or a subclass, with the weights, in the spaces that they fit."""
     settings = dict(weights.network)
     settings["activation"] = settings["activation"] or activation
     inputs = weights.tensors["encoder.0.weight" if settings["encoder_sizes"] else "actor.0.weight"].shape[1]
     outputs = weights.tensors[f"actor.{2 * len(settings['actor_sizes'])}.weight"].shape[0]
     continuous = "distribution.log_std" in weights.tensors
     actions = gym.spaces.Box(-1, 1, (outputs,)) if continuous else gym.spaces.Discrete(outputs)
-    network = MLPActorCritic(gym.spaces.Box(-np.inf, np.inf, (inputs,)), actions, **settings)
+    network = network_class(gym.spaces.Box(-np.inf, np.inf, (inputs,)), actions, **settings)
     network.load_state_dict(weights.tensors, strict=True)
     return network.requires_grad_(False)
 
