@@ -198,7 +198,8 @@ class PPO(Agent):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note how the run made its updates so far."""
         super().on_load_checkpoint(checkpoint)
-        self._compiled_before = checkpoint[STATE_KEY]["platform"].get("updates", "eager") != "eager"
+        if STATE_KEY in checkpoint:  # a file of weights alone tells nothing of a run
+            self._compiled_before = checkpoint[STATE_KEY]["platform"].get("updates", "eager") != "eager"
 
     def rounding(self) -> dict[str, str]:
         """What decides how numbers are rounded, beyond libraries and machine."""

@@ -565,3 +565,10 @@ def test_compiled_updates_learn_what_eager_ones_do():
         fit(model, max_epochs=1)
     torch.testing.assert_close(compiled.state_dict(), eager.state_dict(), rtol=1e-4, atol=1e-5)
     assert not same_bits(compiled.state_dict(), eager.state_dict())
+
+
+def test_weights_saved_alone_can_be_loaded(tmp_path):
+    model = small_ppo()
+    trainer = fit(model, max_epochs=1)
+    trainer.save_checkpoint(tmp_path / "weights.ckpt", weights_only=True)
+    assert same_bits(PPO.load_from_checkpoint(tmp_path / "weights.ckpt").state_dict(), model.state_dict())
