@@ -234,8 +234,9 @@ class Agent(L.LightningModule):
         for name in sorted(here.keys() | there.keys()):
             shapes = [tuple(tensors[name].shape) if name in tensors else None for tensors in (there, here)]
             if shapes[0] != shapes[1]:
+                there_shape, here_shape = map(shape_in_words, shapes)
                 raise UsageError(
-                    f"{name} is {_shape(shapes[0])} in the checkpoint and {_shape(shapes[1])} in the model; a run's "
+                    f"{name} is {there_shape} in the checkpoint and {here_shape} in the model; a run's "
                     "spaces and network cannot change when it is continued, so leave env and network as they were"
                 )
 
@@ -258,8 +259,12 @@ class Agent(L.LightningModule):
         self._elapsed_before = counters["elapsed_seconds"]
 
     def on_fit_start(self) -> None:
-        """Start the clock."""
+        """Refuse what cannot be trained, and start the clock."""
         self.check_trainer(self.trainer)
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """Training time counts from here."""
         self._started = (time.monotonic(), self.env_steps)
 
     @staticmethod
@@ -311,7 +316,8 @@ def _threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _shape(shape: tuple[int, ...] | None) -> str:
+def shape_in_words(shape: tuple[int, ...] | None) -> str:
+    """A tensor's shape for people; ``None`` if there is no such tensor."""
     return "absent" if shape is None else "x".join(map(str, shape)) or "a number"
 
 

@@ -201,11 +201,11 @@ def _processor() -> str:
 
 
 def _cache_folder() -> Path:
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "pl_rl")
     try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "pl_rl")
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        raise CompilationError(f"the cache folder {folder} cannot be made: {error.strerror}") from error
+    except (OSError, RuntimeError) as error:  # the latter without a home
+        raise CompilationError(f"no cache folder can be made: {error}") from error
     return folder
 
 
@@ -222,9 +222,8 @@ def _compile(graph: fx.GraphModule, example: Sequence[Tensor], path: Path) -> No
                 add_needs_realized_inputs(LINEAR)
                 lowerings[LINEAR] = _lower_linear
             library = cast(str, aot_compile(graph, tuple(example), options=OPTIONS))
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as partial:
-            partial.write(Path(library).read_bytes())
-        Path(partial.name).replace(path)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            Path(shutil.copy(library, folder)).replace(path)
     except Exception as error:
         raise CompilationError(f"compiling failed: {_first_line(error)}") from error
 

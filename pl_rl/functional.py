@@ -60,6 +60,7 @@ def clipped_surrogate_loss(ratio: Tensor, advantages: Tensor, clip_coef: float |
     Returns:
         Scalar.
     """
+    # Torch declares two numbers or two tensors, not either.
     clipped = ratio.clamp(1 - clip_coef, 1 + clip_coef)  # type: ignore[arg-type]
     return -torch.minimum(advantages * ratio, advantages * clipped).mean()
 
@@ -80,6 +81,7 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip
         returns: ``[B]``.
         clip_coef: Largest change that counts.
     """
+    # As above, of the declaration.
     clipped = old_values + (values - old_values).clamp(-clip_coef, clip_coef)  # type: ignore[arg-type]
     return 0.5 * torch.maximum((values - returns).square(), (clipped - returns).square()).mean()
 

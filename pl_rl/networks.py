@@ -7,7 +7,7 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import gymnasium as gym
 import torch
@@ -136,20 +136,18 @@ class MLP(nn.Sequential):
 
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__(*layers)
-        self._parameters_of = [layer._parameters for layer in layers[::2]]
+        self._parameters_of = [cast(dict[str, Tensor], layer._parameters) for layer in layers[::2]]
         self._activations = [layer.forward for layer in layers[1::2]]
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the first layer's weights."""
-        weight = self._parameters_of[0]["weight"]
-        assert weight is not None
-        return weight.dtype
+        return self._parameters_of[0]["weight"].dtype
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Through all layers."""
         for parameters, activation in itertools.zip_longest(self._parameters_of, self._activations):
-            inputs = linear(inputs, parameters["weight"], parameters["bias"])  # type: ignore[arg-type]
+            inputs = linear(inputs, parameters["weight"], parameters["bias"])
             if activation is not None:
                 inputs = activation(inputs)
         return inputs

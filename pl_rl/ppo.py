@@ -182,6 +182,7 @@ class PPO(Agent):
             )
         self._rates = [group["lr"] for group in self._optimizer().param_groups]
         self._updates = self._make_updates()
+        self.start_clock()  # once more, as compiling is no training
 
     def setup(self, stage: str) -> None:
         """Begin a run."""

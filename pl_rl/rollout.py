@@ -186,21 +186,35 @@ class RolloutCollector:
             if ended is not None:
                 for i in np.flatnonzero(truncated[t] & ~terminated[t]):
                     final_obs[t, int(i)] = torch.as_tensor(infos["final_obs"][i], dtype=obs.dtype)
-        last_obs = torch.stack([*torch.from_numpy(self._obs).to(obs.dtype), *final_obs.values()])
-        values.extend(self.network.value(last_obs.to(device)).split([num_envs, len(final_obs)]))
-        # In float32 at least, whatever the network computes in.
-        *values, final_values = (value.to(torch.promote_types(value.dtype, torch.float32)) for value in values)
-        next_values = torch.stack(values[1:])
-        for step_and_env, final_value in zip(final_obs, final_values, strict=True):
-            next_values[step_and_env] = final_value
+        all_values, next_values = self._with_next_values(values, final_obs)
         all_actions = torch.stack(actions)
         return Rollout(
             obs=obs.to(device),
             actions=all_actions,
             log_probs=distribution.log_prob(torch.stack(outputs), all_actions),
-            values=torch.stack(values[:-1]),
+            values=all_values,
             next_values=next_values,
             rewards=torch.from_numpy(rewards).to(next_values),
             terminated=torch.from_numpy(terminated).to(device),
             truncated=torch.from_numpy(truncated).to(device),
         )
+
+    def _with_next_values(
+        self, values: list[Tensor], final_obs: dict[tuple[int, int], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Values and next values, both ``[T, N]``.
+
+        Args:
+            values: ``[N]`` for each of ``T`` steps.
+            final_obs: By (step, environment), the last observations of episodes that a time limit ended.
+        """
+        obs = torch.from_numpy(self._obs).to(self.obs_dtype)
+        last_obs = torch.stack([*obs, *final_obs.values()]).to(values[0].device)
+        last_values, final_values = self.network.value(last_obs).split([len(obs), len(final_obs)])
+        every_value = torch.stack([*values, last_values])
+        # In float32 at least, whatever the network computes in.
+        every_value = every_value.to(torch.promote_types(every_value.dtype, torch.float32))
+        next_values = every_value[1:].clone()
+        for step_and_env, final_value in zip(final_obs, final_values, strict=True):
+            next_values[step_and_env] = final_value
+        return every_value[:-1], next_values

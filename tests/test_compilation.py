@@ -137,5 +137,5 @@ def test_a_broken_file_in_the_cache_is_named(tmp_path):
 def test_a_cache_that_cannot_be_written_is_a_reason(tmp_path, monkeypatch):
     (tmp_path / "cache").write_text("a file")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with pytest.raises(CompilationError, match=r"cache folder .* cannot be made"):
+    with pytest.raises(CompilationError, match=r"no cache folder can be made: .*cache"):
         compile_function(gradient, example())

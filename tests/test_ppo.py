@@ -1,5 +1,6 @@
 """PPO in a Trainer: budgets, reproducibility, settings and their errors, checkpoints of a model."""
 
+import time
 import tomllib
 from pathlib import Path
 
@@ -547,6 +548,20 @@ def test_long_runs_compile_their_updates_and_short_ones_do_not(monkeypatch):
     assert description(compile_update=False, total_env_steps=10**6) == "eager"
     monkeypatch.setattr("pl_rl.compilation.find_compiler", lambda: None)
     assert description(total_env_steps=10**6) == "eager"
+
+
+def test_compiling_is_no_training_time(monkeypatch):
+    def slow(self):
+        time.sleep(0.5)
+        return make_updates(self)
+
+    class Clock(L.Callback):
+        def on_train_start(self, trainer, pl_module):
+            assert pl_module.elapsed_seconds < 0.4
+
+    make_updates = PPO._make_updates
+    monkeypatch.setattr(PPO, "_make_updates", slow)
+    fit(small_ppo(), max_epochs=1, callbacks=[Clock()])
 
 
 def test_a_compilation_that_was_asked_for_and_cannot_be_had_is_an_error(monkeypatch):

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pl_rl.agent import Agent, as_agent
+from pl_rl.agent import Agent, as_agent, shape_in_words
 from pl_rl.errors import UsageError
 from pl_rl.networks import ACTIVATIONS, ActorCritic, MLPActorCritic
 from pl_rl.runs import shown
@@ -150,15 +150,15 @@ class PretrainedCheckpoint(L.Callback):
         for name in {**model, **file}:
             here, there = model.get(name), file.get(name)
             if not self._selects(name):
-                groups["skipped"][name] = _shape(there if here is None else here)
+                groups["skipped"][name] = shape_in_words(there if here is None else here)
             elif here is None:
-                groups["unexpected"][name] = _shape(there)
+                groups["unexpected"][name] = shape_in_words(there)
             elif there is None:
-                groups["missing"][name] = _shape(here)
+                groups["missing"][name] = shape_in_words(here)
             elif here != there:
-                groups["skipped"][name] = f"{_shape(here)} ({_shape(there)} in the file)"
+                groups["skipped"][name] = f"{shape_in_words(here)} ({shape_in_words(there)} in the file)"
             else:
-                groups["loaded"][name] = _shape(here)
+                groups["loaded"][name] = shape_in_words(here)
         return groups
 
     def _check_patterns(self, names: Mapping[str, Any]) -> None:
@@ -175,9 +175,9 @@ class PretrainedCheckpoint(L.Callback):
         if misfits:
             name, more = misfits[0], len(misfits) - 1
             others = f" ({more} more differ)" if more else ""
+            there, here = shape_in_words(file.get(name)), shape_in_words(model.get(name))
             raise UsageError(
-                f"{name} is {_shape(file.get(name))} in {path!r} and {_shape(model.get(name))} in the model{others}; "
-                f"{_remedy(network, weights)}"
+                f"{name} is {there} in {path!r} and {here} in the model{others}; {_remedy(network, weights)}"
             )
 
 
@@ -194,8 +194,8 @@ def _remedy(network: ActorCritic, weights: PolicyWeights) -> str:
     """The network's settings that fit the file, if there are any."""
     if type(network) is not MLPActorCritic or weights.network is None:
         return "use --pretrained.exclude to leave such weights out, or --pretrained.strict false to load what fits"
-    settings = {name: value for name, value in weights.network.items() if value is not None}
-    fitting = MLPActorCritic(network.observation_space, network.action_space, **settings)  # type: ignore[arg-type]
+    settings: dict[str, Any] = {name: value for name, value in weights.network.items() if value is not None}
+    fitting = MLPActorCritic(network.observation_space, network.action_space, **settings)
     if _shapes(fitting.state_dict()) != _shapes(weights.tensors):
         return (
             "no settings of the network fit the file to this environment's observations and actions; use a file that "
@@ -218,7 +218,3 @@ def _differing_activation(network: ActorCritic, weights: PolicyWeights) -> tuple
 
 def _shapes(tensors: Mapping[str, torch.Tensor]) -> Shapes:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-
-
-def _shape(shape: tuple[int, ...] | None) -> str:
-    return "absent" if shape is None else "x".join(map(str, shape)) or "a number"
