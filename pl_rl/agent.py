@@ -21,12 +21,16 @@ from pl_rl.envs import EnvConfig, make_env, make_vector_env
 from pl_rl.errors import UsageError
 from pl_rl.evaluation import Episodes, evaluate, record
 from pl_rl.networks import ActorCritic
+from pl_rl.normalization import ObservationNormalizer, RewardScaler
 from pl_rl.rollout import Rollout, RolloutCollector
 from pl_rl.seeding import Stream, derive_seed
 
 # A second thread slows small matrices down. With large ones it does not always give the same bits again, and another
 # number of them gives other bits, down to the initial weights.
 NUM_THREADS = 1
+
+# Settings, and how the names of their statistics begin in a checkpoint.
+STATISTICS = {"norm_obs": "normalizer.", "norm_reward": "reward_scaler."}
 
 NetworkFactory = Callable[[gym.Space[Any], gym.Space[Any]], ActorCritic]
 
@@ -43,8 +47,14 @@ class Agent(L.LightningModule):
         eval_num_envs: Environments of an evaluation.
         eval_episodes: Episodes of an evaluation.
         eval_deterministic: Whether evaluations take the most probable action.
+        norm_obs: Normalise observations by running statistics.
+        norm_reward: Scale rewards in training by the running deviation of their discounted sums.
+        gamma: Discount factor of these sums.
 
     Attributes:
+        normalizer: Stands between observations and ``network``, in training and wherever the policy acts; ``None``
+            where observations are not normalised.
+        reward_scaler: Scales the rewards of rollouts; ``None`` where they are not scaled.
         env_steps: Transitions made, over all environments.
         train_iter: Gradient updates done; while fitting also Lightning's ``global_step``.
         iteration: Iterations (collect and learn) done.
@@ -66,6 +76,9 @@ class Agent(L.LightningModule):
         eval_num_envs: int,
         eval_episodes: int,
         eval_deterministic: bool,
+        norm_obs: bool,
+        norm_reward: bool,
+        gamma: float,
     ) -> None:
         super().__init__()
         self.env_config = env
@@ -79,6 +92,8 @@ class Agent(L.LightningModule):
         with _threads(NUM_THREADS):
             self.network = network(single.observation_space, single.action_space)
         single.close()
+        self.normalizer = ObservationNormalizer(single.observation_space) if norm_obs else None
+        self.reward_scaler = RewardScaler(gamma) if norm_reward else None
         self.env_steps = 0
         self.train_iter = 0
         self.iteration = 0
@@ -145,7 +160,9 @@ class Agent(L.LightningModule):
             self._elapsed_before = 0.0
             generator = torch.Generator().manual_seed(derive_seed(self.run_seed, Stream.SAMPLING))
             env = make_vector_env(self.env_config, self.num_envs)
-            self._collector = RolloutCollector(env, self.network, self.num_steps, generator)
+            self._collector = RolloutCollector(
+                env, self.network, self.num_steps, generator, self.normalizer, self.reward_scaler
+            )
             self._collector.reset(derive_seed(self.run_seed, Stream.ENVIRONMENTS))
 
     def teardown(self, stage: str) -> None:
@@ -193,6 +210,7 @@ class Agent(L.LightningModule):
             derive_seed(self.run_seed, Stream.PREDICTION, self.train_iter),
             self.video_dir,
             self.eval_deterministic,
+            self.normalizer,
         )
 
     def play(self, stream: Stream) -> Episodes:
@@ -205,6 +223,7 @@ class Agent(L.LightningModule):
                 self.eval_episodes,
                 derive_seed(self.run_seed, stream, self.train_iter),
                 self.eval_deterministic,
+                self.normalizer,
             )
 
     def log_scalars(self, scalars: Mapping[str, float], step: int) -> None:
@@ -225,12 +244,19 @@ class Agent(L.LightningModule):
         self.check_fit(checkpoint)
 
     def check_fit(self, checkpoint: Mapping[str, Any]) -> None:
-        """Whether a checkpoint's weights are weights of this network.
+        """Whether a checkpoint's weights are weights of this network, learnt from what it would learn from here.
 
         Raises:
-            UsageError: With the first tensor that does not fit.
+            UsageError: With the first setting or tensor that does not fit.
         """
         here, there = self.state_dict(), checkpoint["state_dict"]
+        for setting, prefix in STATISTICS.items():
+            before, after = (any(name.startswith(prefix) for name in tensors) for tensors in (there, here))
+            if before != after:
+                raise UsageError(
+                    f"{setting} is {str(before).lower()} in the checkpoint and {str(after).lower()} in the model; what "
+                    f"the network has learnt depends on it, so leave {setting} as it was"
+                )
         for name in sorted(here.keys() | there.keys()):
             shapes = [tuple(tensors[name].shape) if name in tensors else None for tensors in (there, here)]
             if shapes[0] != shapes[1]:

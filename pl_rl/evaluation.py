@@ -15,6 +15,7 @@ from pl_rl.distributions import to_numpy
 from pl_rl.envs import AnyVectorEnv, EnvConfig, make_env, make_vector_env
 from pl_rl.errors import UsageError
 from pl_rl.networks import ActorCritic
+from pl_rl.normalization import ObservationNormalizer
 
 
 class Episodes(NamedTuple):
@@ -43,6 +44,7 @@ def evaluate(
     num_episodes: int,
     seed: int,
     deterministic: bool = True,
+    normalizer: ObservationNormalizer | None = None,
 ) -> Episodes:
     """Play episodes in environments made for this call: the outcome depends on the arguments alone.
 
@@ -54,12 +56,13 @@ def evaluate(
             crowd out long ones.
         seed: Of the environments and of sampled actions.
         deterministic: Take the most probable actions rather than sampled ones.
+        normalizer: Stands between the observations and the network.
     """
     if env_config.vectorization == "async":
         env_config = dataclasses.replace(env_config, vectorization="auto")
     env = make_vector_env(env_config, min(num_envs, num_episodes))
     try:
-        return play(network, env, num_episodes, seed, deterministic)
+        return play(network, env, num_episodes, seed, deterministic, normalizer)
     finally:
         env.close()
 
@@ -71,6 +74,7 @@ def record(
     seed: int,
     directory: Path,
     deterministic: bool = True,
+    normalizer: ObservationNormalizer | None = None,
 ) -> Episodes:
     """Play episodes one after another and write each to ``directory/ID-episode-N.mp4``.
 
@@ -92,7 +96,7 @@ def record(
     )
     env = gym.vector.SyncVectorEnv([lambda: recorded], autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
     try:
-        return play(network, env, num_episodes, seed, deterministic)
+        return play(network, env, num_episodes, seed, deterministic, normalizer)
     except gym.error.DependencyNotInstalled as error:
         raise UsageError(f"recording {env_config.id!r} needs a package more: {error}") from error
     finally:
@@ -100,7 +104,14 @@ def record(
 
 
 @torch.no_grad()
-def play(network: ActorCritic, env: AnyVectorEnv, num_episodes: int, seed: int, deterministic: bool) -> Episodes:
+def play(
+    network: ActorCritic,
+    env: AnyVectorEnv,
+    num_episodes: int,
+    seed: int,
+    deterministic: bool,
+    normalizer: ObservationNormalizer | None = None,
+) -> Episodes:
     """Play ``num_episodes`` episodes in ``env`` from a seeded reset on; arguments as in :func:`evaluate`."""
     parameter = next(network.parameters())
     generator = torch.Generator().manual_seed(seed)
@@ -110,7 +121,7 @@ def play(network: ActorCritic, env: AnyVectorEnv, num_episodes: int, seed: int, 
     episodes = Episodes([], [])
     obs, _ = env.reset(seed=seed)
     while remaining.any():
-        actions = _act(network, _to_tensor(obs, parameter), generator, deterministic)
+        actions = _act(network, _to_tensor(obs, parameter, normalizer), generator, deterministic)
         obs, rewards, terminated, truncated, _ = env.step(network.distribution.to_env(to_numpy(actions)))
         open_returns += rewards
         open_lengths += 1
@@ -131,7 +142,9 @@ def _act(network: ActorCritic, obs: Tensor, generator: torch.Generator, determin
     return network.distribution.sample(outputs, noise.to(outputs.device))
 
 
-def _to_tensor(obs: Any, parameter: Tensor) -> Tensor:
-    """Observations on the network's device: floats in its type, integers as they are."""
+def _to_tensor(obs: Any, parameter: Tensor, normalizer: ObservationNormalizer | None) -> Tensor:
+    """Observations on the network's device: floats, normalised or not, in its type, integers as they are."""
     tensor = torch.from_numpy(obs)
+    if normalizer is not None:
+        tensor = normalizer(tensor)
     return tensor.to(parameter.device, parameter.dtype if tensor.is_floating_point() else tensor.dtype)

@@ -3,6 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from pl_rl.agent import STATISTICS
 from pl_rl.callbacks.pretrained import lineage_rows
 from pl_rl.checkpoints import STATE_KEY, read_checkpoint
 from pl_rl.runs import run_of_checkpoint, shown
@@ -17,7 +20,8 @@ def describe_checkpoint(path: Path) -> list[tuple[str, str]]:
     checkpoint = read_checkpoint(path)
     state, settings = checkpoint[STATE_KEY], checkpoint["hyper_parameters"]
     counters, collector = state["counters"], state["collector"]
-    weights = checkpoint["state_dict"]
+    tensors = checkpoint["state_dict"]
+    weights = [tensor for name, tensor in tensors.items() if not name.startswith(tuple(STATISTICS.values()))]
     run = run_of_checkpoint(path)
     rows = [
         ("file", f"{shown(path)}, {path.stat().st_size:,} bytes, sound, format {state['format_version']}"),
@@ -31,7 +35,8 @@ def describe_checkpoint(path: Path) -> list[tuple[str, str]]:
         ("seed", str(counters["run_seed"])),
         ("environment", f"{settings['num_envs']} x {settings['env']['id']}"),
         ("environment state", _environment_state(collector["environments"])),
-        ("network", f"{settings['network']['class_path']}, {sum(t.numel() for t in weights.values()):,} parameters"),
+        ("network", f"{settings['network']['class_path']}, {sum(t.numel() for t in weights):,} parameters"),
+        *_statistics(tensors),
         ("evaluation", _evaluation(checkpoint["callbacks"])),
         ("saved on", ", ".join(f"{name} {value}" for name, value in state["platform"].items())),
     ]
@@ -51,6 +56,17 @@ def _environment_state(saved: dict[str, Any] | None) -> str:
         longest = max(len(replay["actions"]) for replay in saved["state"])
         return f"seeds and actions to replay, {longest:,} steps at most ({saved['class']})"
     return f"saved whole ({saved['class']})"
+
+
+def _statistics(tensors: dict[str, Tensor]) -> list[tuple[str, str]]:
+    observations, rewards = (f"{prefix}count" for prefix in STATISTICS.values())
+    rows = []
+    if observations in tensors:
+        rows.append(("observations", f"normalised by statistics of {int(tensors[observations]):,}"))
+    if rewards in tensors:
+        deviation = float(tensors[f"{STATISTICS['norm_reward']}var"]) ** 0.5
+        rows.append(("rewards", f"divided by {deviation:.4g} in training, learnt from {int(tensors[rewards]):,}"))
+    return rows
 
 
 def _evaluation(callbacks: dict[str, Any]) -> str:

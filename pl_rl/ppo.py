@@ -64,6 +64,8 @@ class PPO(Agent):
         anneal_clip: Lower clip_coef linearly to zero over total_env_steps.
         clip_vloss: Clip the value loss too, by the same coefficient.
         norm_adv: Normalise advantages in each minibatch.
+        norm_obs: Normalise observations by the mean and variance of those of all rollouts before, and clip to 10.
+        norm_reward: Scale rewards in training by the deviation of their discounted sums, and clip to 10.
         ent_coef: Weight of the entropy bonus.
         vf_coef: Weight of the value loss, which is half a mean squared error.
         max_grad_norm: Largest norm of the gradient over all parameters; null does not clip.
@@ -98,6 +100,8 @@ class PPO(Agent):
         anneal_clip: bool = False,
         clip_vloss: bool = False,
         norm_adv: bool = True,
+        norm_obs: bool = False,
+        norm_reward: bool = False,
         ent_coef: float = 0.0,
         vf_coef: float = 0.5,
         max_grad_norm: float | None = 0.5,
@@ -125,6 +129,9 @@ class PPO(Agent):
             eval_num_envs=eval_num_envs,
             eval_episodes=eval_episodes,
             eval_deterministic=eval_deterministic,
+            norm_obs=norm_obs,
+            norm_reward=norm_reward,
+            gamma=gamma,
         )
         self.automatic_optimization = False
         self.update_epochs = update_epochs
@@ -137,6 +144,8 @@ class PPO(Agent):
         self.anneal_clip = anneal_clip
         self.clip_vloss = clip_vloss
         self.norm_adv = norm_adv
+        self.norm_obs = norm_obs
+        self.norm_reward = norm_reward
         self.ent_coef = ent_coef
         self.vf_coef = vf_coef
         self.max_grad_norm = max_grad_norm

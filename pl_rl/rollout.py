@@ -14,13 +14,14 @@ from torch import Tensor
 from pl_rl.distributions import to_numpy
 from pl_rl.envs import AnyVectorEnv, restore_envs, save_envs
 from pl_rl.networks import ActorCritic
+from pl_rl.normalization import ObservationNormalizer, RewardScaler
 
 
 class Rollout(NamedTuple):
     """``T * N`` transitions of one policy."""
 
     obs: Tensor
-    """``[T, N, *observation_space.shape]``"""
+    """``[T, N, *observation_space.shape]``, as the network saw them."""
     actions: Tensor
     """``[T, N]`` of one discrete choice, else ``[T, N, A]``; as sampled, before any clipping to bounds."""
     log_probs: Tensor
@@ -31,7 +32,7 @@ class Rollout(NamedTuple):
     """``[T, N]``, V of the state that the step led to, where an episode was truncated that of its final observation;
     without meaning where one terminated, as there is no future value."""
     rewards: Tensor
-    """``[T, N]``"""
+    """``[T, N]``, scaled where the agent scales rewards."""
     terminated: Tensor
     """``[T, N]`` bool: the episode is over, there is no future reward."""
     truncated: Tensor
@@ -101,13 +102,25 @@ class RolloutCollector:
         network: Policy and value function; read at each step, so updates between rollouts take effect.
         num_steps: ``T``.
         generator: Source of the numbers that actions are sampled with.
+        normalizer: Stands between the observations and the network; learns from each rollout when it is complete.
+        reward_scaler: Scales the rewards of a rollout when it has learnt from them.
     """
 
-    def __init__(self, env: AnyVectorEnv, network: ActorCritic, num_steps: int, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        env: AnyVectorEnv,
+        network: ActorCritic,
+        num_steps: int,
+        generator: torch.Generator,
+        normalizer: ObservationNormalizer | None = None,
+        reward_scaler: RewardScaler | None = None,
+    ) -> None:
         self.env = env
         self.network = network
         self.num_steps = num_steps
         self.generator = generator
+        self.normalizer = normalizer
+        self.reward_scaler = reward_scaler
         self.episodes = EpisodeStatistics(env.num_envs)
         self._obs: npt.NDArray[Any] | None = None
 
@@ -123,17 +136,21 @@ class RolloutCollector:
     def reset(self, seed: int) -> None:
         """Begin an episode in each environment."""
         self._obs, _ = self.env.reset(seed=seed)
+        self._discounted_sums = torch.zeros(self.env.num_envs, dtype=torch.float64)
         self.episodes.begin(self.env.num_envs)
 
     def state_dict(self) -> dict[str, Any]:
         """Where collecting stands between two rollouts, as plain data."""
         assert self._obs is not None
-        return {
+        state = {
             "environments": save_envs(self.env),
             "obs": torch.from_numpy(self._obs.copy()),
             "episodes": self.episodes.state_dict(),
             "generator": self.generator.get_state(),
         }
+        if self.reward_scaler is not None:
+            state["discounted_sums"] = self._discounted_sums.clone()
+        return state
 
     def load_state_dict(self, state: dict[str, Any], restart_seed: int) -> str | None:
         """The inverse of :meth:`state_dict`.
@@ -154,6 +171,8 @@ class RolloutCollector:
             self.reset(restart_seed)
             return failure
         self._obs = obs
+        if self.reward_scaler is not None:
+            self._discounted_sums = state["discounted_sums"].clone()
         return None
 
     @torch.no_grad()
@@ -165,6 +184,7 @@ class RolloutCollector:
         device, distribution = next(self.network.parameters()).device, self.network.distribution
         noise = distribution.noise((steps, num_envs), self.generator).to(device)
         obs = torch.empty((steps, *self._obs.shape), dtype=self.obs_dtype)
+        raw_obs = None if self.normalizer is None else torch.empty(obs.shape, dtype=torch.float64)
         rewards = np.empty((steps, num_envs), dtype=np.float32)
         terminated = np.empty((steps, num_envs), dtype=np.bool_)
         truncated = np.empty((steps, num_envs), dtype=np.bool_)
@@ -174,7 +194,9 @@ class RolloutCollector:
         # Taking all rows out of a tensor at once is cheaper than indexing it at each step.
         obs_rows, noise_rows = obs.unbind(), noise.unbind()
         for t in range(steps):
-            obs_rows[t].copy_(torch.from_numpy(self._obs))
+            obs_rows[t].copy_(self._as_input(self._obs))
+            if raw_obs is not None:
+                raw_obs[t] = torch.from_numpy(self._obs)
             policy_outputs, step_values = self.network(obs_rows[t].to(device))
             outputs.append(policy_outputs)
             values.append(step_values)
@@ -185,19 +207,34 @@ class RolloutCollector:
             self.episodes.add(rewards[t], ended)
             if ended is not None:
                 for i in np.flatnonzero(truncated[t] & ~terminated[t]):
-                    final_obs[t, int(i)] = torch.as_tensor(infos["final_obs"][i], dtype=obs.dtype)
+                    final_obs[t, int(i)] = self._as_input(infos["final_obs"][i]).to(obs.dtype)
         all_values, next_values = self._with_next_values(values, final_obs)
         all_actions = torch.stack(actions)
+        step_rewards = torch.from_numpy(rewards)
+        if self.normalizer is not None and raw_obs is not None:
+            self.normalizer.update(raw_obs)
+        if self.reward_scaler is not None:
+            ended_steps = torch.from_numpy(terminated | truncated)
+            self._discounted_sums = self.reward_scaler.update(step_rewards, ended_steps, self._discounted_sums)
+            step_rewards = self.reward_scaler(step_rewards)
         return Rollout(
             obs=obs.to(device),
             actions=all_actions,
             log_probs=distribution.log_prob(torch.stack(outputs), all_actions),
             values=all_values,
             next_values=next_values,
-            rewards=torch.from_numpy(rewards).to(next_values),
+            rewards=step_rewards.to(next_values),
             terminated=torch.from_numpy(terminated).to(device),
             truncated=torch.from_numpy(truncated).to(device),
         )
+
+    def _as_input(self, obs: Any) -> Tensor:
+        """What the network is to see of the environments' observations."""
+        tensor = torch.as_tensor(obs)
+        if self.normalizer is None:
+            return tensor
+        normalized: Tensor = self.normalizer(tensor)
+        return normalized
 
     def _with_next_values(
         self, values: list[Tensor], final_obs: dict[tuple[int, int], Tensor]
@@ -208,7 +245,7 @@ class RolloutCollector:
             values: ``[N]`` for each of ``T`` steps.
             final_obs: By (step, environment), the last observations of episodes that a time limit ended.
         """
-        obs = torch.from_numpy(self._obs).to(self.obs_dtype)
+        obs = self._as_input(self._obs).to(self.obs_dtype)
         last_obs = torch.stack([*obs, *final_obs.values()]).to(values[0].device)
         last_values, final_values = self.network.value(last_obs).split([len(obs), len(final_obs)])
         every_value = torch.stack([*values, last_values])

@@ -18,7 +18,7 @@ import lightning as L
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pl_rl.agent import as_agent
+from pl_rl.agent import STATISTICS, as_agent
 from pl_rl.checkpoints import STATE_KEY, read_checkpoint
 from pl_rl.errors import RunFailure, UsageError
 
@@ -74,7 +74,7 @@ def verify(fit_args: list[str], iterations: int, kills: int) -> Verification:
 def compare_runs(one: Path, other: Path) -> dict[str, str | None]:
     """The first difference of each component of two runs' last checkpoints and logs, ``None`` where there is none."""
     parts = [_components(read_checkpoint(run / "checkpoints" / "last.ckpt"), run) for run in (one, other)]
-    differences = {name: first_difference(parts[0][name], parts[1][name]) for name in parts[0]}
+    differences = {name: first_difference(parts[0][name], parts[1].get(name)) for name in parts[0]}
     differences["log"] = first_difference(read_scalars(one), read_scalars(other))
     return differences
 
@@ -108,9 +108,15 @@ def read_scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
 def _components(checkpoint: dict[str, Any], run: Path) -> dict[str, Any]:
     state = checkpoint[STATE_KEY]
     counters = {name: value for name, value in state["counters"].items() if name != "elapsed_seconds"}
+    prefixes = tuple(STATISTICS.values())
+    weights = {name: value for name, value in checkpoint["state_dict"].items() if not name.startswith(prefixes)}
+    statistics = {name: value for name, value in checkpoint["state_dict"].items() if name.startswith(prefixes)}
+    if statistics:
+        statistics["discounted sums"] = state["collector"].get("discounted_sums")
     return {
-        "weights": checkpoint["state_dict"],
+        "weights": weights,
         "optimiser": checkpoint["optimizer_states"],
+        **({"normaliser": statistics} if statistics else {}),
         "counters": {**counters, "epoch": checkpoint["epoch"], "global_step": checkpoint["global_step"]},
         "random generators": {**state["random"], "sampling": state["collector"]["generator"]},
         "environments": {"state": state["collector"]["environments"], "obs": state["collector"]["obs"]},

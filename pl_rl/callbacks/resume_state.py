@@ -1,5 +1,6 @@
 """What a checkpoint must hold beyond weights and optimiser, and the account of a resume."""
 
+from inspect import Parameter, signature
 from typing import Any
 
 import lightning as L
@@ -9,7 +10,7 @@ from rich.console import Console
 
 from pl_rl.agent import Agent, as_agent
 from pl_rl.callbacks.lookup import attached
-from pl_rl.checkpoints import FORMAT_VERSION, STATE_KEY, changed_settings
+from pl_rl.checkpoints import FORMAT_VERSION, STATE_KEY, changed_settings, plain_data
 from pl_rl.runs import shown
 from pl_rl.training_state import restore_training_state, save_training_state
 
@@ -60,7 +61,8 @@ class ResumeState(L.Callback):
             # Lightning does not remember, and would train for one more epoch.
             agent.stop("EarlyStopping ended this run before; leave the callback out to go on")
         if trainer.is_global_zero:
-            changes = changed_settings(checkpoint["hyper_parameters"], dict(agent.hparams))
+            before = {**_defaults(agent), **checkpoint["hyper_parameters"]}
+            changes = changed_settings(before, dict(agent.hparams))
             seed = checkpoint[STATE_KEY]["seed_everything"]
             if seed != self._seed and not agent.branching:
                 changes.append(f"seed_everything: {seed} -> {self._seed}, without effect on the run's random numbers")
@@ -74,6 +76,16 @@ class ResumeState(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the state for a ``save_checkpoint`` after the environments are closed."""
         self._final = save_training_state(as_agent(pl_module))
+
+
+def _defaults(agent: Agent) -> dict[str, Any]:
+    """Of the agent's settings, for a checkpoint that was saved before there was such a setting."""
+    parameters = signature(type(agent)).parameters
+    return {
+        name: plain_data(parameters[name].default)
+        for name in agent.hparams
+        if name in parameters and parameters[name].default is not Parameter.empty
+    }
 
 
 def _account(trainer: L.Trainer, agent: Agent, changes: list[str], losses: list[str]) -> list[str]:

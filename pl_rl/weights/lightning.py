@@ -3,12 +3,15 @@
 from inspect import signature
 from typing import Any
 
+from torch import Tensor
+
 from pl_rl.checkpoints import STATE_KEY, read_checkpoint
 from pl_rl.networks import MLPActorCritic
+from pl_rl.normalization import EPSILON
 from pl_rl.weights.conversion import adam_states, convert_mlp, plain_tensor
 from pl_rl.weights.files import WeightsFile
 from pl_rl.weights.layers import LOG_STD, numbered, our_names
-from pl_rl.weights.policy_weights import PolicyWeights, Unreadable
+from pl_rl.weights.policy_weights import Normalizer, PolicyWeights, Unreadable
 
 _PREFIX = "network."
 
@@ -39,13 +42,27 @@ def _convert(file: WeightsFile, checkpoint: dict[str, Any]) -> PolicyWeights:
     }
     adam = next(iter(checkpoint["optimizer_states"]), None)
     network = checkpoint["hyper_parameters"]["network"]
+    normalizer, scales_rewards = _normalizer(checkpoint["state_dict"]), "reward_scaler.var" in checkpoint["state_dict"]
+    notes = (
+        ["Rewards were scaled in training, so the value function predicts scaled returns."] if scales_rewards else []
+    )
     source = f"pl_rl checkpoint, format {checkpoint[STATE_KEY]['format_version']}"
     if network["class_path"] != f"{MLPActorCritic.__module__}.{MLPActorCritic.__qualname__}":
-        notes = [f"The network is a {network['class_path']}; the weights fit that class alone."]
+        notes += [f"The network is a {network['class_path']}; the weights fit that class alone."]
         plain = {name: plain_tensor(name, tensor) for name, tensor in tensors.items()}
-        return PolicyWeights(source, file.sha256, plain, None, notes, adam_states(adam, plain))
+        return PolicyWeights(source, file.sha256, plain, None, notes, adam_states(adam, plain), normalizer)
     default = signature(MLPActorCritic).parameters["activation"].default
     activation = (network["init_args"] or {}).get("activation", default)
     names = our_names(*(numbered(tensors, part) for part in ("encoder", "actor", "critic")))
     names |= {LOG_STD: LOG_STD} if LOG_STD in tensors else {}
-    return convert_mlp(file, source, tensors, names, activation, notes=[], adam=adam)
+    return convert_mlp(file, source, tensors, names, activation, notes, adam, normalizer)
+
+
+def _normalizer(tensors: dict[str, Tensor]) -> Normalizer | None:
+    """The statistics of observations, where the model normalised them."""
+    if "normalizer.mean" not in tensors:
+        return None
+    mean, var = tensors["normalizer.mean"].flatten(), tensors["normalizer.var"].flatten()
+    count, clip = float(tensors["normalizer.count"]), float(tensors["normalizer.clip"])
+    scale = (var + EPSILON).sqrt()
+    return Normalizer(mean=mean, var=var, scale=scale, count=count, epsilon=EPSILON, clip=clip)

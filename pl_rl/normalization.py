@@ -1,0 +1,154 @@
+"""Running statistics that observations are normalised and rewards are scaled by.
+
+Both learn from whole rollouts and stand still within one, so that every observation of a rollout is seen through the
+same statistics, and evaluating changes none. They are buffers: saved and resumed with the weights.
+
+Shapes: ``T`` steps of a rollout, ``N`` environments, ``...`` the shape of an observation, nothing for a reward.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Self
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pl_rl import functional as F
+from pl_rl.errors import UsageError
+
+# As in gymnasium's NormalizeObservation and NormalizeReward, and in Stable-Baselines3's VecNormalize.
+EPSILON = 1e-8
+CLIP = 10.0
+
+
+class RunningStatistics(nn.Module):
+    """Mean and variance of everything seen so far, in float64 on the CPU, where environments are.
+
+    Args:
+        shape: ``...``, of one sample.
+
+    Attributes:
+        mean: ``[...]``, zero before the first update.
+        var: ``[...]``, biased, one before the first update.
+        count: Samples so far, a scalar.
+    """
+
+    mean: Tensor
+    var: Tensor
+    count: Tensor
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(shape, dtype=torch.float64))
+        self.register_buffer("var", torch.ones(shape, dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    @property
+    def scale(self) -> Tensor:
+        """What is divided by, ``[...]``."""
+        return (self.var + EPSILON).sqrt()
+
+    @torch.no_grad()
+    def add(self, samples: Tensor) -> None:
+        """Account for samples ``[K, ...]`` by the parallel formula of Chan, Golub and LeVeque.
+
+        https://en.wikipedia.org/wiki/Algorithms_for_calculating_variance#Parallel_algorithm
+        """
+        samples = samples.double()
+        var, mean = torch.var_mean(samples, dim=0, correction=0)
+        total = self.count + len(samples)
+        share, delta = len(samples) / total, mean - self.mean
+        self.mean += delta * share
+        self.var += (var - self.var + delta.square() * (1 - share)) * share
+        self.count.copy_(total)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Nothing: a model moves between devices and precisions without them."""
+        return self
+
+
+class ObservationNormalizer(RunningStatistics):
+    """Gives each component of the observations a mean of zero and a variance of one, and clips the rest.
+
+    Before the first update observations pass as they are, clipped.
+
+    Args:
+        space: Of a single environment; a ``Box`` of floats.
+
+    Attributes:
+        clip: Largest absolute value that comes out, a scalar; infinite clips nothing.
+
+    Raises:
+        UsageError: For any other space.
+    """
+
+    clip: Tensor
+
+    def __init__(self, space: gym.Space[object]) -> None:
+        if not (isinstance(space, gym.spaces.Box) and np.issubdtype(space.dtype, np.floating)):
+            raise UsageError(
+                f"norm_obs=true needs observations of floats, and they are {space}; use norm_obs=false (images are "
+                "for the network to scale)"
+            )
+        super().__init__(space.shape)
+        self.register_buffer("clip", torch.tensor(CLIP, dtype=torch.float64))
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """Observations ``[..., *space.shape]`` as the network sees them, in float32."""
+        return ((obs - self.mean) / self.scale).clamp(-self.clip, self.clip).float()
+
+    def update(self, obs: Tensor) -> None:
+        """Learn from the observations ``[T, N, ...]`` of a rollout as the environments gave them."""
+        self.add(obs.flatten(0, 1))
+
+    @torch.no_grad()
+    def load_statistics(self, mean: Tensor, scale: Tensor, count: float, clip: float | None) -> None:
+        """Take over what another library has learnt: the output is ``(obs - mean) / scale``, clipped, from here on.
+
+        Args:
+            mean: ``[...]``.
+            scale: ``[...]``, the library's divisor, whatever it makes that of.
+            count: Samples that the statistics are of.
+            clip: Largest absolute value; ``None`` clips nothing.
+        """
+        self.mean.copy_(mean)
+        self.var.copy_(scale.double().square() - EPSILON)
+        self.count.fill_(count)
+        self.clip.fill_(math.inf if clip is None else clip)
+
+
+class RewardScaler(RunningStatistics):
+    """Divides rewards by the standard deviation of the discounted sums of the rewards before them.
+
+    The mean stays, as taking it away would change which policy is best. The sum restarts with each episode, as in
+    Stable-Baselines3's ``VecNormalize``:
+    https://stable-baselines3.readthedocs.io/en/master/guide/vec_envs.html#vecnormalize
+
+    Args:
+        gamma: Discount factor.
+    """
+
+    def __init__(self, gamma: float) -> None:
+        super().__init__(())
+        self.gamma = gamma
+
+    def forward(self, rewards: Tensor) -> Tensor:
+        """Rewards of any shape in units of the standard deviation, clipped to 10 of them."""
+        return (rewards / self.scale).clamp(-CLIP, CLIP)
+
+    def update(self, rewards: Tensor, ended: Tensor, open_sums: Tensor) -> Tensor:
+        """Learn from the rewards of a rollout as the environments gave them.
+
+        Args:
+            rewards: ``[T, N]``.
+            ended: ``[T, N]`` bool, whether the step ended an episode.
+            open_sums: ``[N]``, the discounted sums of the episodes that were open before.
+
+        Returns:
+            ``[N]``, those of the episodes that are open after it.
+        """
+        sums, open_sums = F.discounted_sums(rewards.double(), ended, self.gamma, open_sums)
+        self.add(sums.flatten())
+        return open_sums
