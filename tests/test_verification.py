@@ -53,6 +53,8 @@ def test_a_killed_run_is_proved_to_go_on_bit_for_bit(capsys):
         ["--config", "cartpole.yaml", "--model.env.vectorization", "async"],
         ["--config", "acrobot.yaml"],
         ["--config", "pendulum.yaml"],
+        ["--config", "pendulum.yaml", "--model.norm_obs", "true", "--model.norm_reward", "true"],
+        ["--config", "halfcheetah.yaml"],
         ["--config", "cartpole-fast.yaml"],
         ["--model.env", "tests.uncertain_environments:PlRlTest/NoisyWalk-v0", *SMALL_RUN],
     ],
