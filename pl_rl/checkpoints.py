@@ -29,12 +29,21 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UsageError(f"{str(path)!r} is no checkpoint, or a damaged one: {_reason(error)}") from error
     if damaged is not None:
         raise UsageError(f"{str(path)!r} is a damaged checkpoint: the checksum of {damaged} is wrong; use another one")
+    return check_content(str(path), checkpoint)
+
+
+def check_content(path: str, checkpoint: Any) -> dict[str, Any]:
+    """What a file holds, if it is a checkpoint that this version reads.
+
+    Raises:
+        UsageError: If it is not.
+    """
     if not isinstance(checkpoint, dict) or STATE_KEY not in checkpoint:
-        raise UsageError(f"{str(path)!r} is not a checkpoint of pl_rl; a run's are in its checkpoints/ folder")
+        raise UsageError(f"{path!r} is not a checkpoint of pl_rl; a run's are in its checkpoints/ folder")
     written = checkpoint[STATE_KEY]["format_version"]
     if written > FORMAT_VERSION:
         raise UsageError(
-            f"{str(path)!r} was written by a newer pl_rl (format {written}, this one reads {FORMAT_VERSION}), so "
+            f"{path!r} was written by a newer pl_rl (format {written}, this one reads {FORMAT_VERSION}), so "
             "upgrade pl_rl"
         )
     return checkpoint

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from pl_rl.distributions import make_distribution
+from pl_rl.distributions import DiagonalGaussian, make_distribution
 from pl_rl.errors import UsageError
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"elu": nn.ELU, "relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
@@ -73,9 +73,10 @@ class MLPActorCritic(ActorCritic):
         critic_sizes: Widths of the value function's own hidden layers.
         activation: Follows each hidden layer.
         log_std_init: Initial log standard deviation of continuous actions.
+        tanh_mean: Bound the mean of continuous actions to (-1, 1) by tanh, as DI-engine's ``bound_type="tanh"`` does.
 
     Raises:
-        UsageError: If a space is not supported or a width is not positive.
+        UsageError: If a space is not supported, a width is not positive, or actions without a mean are bounded.
     """
 
     def __init__(
@@ -87,8 +88,11 @@ class MLPActorCritic(ActorCritic):
         critic_sizes: Sequence[int] = (64, 64),
         activation: Literal["elu", "relu", "silu", "tanh"] = "tanh",
         log_std_init: float = 0.0,
+        tanh_mean: bool = False,
     ) -> None:
         super().__init__(observation_space, action_space, log_std_init)
+        if tanh_mean and not isinstance(self.distribution, DiagonalGaussian):
+            raise UsageError(f"tanh_mean=true needs continuous actions, not {action_space}; leave it out")
         if not isinstance(observation_space, gym.spaces.Box) or len(observation_space.shape) != 1:
             raise UsageError(
                 f"MLPActorCritic needs vector observations (a Box with one dimension), not {observation_space}; "
@@ -103,11 +107,12 @@ class MLPActorCritic(ActorCritic):
         self.encoder = _mlp([inputs, *encoder_sizes], activation)
         self.actor = _mlp([features, *actor_sizes], activation, self.distribution.num_outputs, gain=0.01)
         self.critic = _mlp([features, *critic_sizes], activation, 1)
+        self.activation = activation
+        self.tanh_mean = tanh_mean
 
     def policy(self, obs: Tensor) -> Tensor:
         """Policy outputs ``[B, P]`` for observations ``[B, D]``."""
-        outputs: Tensor = self.actor(self._encode(obs))
-        return outputs
+        return self._act(self._encode(obs))
 
     def value(self, obs: Tensor) -> Tensor:
         """Values ``[B]`` for observations ``[B, D]``."""
@@ -117,7 +122,11 @@ class MLPActorCritic(ActorCritic):
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """Policy outputs ``[B, P]`` and values ``[B]``, the encoder computed once."""
         features = self._encode(obs)
-        return self.actor(features), self.critic(features).squeeze(-1)
+        return self._act(features), self.critic(features).squeeze(-1)
+
+    def _act(self, features: Tensor) -> Tensor:
+        outputs: Tensor = self.actor(features)
+        return outputs.tanh() if self.tanh_mean else outputs
 
     def _encode(self, obs: Tensor) -> Tensor:
         features: Tensor = self.encoder(obs.to(self.critic.dtype))

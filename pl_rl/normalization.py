@@ -104,17 +104,21 @@ class ObservationNormalizer(RunningStatistics):
         self.add(obs.flatten(0, 1))
 
     @torch.no_grad()
-    def load_statistics(self, mean: Tensor, scale: Tensor, count: float, clip: float | None) -> None:
-        """Take over what another library has learnt: the output is ``(obs - mean) / scale``, clipped, from here on.
+    def load_statistics(self, mean: Tensor, var: Tensor, scale: Tensor, count: float, clip: float | None) -> None:
+        """Take over what has been learnt elsewhere: the output is ``(obs - mean) / scale``, clipped, from here on.
 
         Args:
             mean: ``[...]``.
-            scale: ``[...]``, the library's divisor, whatever it makes that of.
+            var: ``[...]``, which stays as it is if ``scale`` is made of it as here.
+            scale: ``[...]``, the divisor, whatever a library makes that of.
             count: Samples that the statistics are of.
             clip: Largest absolute value; ``None`` clips nothing.
         """
-        self.mean.copy_(mean)
-        self.var.copy_(scale.double().square() - EPSILON)
+        self.mean.copy_(mean.view_as(self.mean))
+        self.var.copy_(var.view_as(self.var))
+        scale = scale.double().view_as(self.var)
+        if not self.scale.equal(scale):
+            self.var.copy_(scale.square() - EPSILON)
         self.count.fill_(count)
         self.clip.fill_(math.inf if clip is None else clip)
 

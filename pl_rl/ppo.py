@@ -190,6 +190,7 @@ class PPO(Agent):
                 "configure_optimizers returns a learning-rate scheduler; return the optimiser, use anneal_lr"
             )
         self._rates = [group["lr"] for group in self._optimizer().param_groups]
+        self._eager = EagerUpdates(self._loss(), self._optimizer(), self.max_grad_norm)
         self._updates = self._make_updates()
         self.start_clock()  # once more, as compiling is no training
 
@@ -213,28 +214,30 @@ class PPO(Agent):
 
     def rounding(self) -> dict[str, str]:
         """What decides how numbers are rounded, beyond libraries and machine."""
-        return {"updates": self.updates.description}
+        assert self._updates is not None
+        return {"updates": self._updates.description}
 
     def _make_updates(self) -> Updates:
         """Compiled or eager, by a rule that a run's length decides and a resumed run's past."""
-        loss = PPOLoss(self.network, self.vf_coef, self.ent_coef, self.clip_vloss)
-        eager = EagerUpdates(loss, self._optimizer(), self.max_grad_norm)
         compiled = self.compile_update
         if compiled is None:
             compiled = self._compiled_before
         if compiled is None:
             compiled = self.total_env_steps * self.update_epochs // self.minibatch_size >= COMPILE_FROM
         if not compiled:
-            return eager
+            return self._eager
         try:
             if type(self.trainer.precision_plugin) is not Precision:
                 raise CompilationError(f"it is made for precision=32-true, not {self.trainer.precision}")
-            return CompiledUpdates(loss, self._optimizer(), self.max_grad_norm, self._example())
+            return CompiledUpdates(self._loss(), self._optimizer(), self.max_grad_norm, self._example())
         except CompilationError as error:
             if self.compile_update:
                 raise UsageError(f"compile_update=true cannot be had: {error}; use null or false") from error
             rank_zero_info(f"Updates are not compiled: {error}.")
-            return eager
+            return self._eager
+
+    def _loss(self) -> PPOLoss:
+        return PPOLoss(self.network, self.vf_coef, self.ent_coef, self.clip_vloss)
 
     def _example(self) -> Minibatch:
         """A minibatch of the right shapes and types."""
@@ -316,9 +319,11 @@ class PPO(Agent):
 
     @property
     def updates(self) -> Updates:
-        """What makes the gradient updates of the running fit."""
+        """What makes the gradient updates of this iteration."""
         assert self._updates is not None
-        return self._updates
+        # A compiled function would move parameters that are held, too.
+        held = any(not parameter.requires_grad for parameter in self.network.parameters())
+        return self._eager if held else self._updates
 
     def _optimizer(self) -> torch.optim.Optimizer:
         optimizer = self.optimizers(use_pl_optimizer=False)

@@ -75,7 +75,9 @@ def config_of_run(run: Path) -> Path | None:
 
 
 def shown(path: Path | str) -> str:
-    """A path as a person would type it: relative where it lies below the working directory."""
+    """A path as a person would type it: relative where it lies below the working directory; a URL as it is."""
+    if "://" in str(path):
+        return str(path)
     absolute = Path(path).absolute()
     here = Path.cwd()
     return str(absolute.relative_to(here)) if absolute.is_relative_to(here) else str(absolute)

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -139,22 +140,30 @@ class CompiledUpdates(Updates):
     @contextmanager
     def iteration(self) -> Iterator[None]:
         """Copies parameters and Adam's averages into flat vectors, and back."""
-        groups = self.optimizer.param_groups
         states = [self._adam_state(param) for param in self._parameters]
         steps = [state["step"] for state in states]
         tensors = [[state[name] for state in states] for name in ("exp_avg", "exp_avg_sq")]
         tensors.insert(0, [param.detach() for param in self._parameters])
         for views, originals in zip(self._views, tensors, strict=True):
             torch._foreach_copy_(views, originals)
-        lengths = [sum(param.numel() for param in group["params"]) for group in groups]
-        counts = [self.optimizer.state[group["params"][0]]["step"].clone() for group in groups]
-        self._slices = list(zip(groups, counts, *(vector.split(lengths) for vector in self._vectors), strict=True))
+        # Neighbours in a group share one Adam if they have made as many steps, unlike one that was held for a while.
+        shares = [
+            (group, step, list(params))
+            for group in self.optimizer.param_groups
+            for step, params in groupby(group["params"], lambda param: self.optimizer.state[param]["step"].item())
+        ]
+        lengths = [sum(param.numel() for param in params) for _, _, params in shares]
+        counts = [torch.tensor(step) for _, step, _ in shares]
+        vectors = zip(*(vector.split(lengths) for vector in self._vectors), strict=True)
+        self._slices = [(group, count, *v) for (group, _, _), count, v in zip(shares, counts, vectors, strict=True)]
         try:
             yield
         finally:
             for views, originals in zip(self._views, tensors, strict=True):
                 torch._foreach_copy_(originals, views)
-            torch._foreach_copy_(steps, [count for group, count, *_ in self._slices for _ in group["params"]])
+            torch._foreach_copy_(
+                steps, [count for (*_, params), count in zip(shares, counts, strict=True) for _ in params]
+            )
 
     def gradient(self, minibatch: Minibatch, clip_coef: Tensor) -> Tensor:
         """In chunks, side by side."""
@@ -184,7 +193,7 @@ class CompiledUpdates(Updates):
         return metrics / self._chunks
 
     def step(self) -> Tensor:
-        """Clip as ``clip_grad_norm_`` does, then Adam on slices of the flat vectors, one for each parameter group."""
+        """Clip as ``clip_grad_norm_`` does, then Adam on slices of the flat vectors."""
         norm: Tensor = torch.linalg.vector_norm(self._grad)
         divisor = None
         if self.max_grad_norm < math.inf:

@@ -109,5 +109,17 @@ class Images(Counter):
         return np.zeros((8, 8, 3), np.uint8)
 
 
-for env_class in (Counter, ShortOrLong, Recorder, Identity, Images):
+class Spaces(Counter):
+    """Observes and takes vectors of any length."""
+
+    def __init__(self, observations, actions):
+        super().__init__(truncate_at=10)
+        self.observation_space = Box(-np.inf, np.inf, (observations,), np.float32)
+        self.action_space = Box(-1.0, 1.0, (actions,), np.float32)
+
+    def _obs(self):
+        return np.full(self.observation_space.shape, self.steps, np.float32)
+
+
+for env_class in (Counter, ShortOrLong, Recorder, Identity, Images, Spaces):
     gym.register(f"PlRlTest/{env_class.__name__}-v0", env_class)

@@ -107,7 +107,10 @@ def refused(capsys, *args):
         ("cut.zip", "is damaged"),
         ("hostile.pt", "could run code when opened"),
         (str(DATA / "stable_baselines3" / "ppo_pendulum.zip"), "no settings of the network fit"),
-        (str(DATA / "stable_baselines3" / "vec_normalize_pendulum.pkl"), "the model normalises none"),
+        (
+            str(DATA / "stable_baselines3" / "vec_normalize_pendulum.pkl"),
+            "holds statistics of observations and no policy",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused_before_a_run_begins(name, message, config, capsys):
@@ -125,3 +128,50 @@ def test_the_settings_that_an_error_names_can_be_pasted(capsys):
     assert not Path("lightning_logs").exists()
     fit("--config", "small.yaml", "--pretrained.path", MODEL, *shlex.split(err.partition("; use ")[2]))
     assert counters_in(RUN / "checkpoints/last.ckpt")["env_steps"] == 128
+
+
+def test_the_network_of_the_file_can_be_adopted(capsys):
+    Path("small.yaml").write_text(yaml.safe_dump(SMALL))
+    fit("--config", "small.yaml", "--pretrained.path", MODEL, "--pretrained.adopt_network", "true")
+    told = "network: encoder_sizes=[], actor_sizes=[32, 32], critic_sizes=[32, 32], activation=tanh, as in "
+    assert told in capsys.readouterr().out
+    saved = yaml.safe_load((RUN / "config.yaml").read_text())
+    assert saved["model"]["network"]["init_args"]["actor_sizes"] == [32, 32]
+    fit("--ckpt_path", "last", "--trainer.max_epochs", 3, "--model.total_env_steps", 192)
+    out = capsys.readouterr().out
+    assert "fidelity: exact" in out and "network: " not in out
+    fit("--config", RUN / "config.yaml")  # the run's own configuration begins another one like it
+
+
+def test_adopting_a_network_adopts_its_normalised_observations(capsys):
+    statistics = DATA / "stable_baselines3" / "vec_normalize_pendulum.pkl"
+    options = ["--pretrained.adopt_network", "true", "--pretrained.normalizer", statistics]
+    Path("small.yaml").write_text(yaml.safe_dump({**SMALL, "model": {**SMALL["model"], "env": "Pendulum-v1"}}))
+    fit("--config", "small.yaml", "--pretrained.path", MODEL.with_name("ppo_pendulum_normalized.zip"), *options)
+    assert "norm_obs=True, as in " in capsys.readouterr().out
+    assert yaml.safe_load((RUN / "config.yaml").read_text())["model"]["norm_obs"] is True
+
+
+def test_a_network_of_another_class_is_not_replaced(capsys):
+    Path("small.yaml").write_text(yaml.safe_dump(SMALL))
+    options = ["--pretrained.path", MODEL, "--pretrained.adopt_network", "true"]
+    network = ["--model.network", "tests.networks.LinearValue"]
+    assert "does not tell the settings of a tests.networks.LinearValue" in refused(
+        capsys, "--config", "small.yaml", *options, *network
+    )
+
+
+def test_rules_are_given_as_plain_values(config):
+    options = ["--pretrained.rename", '{"critic.": "critic."}', "--pretrained.shapes", "overlap"]
+    hold = [
+        "--pretrained.freeze",
+        '["actor.0.*"]',
+        "--pretrained.freeze_iterations",
+        1,
+        "--pretrained.critic_warmup",
+        1,
+    ]
+    fit("--config", config, "--pretrained.path", MODEL, "--pretrained.optimizer", "true", *options, *hold)
+    saved = read_checkpoint(RUN / "checkpoints/last.ckpt")["callbacks"]["PretrainedCheckpoint"]
+    assert saved["held"] == {"freeze": ["actor.0.*"], "freeze_iterations": 1, "critic_warmup": 1}
+    assert saved["optimizer"] is True

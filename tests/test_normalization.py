@@ -82,7 +82,7 @@ def test_statistics_of_another_library_give_its_outputs_and_go_on_learning(clip)
     """As rsl_rl has them: divided by the deviation plus 0.01."""
     mean, var, obs = torch.tensor([5.0, -2.0]), torch.tensor([4.0, 0.0]), torch.randn(20, 2) * 3
     normalizer, scale = normalizer_of(), var.sqrt() + 0.01
-    normalizer.load_statistics(mean, scale, 90.0, clip)
+    normalizer.load_statistics(mean, var, scale, 90.0, clip)
     limit = np.inf if clip is None else clip
     torch.testing.assert_close(normalizer(obs), ((obs - mean) / scale).clip(-limit, limit), rtol=1e-5, atol=1e-5)
     restored = normalizer_of()
@@ -314,5 +314,5 @@ def test_weights_are_not_taken_from_such_a_checkpoint_without_its_statistics(tmp
     obs = torch.randn(50, 3) * 5
     torch.testing.assert_close(((obs - mean) / scale).clip(-clip, clip).float(), model.normalizer(obs))
     assert "predicts scaled returns" in weights.notes[0]
-    with pytest.raises(pl_rl.UsageError, match="holds statistics"):
+    with pytest.raises(pl_rl.UsageError, match="the model normalises none"):
         train(tmp_path, 1, env="Pendulum-v1", callbacks=[PretrainedCheckpoint(str(last_of(tmp_path))), RunCheckpoint()])

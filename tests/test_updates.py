@@ -85,6 +85,25 @@ def test_compiled_updates_do_what_eager_ones_do(kind, settings):
     assert not torch.equal(networks[0].actor[0].weight, make_network(kind).actor[0].weight)
 
 
+def test_parameters_that_made_fewer_steps_are_corrected_as_such():
+    """Adam's bias correction is each parameter's own: some may have been held before."""
+    networks = [make_network() for _ in range(2)]
+    minibatch = make_minibatch(networks[0])
+    optimizers = [adam(network.parameters()) for network in networks]
+    for network, optimizer in zip(networks, optimizers, strict=True):
+        network.actor.requires_grad_(False)
+        run(make_updates(EagerUpdates, network, minibatch, optimizer), minibatch)
+        network.actor.requires_grad_(True)
+    eager, compiled = (
+        make_updates(updates_class, network, minibatch, optimizer)
+        for updates_class, network, optimizer in zip([EagerUpdates, CompiledUpdates], networks, optimizers, strict=True)
+    )
+    run(eager, minibatch)
+    run(compiled, minibatch)
+    assert_same(eager, compiled)
+    assert {state["step"].item() for state in compiled.optimizer.state.values()} == {6.0, 12.0}
+
+
 def test_parameter_groups_keep_their_settings():
     def with_groups(network):
         actor = {"params": list(network.actor.parameters()), "lr": 0.1, "weight_decay": 0.3, "betas": (0.8, 0.99)}

@@ -1,8 +1,7 @@
 """Starting a run from weights that were trained before."""
 
-import shlex
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,31 +11,39 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pl_rl.agent import Agent, as_agent, shape_in_words
+from pl_rl.agent import Agent, as_agent
+from pl_rl.callbacks.hold import Hold, HoldSchedule
 from pl_rl.errors import UsageError
-from pl_rl.networks import ACTIVATIONS, ActorCritic, MLPActorCritic
+from pl_rl.networks import MLPActorCritic
 from pl_rl.runs import shown
-from pl_rl.weights import PolicyWeights, read_weights
-from pl_rl.weights.conversion import listed
-
-Shapes = dict[str, tuple[int, ...]]
+from pl_rl.weights import Normalizer, PolicyWeights, read_weights
+from pl_rl.weights.matching import Match, OtherShapes, Rules, match
 
 
 class PretrainedCheckpoint(L.Callback):
     """Starts a new run from the weights in a file; its counters, random numbers and optimiser are a new run's.
 
-    A resumed run has its weights in the checkpoint: the file is not read then, and may be gone.
+    A resumed run has its weights in the checkpoint, and what it holds too: the file is not read then, and may be gone.
 
     Example::
 
         trainer = pl_rl.Trainer(callbacks=[PretrainedCheckpoint("ppo_cartpole.zip")])
 
     Args:
-        path: File of weights, ours or another library's; null loads nothing.
-        strict: Whether every selected weight must be in the file, in the model and of one shape; otherwise those that
-            fit are loaded.
+        path: File of weights, ours or another library's, or a URL of one; null loads nothing.
+        strict: Whether every selected weight must be in the file and in the model; otherwise those that are in both are
+            loaded.
         include: Patterns of the parameters to load, such as ``actor.*``; null means all.
         exclude: Patterns of the parameters to leave as they were initialised.
+        rename: Beginnings of names in the file, and what takes their place: ``{"policy.": "actor."}``.
+        shapes: What to do where a weight has another shape in the file: stop with an error, skip it, or take over the
+            part that overlaps, for observations or actions that became more or fewer.
+        normalizer: Whether to take over the statistics that observations are normalised by; or the file that has them,
+            such as that of a ``VecNormalize``.
+        optimizer: Whether Adam goes on with its averages in the file rather than starting afresh.
+        freeze: Patterns of parameters that do not learn.
+        freeze_iterations: For how many iterations they do not; null means the whole run.
+        critic_warmup: Iterations in which the value function alone learns, all that the policy depends on being held.
 
     Attributes:
         lineage: What the run started from, as plain data; ``None`` if from its own initial weights.
@@ -48,12 +55,23 @@ class PretrainedCheckpoint(L.Callback):
         strict: bool = True,
         include: list[str] | None = None,
         exclude: list[str] | None = None,
+        rename: dict[str, str] | None = None,
+        shapes: OtherShapes = "error",
+        normalizer: bool | str = True,
+        optimizer: bool = False,
+        freeze: list[str] | None = None,
+        freeze_iterations: int | None = None,
+        critic_warmup: int = 0,
     ) -> None:
         self.path = path
-        self.strict = strict
-        self.include = include
-        self.exclude = exclude
+        self.rules = Rules(strict, include, exclude, shapes)
+        self.rename = rename
+        self.normalizer = normalizer
+        self.optimizer = optimizer
+        self.hold = Hold(freeze or [], freeze_iterations, critic_warmup)
         self.lineage: dict[str, Any] | None = None
+        self._schedule: HoldSchedule | None = None
+        self._held: set[str] = set()
 
     def check(self, agent: Agent) -> None:
         """Whether the file can be loaded into an agent; changes nothing.
@@ -62,7 +80,11 @@ class PretrainedCheckpoint(L.Callback):
             UsageError: If it cannot.
         """
         if self.path is not None:
-            self._compare(self.path, agent.network)
+            self._compare(self.path, agent)
+        elif self.hold != Hold():
+            raise UsageError(
+                "--pretrained.freeze and --pretrained.critic_warmup need weights; add --pretrained.path FILE"
+            )
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Forget an earlier run; a resume then brings its own lineage."""
@@ -84,17 +106,49 @@ class PretrainedCheckpoint(L.Callback):
                 line = f"The resume wins: weights are the checkpoint's, and {shown(self.path)} is not read."
                 Console().print(line, highlight=False, markup=False, soft_wrap=True)
             return
-        network = as_agent(pl_module).network
-        weights, self.lineage = self._compare(self.path, network)
-        state = network.state_dict()
+        agent = as_agent(pl_module)
+        weights, found, statistics = self._compare(self.path, agent)
+        state = agent.network.state_dict()
         with torch.no_grad():
-            for name in self.lineage["loaded"]:
-                state[name].copy_(weights.tensors[name])
+            for name, tensor in found.tensors.items():
+                state[name].copy_(tensor)
+        if statistics is not None and agent.normalizer is not None:
+            agent.normalizer.load_statistics(
+                statistics["mean"], statistics["var"], statistics["scale"], statistics["count"], statistics["clip"]
+            )
+        if self.optimizer:
+            _restore_adam(self.path, trainer.optimizers[0], weights, found, agent)
+        self.lineage = {
+            "path": self.path if "://" in self.path else str(Path(self.path).absolute()),
+            "source": weights.source,
+            "sha256": weights.sha256,
+            **found.groups,
+            "observations": None if statistics is None else statistics["count"],
+            "optimizer": self.optimizer,
+            "held": asdict(self.hold),
+            "notes": [*weights.notes, *found.notes],
+        }
         if trainer.is_global_zero:
             table = Table(show_header=False, title="Pre-trained weights", title_justify="left", expand=False)
             for name, value in lineage_rows(self.lineage):
                 table.add_row(name, escape(value))
             Console().print(table)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Plan what is held, by the lineage, which a resume has brought back by now."""
+        hold = Hold(**self.lineage.get("held", {})) if self.lineage else Hold()
+        self._schedule = None if hold == Hold() else HoldSchedule(hold, as_agent(pl_module).network)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Hold and let go, by the run's count of iterations."""
+        if self._schedule is not None:
+            agent = as_agent(pl_module)
+            self._set_held(agent, self._schedule.names(agent.iteration))
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Leave the network as it was."""
+        if stage == "fit":
+            self._set_held(as_agent(pl_module), set())
 
     def state_dict(self) -> dict[str, Any]:
         """The lineage, which a run keeps over all its resumes."""
@@ -104,117 +158,100 @@ class PretrainedCheckpoint(L.Callback):
         """The inverse of :meth:`state_dict`."""
         self.lineage = dict(state_dict)
 
-    def _compare(self, path: str, network: ActorCritic) -> tuple[PolicyWeights, dict[str, Any]]:
-        """The file's weights and the lineage of a network that they are loaded into.
+    def _set_held(self, agent: Agent, names: set[str]) -> None:
+        if names != self._held:
+            parameters = dict(agent.network.named_parameters())
+            for name in names ^ self._held:
+                parameters[name].requires_grad_(name not in names)
+            self._held = names
+
+    def _compare(self, path: str, agent: Agent) -> tuple[PolicyWeights, Match, Normalizer | None]:
+        """The file's weights, what an agent takes of them, and the statistics of observations that it takes.
 
         Raises:
             UsageError: If the file cannot be read, or does not fit.
         """
-        model = _shapes(network.state_dict())
-        weights = read_weights(Path(path), None if type(network) is MLPActorCritic else model.keys())
-        if weights.normalizer is not None:
+        network = agent.network
+        own_names = None if type(network) is MLPActorCritic else network.state_dict().keys()
+        weights = read_weights(path, own_names, self.rename)
+        if not weights.tensors:
             raise UsageError(
-                f"{path!r} holds statistics that observations are normalised by, and the model normalises none; use a "
-                "policy that was trained on observations as they are"
+                f"{path!r} holds statistics of observations and no policy; name the policy's file with "
+                "--pretrained.path and this one with --pretrained.normalizer"
             )
-        file = _shapes(weights.tensors)
-        self._check_patterns({**model, **file})
-        notes = list(weights.notes)
-        if self.strict:
-            self._check_shapes(path, network, weights)
-        differing = _differing_activation(network, weights)
-        if differing is not None:
-            theirs, ours = differing
-            if self.strict:
-                raise UsageError(
-                    f"{path!r} was trained with {theirs} between its layers and the model has {ours}, so that the "
-                    f"weights would mean another function; add --model.network.init_args.activation {theirs}"
-                )
-            notes.append(f"The file's activation is {theirs}, the model's {ours}: the weights mean another function.")
-        groups = self._groups(model, file)
-        if not groups["loaded"]:
-            raise UsageError(
-                f"{path!r} has nothing to load: of its tensors {listed(file)}, none that is selected has the name and "
-                f"shape of one of the model's {listed(model)}; use a policy of this network"
-            )
-        origin = {"path": str(Path(path).absolute()), "source": weights.source, "sha256": weights.sha256}
-        return weights, {**origin, **groups, "notes": notes}
-
-    def _selects(self, name: str) -> bool:
-        included = self.include is None or any(fnmatchcase(name, pattern) for pattern in self.include)
-        return included and not any(fnmatchcase(name, pattern) for pattern in self.exclude or [])
-
-    def _groups(self, model: Shapes, file: Shapes) -> dict[str, dict[str, str]]:
-        """Parameters by what becomes of them, each with its shape."""
-        groups: dict[str, dict[str, str]] = {"loaded": {}, "skipped": {}, "missing": {}, "unexpected": {}}
-        for name in {**model, **file}:
-            here, there = model.get(name), file.get(name)
-            if not self._selects(name):
-                groups["skipped"][name] = shape_in_words(there if here is None else here)
-            elif here is None:
-                groups["unexpected"][name] = shape_in_words(there)
-            elif there is None:
-                groups["missing"][name] = shape_in_words(here)
-            elif here != there:
-                groups["skipped"][name] = f"{shape_in_words(here)} ({shape_in_words(there)} in the file)"
-            else:
-                groups["loaded"][name] = shape_in_words(here)
-        return groups
-
-    def _check_patterns(self, names: Mapping[str, Any]) -> None:
-        """Refuse a pattern that selects nothing, which is a slip."""
-        for option, patterns in [("include", self.include), ("exclude", self.exclude)]:
-            for pattern in patterns or []:
-                if not any(fnmatchcase(name, pattern) for name in names):
-                    raise UsageError(f"--pretrained.{option} has {pattern!r}, which matches none of {listed(names)}")
-
-    def _check_shapes(self, path: str, network: ActorCritic, weights: PolicyWeights) -> None:
-        """Refuse selected weights that are not the same in the file and the model."""
-        model, file = _shapes(network.state_dict()), _shapes(weights.tensors)
-        misfits = [name for name in {**model, **file} if self._selects(name) and model.get(name) != file.get(name)]
-        if misfits:
-            name, more = misfits[0], len(misfits) - 1
-            others = f" ({more} more differ)" if more else ""
-            there, here = shape_in_words(file.get(name)), shape_in_words(model.get(name))
-            raise UsageError(
-                f"{name} is {there} in {path!r} and {here} in the model{others}; {_remedy(network, weights)}"
-            )
+        found = match(path, weights, network, self.rules)
+        self.hold.check(network)
+        if self.optimizer and weights.optimizer is None:
+            raise UsageError(f"{path!r} has no state of Adam for its weights; leave out --pretrained.optimizer")
+        statistics = _statistics(path, weights, agent, self.normalizer)
+        if statistics is None and agent.normalizer is not None:
+            found.notes.append("The statistics of observations start afresh.")
+        return weights, found, statistics
 
 
 def lineage_rows(lineage: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What a run started from, in rows of a name and a value."""
     rows = [("started from", f"{shown(lineage['path'])}, {lineage['source']}, sha256 {lineage['sha256'][:12]}")]
-    for group in ("loaded", "skipped", "missing", "unexpected"):
-        if lineage[group]:
+    for group in ("loaded", "reshaped", "skipped", "missing", "unexpected"):
+        if lineage.get(group):
             rows.append((f"weights {group}", ", ".join(f"{name} {shape}" for name, shape in lineage[group].items())))
+    if lineage.get("observations") is not None:
+        rows.append(("statistics", f"of {lineage['observations']:,.0f} observations, which normalise them"))
+    if lineage.get("optimizer"):
+        rows.append(("optimiser", "Adam's averages, of the weights that are loaded whole"))
+    rows += [("held", sentence) for sentence in Hold(**lineage.get("held", {})).in_words()]
     return rows + [("note", note) for note in lineage["notes"]]
 
 
-def _remedy(network: ActorCritic, weights: PolicyWeights) -> str:
-    """The network's settings that fit the file, if there are any."""
-    if type(network) is not MLPActorCritic or weights.network is None:
-        return "use --pretrained.exclude to leave such weights out, or --pretrained.strict false to load what fits"
-    settings: dict[str, Any] = {name: value for name, value in weights.network.items() if value is not None}
-    fitting = MLPActorCritic(network.observation_space, network.action_space, **settings)
-    if _shapes(fitting.state_dict()) != _shapes(weights.tensors):
-        return (
-            "no settings of the network fit the file to this environment's observations and actions; use a file that "
-            "was trained for them, or --pretrained.strict false to load what fits"
-        )
-    return "use " + " ".join(
-        f"--model.network.init_args.{name} {shlex.quote(str(value))}" for name, value in settings.items()
-    )
+def _statistics(path: str, weights: PolicyWeights, agent: Agent, wanted: bool | str) -> Normalizer | None:
+    """The statistics of observations that an agent takes over.
 
-
-def _differing_activation(network: ActorCritic, weights: PolicyWeights) -> tuple[str, str] | None:
-    """The activations of the file and of the model, where both are known and not the same."""
-    theirs = None if weights.network is None else weights.network["activation"]
-    if theirs is None or not isinstance(network, MLPActorCritic):
+    Raises:
+        UsageError: If they cannot be had, or the agent normalises no observations, or other ones.
+    """
+    if wanted is False:
         return None
-    classes = {type(module) for module in network.modules()}
-    ours = next((name for name, cls in ACTIVATIONS.items() if cls in classes), None)
-    return None if ours in (None, theirs) else (theirs, str(ours))
+    if isinstance(wanted, str):
+        path, statistics = wanted, read_weights(wanted).normalizer
+        if statistics is None:
+            raise UsageError(f"{wanted!r} has no statistics of observations; leave out --pretrained.normalizer")
+    else:
+        statistics = weights.normalizer
+    if statistics is None:
+        return None
+    if agent.normalizer is None:
+        raise UsageError(
+            f"{path!r} has statistics that observations are normalised by, and the model normalises none; add "
+            "--model.norm_obs true, or --pretrained.normalizer false to leave them"
+        )
+    here, there = agent.normalizer.mean.numel(), statistics["mean"].numel()
+    if here != there:
+        raise UsageError(
+            f"{path!r} has statistics of {there} numbers of an observation, and the environment observes {here}; use "
+            "--pretrained.normalizer false to leave them"
+        )
+    return statistics
 
 
-def _shapes(tensors: Mapping[str, torch.Tensor]) -> Shapes:
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+def _restore_adam(
+    path: str, optimizer: torch.optim.Optimizer, weights: PolicyWeights, found: Match, agent: Agent
+) -> None:
+    """Give Adam the averages of the weights that were loaded whole; the others start afresh.
+
+    Raises:
+        UsageError: If the model's optimiser is another one.
+    """
+    if not isinstance(optimizer, torch.optim.Adam):
+        raise UsageError(
+            f"{path!r} has the state of Adam, and the model's optimiser is {type(optimizer).__name__}; leave out "
+            "--pretrained.optimizer"
+        )
+    assert weights.optimizer is not None
+    parameters = dict(agent.network.named_parameters())
+    for name in found.groups["loaded"]:
+        parameter, state = parameters[name], weights.optimizer[name]
+        optimizer.state[parameter] = {
+            "step": torch.tensor(state["step"], dtype=torch.float32, device=parameter.device),
+            "exp_avg": state["exp_avg"].to(parameter, copy=True),
+            "exp_avg_sq": state["exp_avg_sq"].to(parameter, copy=True),
+        }

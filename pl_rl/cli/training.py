@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import lightning as L
 import yaml
+from jsonargparse import Namespace
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from rich.console import Console
 from rich.table import Table
@@ -14,9 +15,13 @@ from pl_rl.callbacks import PretrainedCheckpoint, RunCheckpoint, RunProgressBar,
 from pl_rl.callbacks.run_directory import LOGS_KEY
 from pl_rl.checkpoints import read_checkpoint
 from pl_rl.cli.parsing import ConfigFile, option, setting
+from pl_rl.errors import UsageError
 from pl_rl.evaluation import Episodes
+from pl_rl.networks import MLPActorCritic
 from pl_rl.ppo import PPO
 from pl_rl.runs import LOG_ROOT, config_of_run, find_checkpoint, run_of_checkpoint, shown
+from pl_rl.weights import read_weights
+from pl_rl.weights.matching import fitting_settings
 
 
 class SaveConfig(SaveConfigCallback):
@@ -52,6 +57,12 @@ class CLI(LightningCLI):
         """What is saved and how often, and what a run starts from."""
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(PretrainedCheckpoint, "pretrained")
+        parser.add_argument(
+            "--pretrained.adopt_network",
+            type=bool,
+            default=False,
+            help="Take the settings of the network from the file, over those of the command line and the config.",
+        )
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
@@ -87,10 +98,34 @@ class CLI(LightningCLI):
         """Nothing: the checkpoint's hyperparameters are defaults; LightningCLI would let them override the user."""
 
     def before_instantiate_classes(self) -> None:
-        """Leave no run directory behind where nothing is trained."""
+        """Make the network as a file has it; leave no run directory behind where nothing is trained."""
+        config = self.config[self.subcommand]
+        if config.pretrained.pop("adopt_network") and config.pretrained.path is not None and config.ckpt_path is None:
+            self._adopt_network(config)
         if self.subcommand != "fit":
-            self.config[self.subcommand].trainer.logger = False
+            config.trainer.logger = False
             self.save_config_callback = None
+
+    def _adopt_network(self, config: Any) -> None:
+        """Let the model have the settings that fit a file of weights; a resume's are in its checkpoint.
+
+        Raises:
+            UsageError: If the file cannot be read, or does not tell.
+        """
+        path = config.pretrained.path
+        weights = read_weights(path)
+        settings = fitting_settings(weights)
+        network = config.model.network
+        if not settings or not network.class_path.endswith(f".{MLPActorCritic.__name__}"):
+            raise UsageError(
+                f"{path!r} does not tell the settings of a {network.class_path}; leave out --pretrained.adopt_network"
+            )
+        network.init_args.update(Namespace(settings))
+        statistics = config.pretrained.normalizer
+        if isinstance(statistics, str) or (statistics and weights.normalizer is not None):
+            config.model.norm_obs = settings["norm_obs"] = True
+        words = ", ".join(f"{name}={value}" for name, value in settings.items())
+        print(f"network: {words}, as in {shown(path)}", flush=True)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """The trainer with the callbacks that the verb needs."""

@@ -3,12 +3,12 @@
 A file is recognised by what it contains, whatever its name, and nothing in it is ever executed.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from pl_rl.errors import UsageError
 from pl_rl.weights import cleanrl, di_engine, lightning, rsl_rl, stable_baselines3, state_dict, vec_normalize
-from pl_rl.weights.conversion import listed
+from pl_rl.weights.conversion import listed, renamed, tensor_dict
 from pl_rl.weights.files import WeightsFile, open_weights
 from pl_rl.weights.policy_weights import AdamState, NetworkSettings, Normalizer, PolicyWeights, Unreadable
 
@@ -30,23 +30,28 @@ _READABLE = (
 )
 
 
-def read_weights(path: Path, names: Collection[str] | None = None) -> PolicyWeights:
+def read_weights(
+    path: str | Path, names: Collection[str] | None = None, rename: Mapping[str, str] | None = None
+) -> PolicyWeights:
     """The weights in a file, under the names of ``MLPActorCritic``.
 
     Args:
-        path: Of the file.
+        path: Of the file; or a URL that fsspec can open.
         names: The parameters of a network of another class; a ``state_dict`` that has any of them is taken as it is.
+        rename: Beginnings of names, and what takes their place; with it a ``state_dict`` may be anyone's.
 
     Raises:
         UsageError: If it is no such file, or holds a policy that does not fit; the message says why.
     """
     try:
-        file = open_weights(path)
-        if names is not None and state_dict.has_any(file, names):
-            return state_dict.convert_any(file)
+        file = open_weights(str(path))
+        if names is not None and state_dict.has_any(file, names, rename or {}):
+            return renamed(state_dict.convert_any(file), rename or {})
         for recognise, convert in _FORMATS:
             if recognise(file):
-                return convert(file)
+                return renamed(convert(file), rename or {})
+        if rename and tensor_dict(file.content):
+            return renamed(state_dict.convert_any(file), rename)
         raise Unreadable(_unknown(file))
     except Unreadable as error:
         sentence = " ".join(str(error).split())

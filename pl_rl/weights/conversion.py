@@ -1,15 +1,18 @@
 """From the tensors of any library to :class:`PolicyWeights`."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pl_rl.normalization import EPSILON
 from pl_rl.weights.files import MAX_BYTES, WeightsFile
 from pl_rl.weights.layers import LOG_STD, network_settings
 from pl_rl.weights.policy_weights import AdamState, Normalizer, PolicyWeights, Unreadable
 
+NORMALIZER = "normalizer."
 _SHOWN = 6
 
 
@@ -55,6 +58,61 @@ def convert_mlp(
     if adam is not None and optimizer is None:
         notes = [*notes, "The state of its optimiser is not Adam's, or not one of these weights: Adam starts afresh."]
     return PolicyWeights(source, file.sha256, ours, network, notes, optimizer, normalizer)
+
+
+def own_normalizer(tensors: Mapping[str, Tensor]) -> Normalizer | None:
+    """The statistics of observations in a ``state_dict`` of a whole model of ours, where it normalised them.
+
+    Raises:
+        Unreadable: If a part of them is missing.
+    """
+    saved = {name.removeprefix(NORMALIZER): t for name, t in tensors.items() if name.startswith(NORMALIZER)}
+    if not saved:
+        return None
+    try:
+        mean, var = (saved[name].flatten().double() for name in ("mean", "var"))
+        count, clip = (float(saved[name]) for name in ("count", "clip"))
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise Unreadable("has statistics of observations without a part of them; use another copy") from error
+    return Normalizer(mean=mean, var=var, scale=(var + EPSILON).sqrt(), count=count, epsilon=EPSILON, clip=clip)
+
+
+def renamed(weights: PolicyWeights, rename: Mapping[str, str]) -> PolicyWeights:
+    """The weights under other names.
+
+    Args:
+        weights: Under the names that they have.
+        rename: Beginnings of names, and what takes their place; the first that fits counts.
+
+    Raises:
+        Unreadable: If one fits no name, or two weights get the same.
+    """
+    if not rename:
+        return weights
+    for beginning in rename:
+        if not any(name.startswith(beginning) for name in weights.tensors):
+            raise Unreadable(
+                f"has no weight whose name begins with {beginning!r}, as --pretrained.rename has it; its names are "
+                f"{listed(weights.tensors)}"
+            )
+    names = {name: new_name(name, rename) for name in weights.tensors}
+    if len(set(names.values())) < len(names):
+        twice = next(name for name in names.values() if list(names.values()).count(name) > 1)
+        raise Unreadable(f"would have two weights named {twice!r} by --pretrained.rename; give each a name of its own")
+    return replace(
+        weights,
+        tensors={names[name]: tensor for name, tensor in weights.tensors.items()},
+        optimizer=weights.optimizer and {names[name]: state for name, state in weights.optimizer.items()},
+        network=None,
+    )
+
+
+def new_name(name: str, rename: Mapping[str, str]) -> str:
+    """A weight's name after renaming."""
+    for beginning, replacement in rename.items():
+        if name.startswith(beginning):
+            return replacement + name.removeprefix(beginning)
+    return name
 
 
 def adam_states(saved: Any, tensors: Mapping[str, Tensor]) -> dict[str, AdamState] | None:

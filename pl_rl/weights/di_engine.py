@@ -47,8 +47,9 @@ def convert(file: WeightsFile) -> PolicyWeights:
             raise Unreadable("lacks the standard deviation of the actions; only sigma_type='independent' can be read")
         names[_LOG_STD] = LOG_STD
         notes.append(
-            "Whether the mean goes through tanh (bound_type='tanh') is not in the file: the mean here does not, and "
-            "if that policy's did, the actions differ from it unless the mean is bounded likewise."
+            "Whether the mean goes through tanh (bound_type='tanh') is not in the file: if that policy's does, add "
+            "--model.network.init_args.tanh_mean true. DI-engine may also have scaled actions to the environment's "
+            "bounds: the mean here is the environment's action."
         )
     optimizer = file.content.get("optimizer")
     return convert_mlp(file, "DI-engine VAC", tensors, names, activation=None, notes=notes, adam=optimizer)

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import torch
 
 from pl_rl.weights import safetensors
@@ -29,13 +30,13 @@ class WeightsFile:
     """A file in memory.
 
     Attributes:
-        path: Where it lies.
+        path: Where it lies, as the user named it.
         data: All of it.
         members: The names in it, if it is a zip archive.
         content: The tensors and plain data in it, if ``torch.save`` or safetensors wrote it.
     """
 
-    path: Path
+    path: str
     data: bytes
     members: list[str]
     content: Any
@@ -51,13 +52,15 @@ class WeightsFile:
             return archive.read(name)
 
 
-def open_weights(path: Path) -> WeightsFile:
+def open_weights(path: str) -> WeightsFile:
     """Reads a file and opens the container that its first bytes tell.
 
     Raises:
         Unreadable: If there is no such file, or it is empty, damaged, too large or not safe to open.
     """
     data = _read(path)
+    if not data:
+        raise Unreadable("is empty; use another copy")
     members: list[str] = []
     content = None
     if data.startswith(b"PK\x03\x04"):
@@ -90,7 +93,10 @@ def load_torch(data: bytes) -> Any:
         ) from error
 
 
-def _read(path: Path) -> bytes:
+def _read(location: str) -> bytes:
+    if "://" in location:
+        return _download(location)
+    path = Path(location)
     if path.is_dir():
         raise Unreadable("is a folder; name the file of weights in it")
     if not path.is_file():
@@ -99,11 +105,20 @@ def _read(path: Path) -> bytes:
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise Unreadable(f"has {size:,} bytes, more than the {MAX_BYTES:,} of any policy; use a smaller file")
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise Unreadable(f"cannot be read ({error.strerror}); check its permissions") from error
-    if not data:
-        raise Unreadable("is empty; use another copy")
+
+
+def _download(url: str) -> bytes:
+    """A file anywhere that fsspec reaches, https://filesystem-spec.readthedocs.io."""
+    try:
+        with fsspec.open(url, "rb") as file:
+            data: bytes = file.read(MAX_BYTES + 1)
+    except Exception as error:  # each kind of storage fails in its own ways
+        raise Unreadable(f"cannot be fetched ({type(error).__name__}: {error}); check the URL") from error
+    if len(data) > MAX_BYTES:
+        raise Unreadable(f"has more than the {MAX_BYTES:,} bytes of any policy; use a smaller file")
     return data
 
 

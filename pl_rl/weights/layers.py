@@ -51,15 +51,16 @@ def network_settings(tensors: Mapping[str, Tensor], activation: str | None) -> N
     encoder = _widths(tensors, "encoder", None)
     features = encoder[-1] if encoder else None
     actor, critic = _widths(tensors, "actor", features), _widths(tensors, "critic", features)
-    if not (actor and critic):
-        raise Unreadable("lacks the layers of the policy or of the value function; use a file that has both")
-    inputs = {name: tensors[f"{name}.0.weight"].shape[1] for name in ("actor", "critic")}
-    if inputs["actor"] != inputs["critic"]:
-        raise Unreadable(
-            f"has a policy of {inputs['actor']} inputs and a value function of {inputs['critic']}; MLPActorCritic "
-            "gives both the same observations, so use a network of your own class for it"
-        )
-    if critic[-1] != 1:
+    if not actor:
+        raise Unreadable("lacks the layers of the policy; use a file that has them")
+    if critic:
+        inputs = {name: tensors[f"{name}.0.weight"].shape[1] for name in ("actor", "critic")}
+        if inputs["actor"] != inputs["critic"]:
+            raise Unreadable(
+                f"has a policy of {inputs['actor']} inputs and a value function of {inputs['critic']}; MLPActorCritic "
+                "gives both the same observations, so use a network of your own class for it"
+            )
+    if critic and critic[-1] != 1:
         raise Unreadable(f"has {critic[-1]} values for one observation, where PPO has 1; use another policy's file")
     if LOG_STD in tensors and tensors[LOG_STD].shape != (actor[-1],):
         raise Unreadable(
@@ -69,7 +70,7 @@ def network_settings(tensors: Mapping[str, Tensor], activation: str | None) -> N
     return {
         "encoder_sizes": encoder,
         "actor_sizes": actor[:-1],
-        "critic_sizes": critic[:-1],
+        "critic_sizes": critic[:-1] if critic else None,
         "activation": activation,
     }
 

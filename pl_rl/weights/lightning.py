@@ -3,15 +3,12 @@
 from inspect import signature
 from typing import Any
 
-from torch import Tensor
-
-from pl_rl.checkpoints import STATE_KEY, read_checkpoint
+from pl_rl.checkpoints import STATE_KEY, check_content
 from pl_rl.networks import MLPActorCritic
-from pl_rl.normalization import EPSILON
-from pl_rl.weights.conversion import adam_states, convert_mlp, plain_tensor
+from pl_rl.weights.conversion import adam_states, convert_mlp, own_normalizer, plain_tensor
 from pl_rl.weights.files import WeightsFile
 from pl_rl.weights.layers import LOG_STD, numbered, our_names
-from pl_rl.weights.policy_weights import Normalizer, PolicyWeights, Unreadable
+from pl_rl.weights.policy_weights import PolicyWeights, Unreadable
 
 _PREFIX = "network."
 
@@ -25,11 +22,11 @@ def convert(file: WeightsFile) -> PolicyWeights:
     """The network of a checkpoint and its optimiser.
 
     Raises:
-        UsageError: If the checkpoint is damaged or newer than this package.
+        UsageError: If the checkpoint is newer than this package.
         Unreadable: If its tensors are not those of its network.
     """
     try:
-        return _convert(file, read_checkpoint(file.path))
+        return _convert(file, check_content(file.path, file.content))
     except (AttributeError, KeyError, TypeError) as error:
         raise Unreadable(f"is a checkpoint of pl_rl without a part of it ({error!r}); use another one") from error
 
@@ -42,7 +39,10 @@ def _convert(file: WeightsFile, checkpoint: dict[str, Any]) -> PolicyWeights:
     }
     adam = next(iter(checkpoint["optimizer_states"]), None)
     network = checkpoint["hyper_parameters"]["network"]
-    normalizer, scales_rewards = _normalizer(checkpoint["state_dict"]), "reward_scaler.var" in checkpoint["state_dict"]
+    normalizer, scales_rewards = (
+        own_normalizer(checkpoint["state_dict"]),
+        "reward_scaler.var" in checkpoint["state_dict"],
+    )
     notes = (
         ["Rewards were scaled in training, so the value function predicts scaled returns."] if scales_rewards else []
     )
@@ -51,18 +51,11 @@ def _convert(file: WeightsFile, checkpoint: dict[str, Any]) -> PolicyWeights:
         notes += [f"The network is a {network['class_path']}; the weights fit that class alone."]
         plain = {name: plain_tensor(name, tensor) for name, tensor in tensors.items()}
         return PolicyWeights(source, file.sha256, plain, None, notes, adam_states(adam, plain), normalizer)
-    default = signature(MLPActorCritic).parameters["activation"].default
-    activation = (network["init_args"] or {}).get("activation", default)
+    init_args = network["init_args"] or {}
+    activation = init_args.get("activation", signature(MLPActorCritic).parameters["activation"].default)
     names = our_names(*(numbered(tensors, part) for part in ("encoder", "actor", "critic")))
     names |= {LOG_STD: LOG_STD} if LOG_STD in tensors else {}
-    return convert_mlp(file, source, tensors, names, activation, notes, adam, normalizer)
-
-
-def _normalizer(tensors: dict[str, Tensor]) -> Normalizer | None:
-    """The statistics of observations, where the model normalised them."""
-    if "normalizer.mean" not in tensors:
-        return None
-    mean, var = tensors["normalizer.mean"].flatten(), tensors["normalizer.var"].flatten()
-    count, clip = float(tensors["normalizer.count"]), float(tensors["normalizer.clip"])
-    scale = (var + EPSILON).sqrt()
-    return Normalizer(mean=mean, var=var, scale=scale, count=count, epsilon=EPSILON, clip=clip)
+    weights = convert_mlp(file, source, tensors, names, activation, notes, adam, normalizer)
+    if init_args.get("tanh_mean") and weights.network is not None:
+        weights.network["tanh_mean"] = True
+    return weights

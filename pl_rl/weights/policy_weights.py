@@ -4,7 +4,7 @@ Shapes: ``D`` observation dimensions, ``A`` action dimensions.
 """
 
 from dataclasses import dataclass, field
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from torch import Tensor
 
@@ -18,9 +18,12 @@ class NetworkSettings(TypedDict):
 
     encoder_sizes: list[int]
     actor_sizes: list[int]
-    critic_sizes: list[int]
+    critic_sizes: list[int] | None
+    """``None`` where the file has no value function."""
     activation: str | None
     """``None`` where the file does not say; a note tells what the library's default is."""
+    tanh_mean: NotRequired[bool]
+    """Only where the file says that it is so."""
 
 
 class AdamState(TypedDict):

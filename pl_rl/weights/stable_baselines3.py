@@ -48,7 +48,10 @@ def convert(file: WeightsFile) -> PolicyWeights:
         tensors,
         names,
         _activation(settings),
-        notes=["If the model was trained in a VecNormalize, its statistics are in a file of their own."],
+        notes=[
+            "If the model was trained in a VecNormalize, its statistics are in a file of their own: name "
+            "it with --pretrained.normalizer."
+        ],
         adam=load_torch(file.read_member(_OPTIMIZER)) if _OPTIMIZER in file.members else None,
     )
 

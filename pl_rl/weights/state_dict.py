@@ -1,10 +1,10 @@
-"""A bare ``state_dict`` under our own names, with or without the ``network.`` of a LightningModule."""
+"""A ``state_dict`` under our own names: a network's alone, or an agent's with the statistics of its observations."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from torch import Tensor
 
-from pl_rl.weights.conversion import convert_mlp, plain_tensor, tensor_dict
+from pl_rl.weights.conversion import NORMALIZER, convert_mlp, new_name, own_normalizer, plain_tensor, tensor_dict
 from pl_rl.weights.files import WeightsFile
 from pl_rl.weights.layers import LOG_STD, numbered, our_names
 from pl_rl.weights.policy_weights import PolicyWeights
@@ -13,9 +13,8 @@ _PREFIX = "network."
 
 
 def recognise(file: WeightsFile) -> bool:
-    """Whether there is a policy and a value function under our names."""
-    tensors = _without_prefix(tensor_dict(file.content) or {})
-    return {"actor.0.weight", "critic.0.weight"} <= tensors.keys()
+    """Whether there is a policy under our names."""
+    return "actor.0.weight" in _without_prefix(tensor_dict(file.content) or {})
 
 
 def convert(file: WeightsFile) -> PolicyWeights:
@@ -28,12 +27,13 @@ def convert(file: WeightsFile) -> PolicyWeights:
     names = our_names(*(numbered(tensors, part) for part in ("encoder", "actor", "critic")))
     names |= {LOG_STD: LOG_STD} if LOG_STD in tensors else {}
     notes = ["The activation is not in the file: MLPActorCritic's default is tanh."]
-    return convert_mlp(file, "state_dict of MLPActorCritic", tensors, names, activation=None, notes=notes)
+    source = "state_dict of MLPActorCritic"
+    return convert_mlp(file, source, tensors, names, None, notes, normalizer=own_normalizer(file.content))
 
 
-def has_any(file: WeightsFile, names: Collection[str]) -> bool:
-    """Whether it is a ``state_dict`` with any tensor of these names."""
-    return not _without_prefix(tensor_dict(file.content) or {}).keys().isdisjoint(names)
+def has_any(file: WeightsFile, names: Collection[str], rename: Mapping[str, str]) -> bool:
+    """Whether it is a ``state_dict`` with any tensor of these names, once they are renamed."""
+    return any(new_name(name, rename) in names for name in _without_prefix(tensor_dict(file.content) or {}))
 
 
 def convert_any(file: WeightsFile) -> PolicyWeights:
@@ -43,10 +43,11 @@ def convert_any(file: WeightsFile) -> PolicyWeights:
         Unreadable: If one is not of finite numbers.
     """
     tensors = {name: plain_tensor(name, tensor) for name, tensor in _without_prefix(file.content).items()}
-    return PolicyWeights("state_dict", file.sha256, tensors, None)
+    return PolicyWeights("state_dict", file.sha256, tensors, None, normalizer=own_normalizer(file.content))
 
 
 def _without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    if all(name.startswith(_PREFIX) for name in tensors):
-        return {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
-    return tensors
+    weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(NORMALIZER)}
+    if all(name.startswith(_PREFIX) for name in weights):
+        return {name.removeprefix(_PREFIX): tensor for name, tensor in weights.items()}
+    return weights

@@ -5,13 +5,17 @@ import pickle
 import shlex
 from functools import partial
 
+import fsspec
+import gymnasium as gym
 import pytest
 import torch
 
-from pl_rl import MLPActorCritic, UsageError
+from pl_rl import EnvConfig, MLPActorCritic, UsageError
 from pl_rl.callbacks import PretrainedCheckpoint, RunCheckpoint
+from pl_rl.callbacks.pretrained import lineage_rows
 from pl_rl.inspection import describe_checkpoint
 from pl_rl.weights import read_weights
+from pl_rl.weights.matching import Rules, match
 from tests.networks import LinearValue
 from tests.support import fit, quiet_trainer, read_checkpoint, same_bits, small_ppo
 from tests.test_resume import differences, last_of, run_of, train
@@ -19,6 +23,8 @@ from tests.weights.support import DATA, reference_of
 
 MODEL = DATA / "stable_baselines3" / "ppo_cartpole.zip"
 PENDULUM = DATA / "stable_baselines3" / "ppo_pendulum.zip"
+NORMALIZED = DATA / "stable_baselines3" / "ppo_pendulum_normalized.zip"
+STATISTICS = DATA / "stable_baselines3" / "vec_normalize_pendulum.pkl"
 
 
 def fitting(path=MODEL, **changed):
@@ -27,9 +33,9 @@ def fitting(path=MODEL, **changed):
     return partial(MLPActorCritic, **{**settings, "activation": settings["activation"] or "relu", **changed})
 
 
-def start(path=MODEL, env="CartPole-v1", network=None, **options):
+def start(path=MODEL, env="CartPole-v1", network=None, norm_obs=False, **options):
     """A model at the beginning of a fit that starts from a file, and the callback."""
-    model = small_ppo(env=env, network=network or fitting(path))
+    model = small_ppo(env=env, network=network or fitting(path), norm_obs=norm_obs)
     callback = PretrainedCheckpoint(str(path), **options)
     fit(model, max_epochs=0, callbacks=[callback])
     return model, callback
@@ -183,7 +189,7 @@ def test_weights_that_the_model_has_no_place_for_are_refused_unless_left_out(tmp
 
 def test_another_activation_is_refused_with_the_setting_that_fits():
     message = refusal(network=fitting(activation="relu"))
-    assert "was trained with tanh between its layers and the model has relu" in message
+    assert "was trained with activation=tanh and the model has relu" in message
     assert message.endswith("add --model.network.init_args.activation tanh")
 
 
@@ -193,8 +199,8 @@ def test_another_activation_is_noted_where_not_all_must_fit():
     assert not callback.lineage["missing"]
 
 
-def test_not_strict_loads_what_fits():
-    model, callback = start(network=fitting(actor_sizes=[32, 16]), strict=False)
+def test_weights_of_other_shapes_can_be_skipped():
+    model, callback = start(network=fitting(actor_sizes=[32, 16]), shapes="skip")
     tensors, lineage = read_weights(MODEL).tensors, callback.lineage
     state = model.network.state_dict()
     assert lineage["skipped"] == {
@@ -208,7 +214,7 @@ def test_not_strict_loads_what_fits():
 
 
 def test_not_strict_tells_what_is_missing_and_unexpected():
-    _, callback = start(network=fitting(actor_sizes=[32], critic_sizes=[32, 32, 32]), strict=False)
+    _, callback = start(network=fitting(actor_sizes=[32], critic_sizes=[32, 32, 32]), strict=False, shapes="skip")
     assert callback.lineage["missing"].keys() == {"critic.6.weight", "critic.6.bias"}
     assert callback.lineage["unexpected"].keys() == {"actor.4.weight", "actor.4.bias"}
 
@@ -224,10 +230,65 @@ def test_a_pattern_that_matches_nothing_is_refused(option):
     assert f"--pretrained.{option} has 'actr.*', which matches none of 'actor.0.weight'" in message
 
 
-@pytest.mark.parametrize("name", ["stable_baselines3/vec_normalize_pendulum.pkl", "rsl_rl/rsl_rl_3.3.0_normalized.pt"])
-def test_normalised_observations_are_refused(name):
-    message = refusal(DATA / name, network=MLPActorCritic)
-    assert "holds statistics that observations are normalised by, and the model normalises none" in message
+def answers(model, obs):
+    """Of the whole agent, to observations as the environment gives them."""
+    with torch.no_grad():
+        return model.network(model.normalizer(obs))
+
+
+def test_statistics_of_observations_are_taken_from_a_file_of_their_own():
+    model, callback = start(NORMALIZED, "Pendulum-v1", normalizer=str(STATISTICS), norm_obs=True)
+    reference = reference_of(STATISTICS)
+    normalized = model.normalizer(reference["obs"])
+    torch.testing.assert_close(normalized, reference["normalized_obs"], rtol=0, atol=1e-5)
+    for ours, theirs in zip(answers(model, reference["obs"]), model.network(reference["normalized_obs"]), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    rows = dict(lineage_rows(callback.lineage))
+    assert rows["statistics"] == "of 4,097 observations, which normalise them"
+
+
+def test_statistics_of_observations_are_taken_with_the_weights():
+    path = DATA / "rsl_rl" / "rsl_rl_3.3.0_normalized.pt"
+    reference = reference_of(path)
+    shapes = (reference["obs"].shape[1], reference["mean"].shape[1])
+    env = EnvConfig("PlRlTest/Spaces-v0", kwargs={"observations": shapes[0], "actions": shapes[1]})
+    model, _ = start(path, env, fitting(path, activation=reference["activation"]), norm_obs=True)
+    outputs, values = answers(model, reference["obs"])
+    torch.testing.assert_close(outputs, reference["mean"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(values, reference["value"], rtol=0, atol=1e-5)
+
+
+def test_statistics_of_our_own_are_taken_bit_for_bit(tmp_path):
+    trained = small_ppo(norm_obs=True)
+    trainer = fit(trained, max_epochs=3)
+    trainer.save_checkpoint(tmp_path / "own.ckpt")
+    state = {name: t for name, t in trained.state_dict().items() if name.startswith(("network.", "normalizer."))}
+    torch.save(state, tmp_path / "state_dict.pt")
+    for name in ("own.ckpt", "state_dict.pt"):
+        model, callback = start(tmp_path / name, network=MLPActorCritic, norm_obs=True)
+        assert same_bits(model.state_dict(), trained.state_dict())
+        assert callback.lineage["observations"] == 192
+
+
+def test_statistics_of_observations_can_be_left():
+    path = DATA / "rsl_rl" / "rsl_rl_3.3.0_normalized.pt"
+    message = refusal(path, env="Pendulum-v1", network=MLPActorCritic, strict=False, shapes="overlap")
+    assert "has statistics that observations are normalised by, and the model normalises none; add" in message
+    model, callback = start(STATISTICS.with_name("ppo_pendulum.zip"), "Pendulum-v1", fitting(PENDULUM), norm_obs=True)
+    assert "The statistics of observations start afresh." in callback.lineage["notes"]
+    assert callback.lineage["observations"] is None and model.normalizer.count == 0
+    own = {"env": "Pendulum-v1", "network": fitting(PENDULUM), "shapes": "overlap", "strict": False}
+    _, callback = start(path, normalizer=False, **own)
+    assert callback.lineage["observations"] is None
+
+
+def test_statistics_that_do_not_fit_are_refused():
+    message = refusal(STATISTICS, env="Pendulum-v1", network=MLPActorCritic)
+    assert "holds statistics of observations and no policy; name the policy's file with --pretrained.path" in message
+    message = refusal(normalizer=str(MODEL), norm_obs=True)
+    assert message.endswith("has no statistics of observations; leave out --pretrained.normalizer")
+    message = refusal(normalizer=str(STATISTICS), norm_obs=True)
+    assert "has statistics of 3 numbers of an observation, and the environment observes 4" in message
 
 
 @pytest.mark.parametrize("own_checkpoint", [True, False])
@@ -251,10 +312,127 @@ def test_a_network_of_another_class_whose_shapes_differ_is_refused(tmp_path):
     torch.save({"slope": torch.ones(2), "offset": torch.ones(())}, path)
     message = refusal(path, network=LinearValue)
     assert "slope is 2 in " in message and "a number in the model (1 more differ)" in message
-    assert message.endswith("--pretrained.strict false to load what fits")
+    assert message.endswith("--pretrained.shapes skip or overlap")
 
 
 def test_a_pickle_is_left_closed(tmp_path):
     path = tmp_path / "weights.pt"
     path.write_bytes(pickle.dumps(print))
     assert "is a pickle, which could run code when opened, and was left closed" in refusal(path, network=MLPActorCritic)
+
+
+def test_names_can_be_changed_until_they_fit(tmp_path):
+    path = tmp_path / "weights.pt"
+    own = small_ppo().network.state_dict()
+    foreign = {name.replace("actor.", "pi.").replace("critic.", "vf."): tensor for name, tensor in own.items()}
+    torch.save(foreign, path)
+    assert "has entries that belong to no known policy" in refusal(path, network=MLPActorCritic)
+    model, callback = start(path, network=MLPActorCritic, rename={"pi.": "actor.", "vf.": "critic."})
+    assert same_bits(model.network.state_dict(), own)
+    assert callback.lineage["loaded"].keys() == own.keys()
+    message = refusal(path, network=MLPActorCritic, rename={"q.": "actor."})
+    assert "has no weight whose name begins with 'q.', as --pretrained.rename has it; its names are 'pi.0" in message
+    message = refusal(path, network=MLPActorCritic, rename={"pi.": "actor.", "vf.": "actor."})
+    assert "would have two weights named 'actor.0.weight'" in message
+
+
+def test_names_of_a_known_file_and_of_a_network_of_another_class_can_be_changed(tmp_path):
+    shared = partial(MLPActorCritic, encoder_sizes=[32], actor_sizes=[32], critic_sizes=[32])
+    rename = {"actor.0": "encoder.0", "actor.2": "actor.0", "actor.4": "actor.2"}
+    model, _ = start(network=shared, rename=rename, exclude=["critic.*"], optimizer=True)
+    tensors = read_weights(MODEL).tensors
+    assert model.network.state_dict()["encoder.0.weight"].equal(tensors["actor.0.weight"])
+    assert model.network.state_dict()["actor.2.bias"].equal(tensors["actor.4.bias"])
+    torch.save({"a": torch.tensor(1.0), "b": torch.tensor(2.0), "outputs": torch.zeros(2)}, tmp_path / "linear.pt")
+    model, _ = start(tmp_path / "linear.pt", network=LinearValue, rename={"a": "slope", "b": "offset"})
+    assert (model.network.slope.item(), model.network.offset.item()) == (1.0, 2.0)
+
+
+def test_a_policy_takes_its_weights_into_larger_spaces():
+    weights, space = read_weights(MODEL), gym.spaces.Box(-1, 1, (6,))
+    network = fitting()(space, gym.spaces.Discrete(3))
+    small = fitting()(gym.spaces.Box(-1, 1, (4,)), gym.spaces.Discrete(2))
+    small.load_state_dict(weights.tensors)
+    found = match("FILE", weights, network, Rules(shapes="overlap"))
+    assert found.groups["reshaped"] == {
+        "actor.0.weight": "32x6 (32x4 in the file)",
+        "actor.4.weight": "3x32 (2x32 in the file)",
+        "actor.4.bias": "3 (2 in the file)",
+        "critic.0.weight": "32x6 (32x4 in the file)",
+    }
+    initial = network.state_dict()["actor.4.weight"][2].clone()
+    network.load_state_dict({**network.state_dict(), **found.tensors})
+    obs = torch.randn(16, 6, generator=torch.Generator().manual_seed(0))
+    outputs, values = network(obs)
+    expected, expected_values = small(obs[:, :4])
+    torch.testing.assert_close(outputs[:, :2], expected)
+    torch.testing.assert_close(values, expected_values)
+    assert network.state_dict()["actor.4.weight"][2].equal(initial)
+
+
+def test_a_policy_takes_its_weights_into_smaller_spaces():
+    weights = read_weights(MODEL)
+    found = match(
+        "FILE", weights, fitting()(gym.spaces.Box(-1, 1, (3,)), gym.spaces.Discrete(2)), Rules(shapes="overlap")
+    )
+    assert found.tensors["actor.0.weight"].equal(weights.tensors["actor.0.weight"][:, :3])
+
+
+def test_adam_goes_on_with_the_averages_of_what_was_loaded():
+    states = read_weights(MODEL).optimizer
+    model = small_ppo(network=fitting())
+    trainer = fit(
+        model, max_epochs=0, callbacks=[PretrainedCheckpoint(str(MODEL), optimizer=True, exclude=["critic.*"])]
+    )
+    (optimizer,) = trainer.optimizers
+    for name, parameter in model.network.named_parameters():
+        assert (parameter in optimizer.state) == name.startswith("actor.")
+        if name.startswith("actor."):
+            saved = optimizer.state[parameter]
+            assert saved["step"].item() == states[name]["step"] > 0
+            assert all(saved[key].equal(states[name][key]) for key in ("exp_avg", "exp_avg_sq"))
+
+
+def test_a_file_without_the_averages_of_adam_is_refused_where_they_are_asked_for(tmp_path):
+    path = tmp_path / "weights.pt"
+    torch.save(small_ppo().network.state_dict(), path)
+    assert "has no state of Adam for its weights" in refusal(path, network=MLPActorCritic, optimizer=True)
+
+
+def test_a_file_may_be_anywhere_that_fsspec_reaches():
+    with fsspec.open("memory://weights/policy.zip", "wb") as file:
+        file.write(MODEL.read_bytes())
+    model, callback = start("memory://weights/policy.zip", network=fitting())
+    assert same_bits(model.network.state_dict(), read_weights(MODEL).tensors)
+    assert callback.lineage["path"] == "memory://weights/policy.zip"
+    assert callback.lineage["sha256"] == read_weights(MODEL).sha256
+    rows = dict(lineage_rows(callback.lineage))
+    assert rows["started from"].startswith("memory://weights/policy.zip, Stable-Baselines3")
+    assert "cannot be fetched (" in refusal("memory://weights/none.zip", network=MLPActorCritic)
+    assert "cannot be fetched (" in refusal("nosuch://weights/none.zip", network=MLPActorCritic)
+
+
+def test_a_policy_without_a_value_function_is_loaded_where_the_critic_is_left_out(tmp_path):
+    path = tmp_path / "actor.pt"
+    own = small_ppo().network.state_dict()
+    torch.save({name: tensor for name, tensor in own.items() if name.startswith("actor.")}, path)
+    message = refusal(path, network=MLPActorCritic)
+    assert "critic.0.weight is absent in " in message and "leave it out with --pretrained.exclude" in message
+    _, callback = start(path, network=MLPActorCritic, exclude=["critic.*"])
+    assert all(name.startswith("actor.") for name in callback.lineage["loaded"])
+    _, callback = start(path, network=MLPActorCritic, strict=False)
+    assert all(name.startswith("critic.") for name in callback.lineage["missing"])
+
+
+def test_a_mean_that_went_through_tanh_does_so_here():
+    path = DATA / "di_engine" / "pendulum_tanh__iteration_3140.pth.tar"
+    model, _ = start(path, "Pendulum-v1", fitting(path, activation="tanh", tanh_mean=True))
+    reference = reference_of(path)
+    with torch.no_grad():
+        outputs, values = model.network(reference["obs"])
+        policy = model.network.policy(reference["obs"])
+    torch.testing.assert_close(outputs, reference["mu"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(values, reference["value"], rtol=0, atol=1e-5)
+    assert policy.equal(outputs)
+    with pytest.raises(UsageError, match="tanh_mean=true needs continuous actions"):
+        small_ppo(network=partial(MLPActorCritic, tanh_mean=True))
