@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+from functools import partial
 from importlib import util
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from pl_rl import RunFailure, UsageError, cli
+from pl_rl import MLPActorCritic, RunFailure, UsageError, cli
 from pl_rl.callbacks import PretrainedCheckpoint
 from pl_rl.checkpoints import read_checkpoint
 from pl_rl.envs import EnvConfig
@@ -81,6 +82,13 @@ def test_a_safetensors_file_says_what_it_is():
     assert metadata["library"] == "pl_rl" and metadata["env"] == "Pendulum-v1" and metadata["format"] == "pt"
     assert '"class_path": "pl_rl.networks.MLPActorCritic"' in metadata["network"]
     assert metadata["source_sha256"] == read_trained(path).training["source_sha256"]
+
+
+def test_the_activation_in_a_safetensors_file_is_checked():
+    pytest.importorskip("safetensors")
+    export(checkpoint(network=partial(MLPActorCritic, activation="relu")), "safetensors", Path("weights"))
+    with pytest.raises(UsageError, match="trained with relu between its layers and the model has tanh"):
+        fit(small_ppo(), max_epochs=0, callbacks=[PretrainedCheckpoint("weights")])
 
 
 def test_weights_alone_do_not_need_the_network_class():

@@ -35,6 +35,15 @@ def load(data: bytes) -> dict[str, Tensor]:
     return dict(sorted(tensors.items()))
 
 
+def metadata(data: bytes) -> dict[str, str]:
+    """The text in a file, by name; nothing where it has none or is no such file."""
+    if not recognise(data):
+        return {}
+    (header_size,) = struct.unpack("<Q", data[:8])
+    text = json.loads(data[8 : 8 + header_size]).get("__metadata__") or {}
+    return {str(name): str(value) for name, value in text.items()}
+
+
 def dump(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     """A file of tensors by name, with text about them; the same bytes each time.
 
