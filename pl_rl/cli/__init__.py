@@ -21,7 +21,8 @@ from pl_rl.trainer import Trainer
 DESCRIPTION = """PPO whose runs can be stopped and continued.
 
 Further verbs: plot RUN_DIR ... draws learning curves, inspect CKPT says what a checkpoint holds,
-verify --config FILE proves for a configuration that a killed run goes on bit for bit."""
+export CKPT --to FORMAT writes its policy for use elsewhere, verify --config FILE proves for a configuration
+that a killed run goes on bit for bit."""
 
 
 def main(args: list[str] | None = None) -> None:

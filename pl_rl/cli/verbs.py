@@ -1,7 +1,8 @@
-"""The verbs that are not Lightning's: plot, inspect, verify."""
+"""The verbs that are not Lightning's: plot, inspect, export, verify."""
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
 from rich.console import Console
 from rich.markup import escape
@@ -10,6 +11,7 @@ from rich.table import Table
 from pl_rl import plotting
 from pl_rl.cli.parsing import PROG, Parser
 from pl_rl.errors import RunFailure, UsageError
+from pl_rl.export import Format, export
 from pl_rl.inspection import describe_checkpoint
 from pl_rl.runs import find_checkpoint, shown
 from pl_rl.verification import verify
@@ -69,4 +71,15 @@ def _inspect(args: list[str]) -> None:
     Console().print(table)
 
 
-OWN_VERBS = {"plot": _plot, "inspect": _inspect, "verify": _verify}
+def _export(args: list[str]) -> None:
+    parser = Parser(prog=f"{PROG} export", description="Write the policy of a checkpoint for use elsewhere.")
+    parser.add_argument("checkpoint", metavar="CKPT", help="Path, or the name of one in the newest run (last, best).")
+    parser.add_argument(
+        "--to", choices=get_args(Format), required=True, help="What to write; hub is a folder for a model hub."
+    )
+    parser.add_argument("--output", type=Path | None, help="Where; by default beside the checkpoint.")
+    config = parser.parse_args(args)
+    print(export(find_checkpoint(config.checkpoint), config.to, config.output))
+
+
+OWN_VERBS = {"plot": _plot, "inspect": _inspect, "export": _export, "verify": _verify}

@@ -25,6 +25,7 @@ def convert_mlp(
     notes: list[str],
     adam: Any = None,
     normalizer: Normalizer | None = None,
+    tanh_mean: bool = False,
 ) -> PolicyWeights:
     """Weights of fully connected networks, renamed and checked.
 
@@ -37,6 +38,7 @@ def convert_mlp(
         notes: For the user.
         adam: The ``state_dict`` of the library's optimiser.
         normalizer: Statistics of the observations.
+        tanh_mean: Whether the file tells that the mean of the actions goes through tanh.
 
     Raises:
         Unreadable: If tensors are missing, or there are others, or they do not fit together.
@@ -51,6 +53,8 @@ def convert_mlp(
     if LOG_STD in ours:
         ours[LOG_STD] = ours[LOG_STD].reshape(-1)
     network = network_settings(ours, activation)
+    if tanh_mean:
+        network["tanh_mean"] = True
     inputs = ours["encoder.0.weight" if network["encoder_sizes"] else "actor.0.weight"].shape[1]
     if normalizer is not None and {normalizer["mean"].shape, normalizer["scale"].shape} != {(inputs,)}:
         raise Unreadable(f"has statistics of observations that are not {inputs} numbers each; use another copy")

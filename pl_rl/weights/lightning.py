@@ -55,7 +55,5 @@ def _convert(file: WeightsFile, checkpoint: dict[str, Any]) -> PolicyWeights:
     activation = init_args.get("activation", signature(MLPActorCritic).parameters["activation"].default)
     names = our_names(*(numbered(tensors, part) for part in ("encoder", "actor", "critic")))
     names |= {LOG_STD: LOG_STD} if LOG_STD in tensors else {}
-    weights = convert_mlp(file, source, tensors, names, activation, notes, adam, normalizer)
-    if init_args.get("tanh_mean") and weights.network is not None:
-        weights.network["tanh_mean"] = True
-    return weights
+    tanh_mean = bool(init_args.get("tanh_mean"))
+    return convert_mlp(file, source, tensors, names, activation, notes, adam, normalizer, tanh_mean)

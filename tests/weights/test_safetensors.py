@@ -7,6 +7,7 @@ import pytest
 from pl_rl.errors import UsageError
 from pl_rl.networks import MLPActorCritic
 from pl_rl.weights import read_weights
+from pl_rl.weights.safetensors import dump, load
 from tests.weights.support import network_of
 
 EMPTY = struct.pack("<Q", 2) + b"{}"
@@ -42,3 +43,32 @@ def test_a_file_without_tensors_is_refused(tmp_path):
     (tmp_path / "weights.safetensors").write_bytes(EMPTY)
     with pytest.raises(UsageError, match="entries that belong to no known policy"):
         read_weights(tmp_path / "weights.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("network", "activation"),
+    [
+        ('{"init_args": {"activation": "relu"}}', "relu"),
+        ('{"init_args": {}}', "tanh"),
+        ('{"init_args": null}', None),
+        ('{"init_args": {"activation": "gelu"}}', None),
+        ('{"init_args": {"activation": []}}', None),
+        ("[]", None),
+        ("{", None),
+        ("[" * 100_000, None),
+    ],
+)
+def test_the_activation_is_read_where_the_file_says_it(network, activation, tmp_path):
+    pytest.importorskip("safetensors")
+    policy = MLPActorCritic(gym.spaces.Box(-1, 1, (3,)), gym.spaces.Discrete(2), activation="relu")
+    (tmp_path / "weights").write_bytes(dump(policy.state_dict(), {"network": network}))
+    weights = read_weights(tmp_path / "weights")
+    assert weights.network["activation"] == activation
+    assert weights.tensors["actor.0.bias"].equal(policy.actor[0].bias) and len(weights.notes) == (activation is None)
+
+
+def test_a_file_is_the_same_each_time():
+    pytest.importorskip("safetensors")
+    tensors = MLPActorCritic(gym.spaces.Box(-1, 1, (3,)), gym.spaces.Discrete(2)).state_dict()
+    files = {dump(tensors, dict.fromkeys("abcdefgh", "é\n")) for _ in range(10)}
+    assert len(files) == 1 and list(load(files.pop())) == sorted(tensors)

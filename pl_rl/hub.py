@@ -1,0 +1,132 @@
+"""A trained policy on a model hub, through the mixin of ``huggingface_hub``, which is optional.
+
+https://huggingface.co/docs/huggingface_hub/guides/integrations
+"""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pl_rl.policy import TrainedPolicy, load_weights, metadata, read_trained
+from pl_rl.weights import safetensors
+
+try:
+    from huggingface_hub import EvalResult, ModelCard, ModelCardData, PyTorchModelHubMixin
+except ImportError as error:
+    raise ImportError("a model hub needs packages more; pip install 'pl-rl[hub]'") from error
+
+_BODY = """
+# PPO for {env}
+
+A policy trained with pl_rl's PPO: {env_steps:,} env steps, {train_iter:,} gradient updates, seed {seed}.
+
+{result}
+
+## Use
+
+```python
+import torch
+from pl_rl.envs import EnvConfig, make_env
+from pl_rl.hub import HubPolicy
+
+policy = HubPolicy.from_pretrained("OWNER/NAME")  # this repository, or a folder with its files
+env = make_env(EnvConfig(**policy.settings["env"]))
+obs, _ = env.reset()
+with torch.no_grad():
+    action = policy(torch.from_numpy(obs).unsqueeze(0))[0][0].numpy()
+```
+
+`python -m pl_rl fit --pretrained.path model.safetensors ...` starts a training run from it.
+
+## Settings
+
+```yaml
+{settings}```
+
+The checkpoint that it comes from has the SHA-256 `{source_sha256}`.
+"""
+
+
+# The types of an optional package are not known to the type checker.
+class HubPolicy(TrainedPolicy, PyTorchModelHubMixin, library_name="pl_rl"):  # type: ignore[call-arg, misc]
+    """A policy with the mixin's ``save_pretrained``, ``push_to_hub`` and ``from_pretrained``.
+
+    Example::
+
+        HubPolicy.from_checkpoint("lightning_logs/version_0/checkpoints/best.ckpt").push_to_hub("owner/name")
+
+    Args:
+        settings: Of the model.
+        training: How it was trained, as in :class:`pl_rl.policy.TrainedWeights`; for the model card.
+
+    Raises:
+        UsageError: As :class:`pl_rl.policy.TrainedPolicy`.
+    """
+
+    def __init__(self, settings: dict[str, Any], training: dict[str, Any]) -> None:
+        super().__init__(settings)
+        self.training_record = training
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path) -> "HubPolicy":
+        """The policy of a run's checkpoint.
+
+        Raises:
+            UsageError: If it is none, or the policy cannot be made from it alone.
+        """
+        trained = read_trained(Path(path))
+        policy = cls(trained.settings, trained.training)
+        load_weights(policy, trained.tensors)
+        return policy
+
+    @classmethod
+    def _from_pretrained(cls, *, strict: bool = True, **arguments: Any) -> "HubPolicy":
+        """As the mixin's, which by default would leave a weight that the file lacks at random."""
+        policy: HubPolicy = super()._from_pretrained(strict=strict, **arguments)
+        return policy.eval()  # as not every version does
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """As the mixin's, and what the file is."""
+        data = safetensors.dump(self.state_dict(), metadata(self.settings, self.training_record))
+        (save_directory / "model.safetensors").write_bytes(data)
+
+    def generate_model_card(self) -> ModelCard:
+        """What the policy is, what it achieved, and how it was trained and is used."""
+        env, training = self.settings["env"]["id"], self.training_record
+        info: Any = self._hub_mixin_info
+        data = {**info.model_card_data.to_dict(), "pipeline_tag": "reinforcement-learning"}
+        data["tags"] = sorted([*data["tags"], "ppo", "reinforcement-learning", env])
+        evaluation = training["evaluation"]
+        # The metadata have no place to say that a result is of earlier weights.
+        if evaluation is not None and evaluation["train_iter"] == training["train_iter"]:
+            result = f"{evaluation['return_mean']:.2f} +/- {evaluation['return_std']:.2f}"
+            data["model_name"] = "PPO"
+            data["eval_results"] = [
+                EvalResult("reinforcement-learning", env, env, "mean_reward", result, metric_name="mean_reward")
+            ]
+        body = _BODY.format(
+            env=env,
+            **{name: training[name] for name in ("env_steps", "train_iter", "seed", "source_sha256")},
+            result=_result(training),
+            settings=yaml.safe_dump(self.settings),
+        )
+        return ModelCard(f"---\n{ModelCardData(**data).to_yaml()}\n---\n{body}")
+
+
+def _result(training: dict[str, Any]) -> str:
+    """The latest evaluation in a sentence."""
+    evaluation = training["evaluation"]
+    if evaluation is None:
+        return "It has not been evaluated."
+    actions = "the most probable actions" if evaluation["deterministic"] else "sampled actions"
+    earlier = (
+        ""
+        if evaluation["train_iter"] == training["train_iter"]
+        else (f" These are later weights: the evaluation was made after {evaluation['train_iter']:,} gradient updates.")
+    )
+    return (
+        f"Return {evaluation['return_mean']:.2f} +/- {evaluation['return_std']:.2f} (mean and standard deviation of "
+        f"{evaluation['episodes']} episodes with {actions}, between {evaluation['return_min']:.2f} and "
+        f"{evaluation['return_max']:.2f}).{earlier}"
+    )

@@ -1,0 +1,181 @@
+"""A trained policy by itself: what is left of a run once it is to be used rather than continued.
+
+Shapes: ``B`` observations of any batch, ``P`` outputs of the policy (see :mod:`pl_rl.distributions`).
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pl_rl.agent import network_from_description
+from pl_rl.checkpoints import read_checkpoint
+from pl_rl.distributions import Categorical, DiagonalGaussian, MultiCategorical
+from pl_rl.envs import EnvConfig, make_env
+from pl_rl.errors import UsageError
+from pl_rl.normalization import ObservationNormalizer
+
+_PARTS = ("network.", "normalizer.")
+
+
+@dataclass(frozen=True)
+class TrainedWeights:
+    """What a checkpoint tells about its policy.
+
+    Attributes:
+        tensors: ``network.NAME`` and, where observations are normalised, ``normalizer.NAME``.
+        settings: All settings of the model, as plain data.
+        training: How far it was trained (``train_iter``, ``env_steps``, ``seed``), the file that tells so
+            (``source_sha256``), and the latest ``evaluation``, which is ``None`` before the first; plain data.
+    """
+
+    tensors: dict[str, Tensor]
+    settings: dict[str, Any]
+    training: dict[str, Any]
+
+
+class TrainedPolicy(nn.Module):
+    """The policy of a run acting without chance, from an environment's observations to its actions.
+
+    The network is in float32; observations are normalised where they were in training.
+
+    Args:
+        settings: Of the model: a checkpoint's ``hyper_parameters``.
+
+    Attributes:
+        settings: The same.
+        outputs: The names of what :meth:`forward` returns.
+
+    Raises:
+        UsageError: If the environment or the network cannot be made from the settings alone.
+    """
+
+    outputs: tuple[str, ...]
+    _low: Tensor
+    _high: Tensor
+    _start: Tensor
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        super().__init__()
+        self.settings = settings
+        env = make_env(EnvConfig(**settings["env"]))
+        self.network = network_from_description(settings["network"])(env.observation_space, env.action_space)
+        self.normalizer = ObservationNormalizer(env.observation_space) if settings.get("norm_obs") else None
+        env.close()
+        self._space: gym.Space[Any] = env.action_space
+        self._check_distribution()
+        if isinstance(self._space, gym.spaces.Box):
+            self.outputs = ("action", "value", "mean", "log_std")
+            self.register_buffer("_low", torch.from_numpy(self._space.low), persistent=False)
+            self.register_buffer("_high", torch.from_numpy(self._space.high), persistent=False)
+        else:
+            assert isinstance(self._space, gym.spaces.Discrete | gym.spaces.MultiDiscrete)
+            self.outputs = ("action", "value", "logits")
+            self.register_buffer("_start", torch.as_tensor(self._space.start), persistent=False)
+
+    def forward(self, obs: Tensor) -> tuple[Tensor, ...]:
+        """The most probable actions and what they come from.
+
+        Args:
+            obs: Observations ``[B, *observation_space.shape]`` as the environment gives them.
+
+        Returns:
+            ``action`` ``[B, *action_space.shape]``, as the environment takes them: shifted to the space's start, or
+            clipped to its bounds; ``value`` ``[B]``, as the network gives it; then ``logits`` ``[B, P]``, or ``mean``
+            and ``log_std`` ``[B, P]``.
+        """
+        if self.normalizer is not None:
+            obs = self.normalizer(obs)
+        parameter = next(self.network.parameters())
+        obs = obs.to(parameter.device, parameter.dtype if obs.is_floating_point() else obs.dtype)
+        outputs, values = self.network(obs)
+        distribution = self.network.distribution
+        actions = self._to_env(distribution.mode(outputs))
+        if isinstance(distribution, DiagonalGaussian):
+            return actions, values, outputs, distribution.log_std.expand_as(outputs)
+        return actions, values, outputs
+
+    def example(self) -> Tensor:
+        """Two observations of the environment's shape and type."""
+        space = self.network.observation_space
+        assert space.shape is not None
+        return torch.zeros(2, *space.shape, dtype=torch.from_numpy(np.empty(0, space.dtype)).dtype)
+
+    def _to_env(self, actions: Tensor) -> Tensor:
+        """:meth:`pl_rl.distributions.ActionDistribution.to_env` in tensors."""
+        actions = actions.reshape(-1, *(self._space.shape or ()))
+        if isinstance(self._space, gym.spaces.Box):
+            return actions.to(self._low.dtype).clamp(self._low, self._high)
+        return actions + self._start
+
+    def _check_distribution(self) -> None:
+        """Refuse a distribution whose actions may be others in the environment than :meth:`_to_env` knows."""
+        own = type(self.network.distribution)
+        if own not in (Categorical, MultiCategorical, DiagonalGaussian):
+            raise UsageError(
+                f"the network's distribution is a {own.__qualname__}, of which it is not known how its actions go into "
+                "the environment; export the weights alone, with --to state_dict or safetensors"
+            )
+
+
+def read_trained(path: Path) -> TrainedWeights:
+    """The policy of a checkpoint.
+
+    Raises:
+        UsageError: If the file cannot be read, or is not one of ours.
+    """
+    checkpoint = read_checkpoint(path)
+    counters, settings = checkpoint["pl_rl"]["counters"], checkpoint["hyper_parameters"]
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    state = checkpoint["callbacks"].get("PeriodicEvaluation", {})
+    evaluation = {
+        **state["latest"],
+        "train_iter": state["train_iter"],
+        "episodes": settings["eval_episodes"],
+        "deterministic": settings["eval_deterministic"],
+    }
+    return TrainedWeights(
+        {name: tensor for name, tensor in checkpoint["state_dict"].items() if name.startswith(_PARTS)},
+        dict(settings),
+        {
+            "source_sha256": sha256,
+            "seed": counters["run_seed"],
+            "train_iter": counters["train_iter"],
+            "env_steps": counters["env_steps"],
+            "evaluation": evaluation if state.get("latest") else None,
+        },
+    )
+
+
+def load_weights(policy: TrainedPolicy, tensors: dict[str, Tensor]) -> None:
+    """Put a checkpoint's weights into its policy, and the policy into evaluation mode.
+
+    Raises:
+        UsageError: If they are another network's.
+    """
+    try:
+        policy.load_state_dict(tensors)
+    except RuntimeError as error:
+        sentence = " ".join(str(error).split())
+        raise UsageError(
+            f"the checkpoint's weights do not fit the network that its settings make ({sentence}); use the network "
+            "class and the environment that it was trained with"
+        ) from error
+    policy.eval()
+
+
+def metadata(settings: dict[str, Any], training: dict[str, Any]) -> dict[str, str]:
+    """What a file of weights says about itself, as text under each key."""
+    return {
+        "library": "pl_rl",
+        "env": settings["env"]["id"],
+        "network": json.dumps(settings["network"], sort_keys=True),
+        "source_sha256": training["source_sha256"],
+    }
