@@ -75,7 +75,7 @@ class Agent(L.LightningModule):
         self.eval_num_envs = eval_num_envs
         self.eval_episodes = eval_episodes
         self.eval_deterministic = eval_deterministic
-        single = make_env(env)
+        single = _single(env)
         with _threads(NUM_THREADS):
             self.network = network(single.observation_space, single.action_space)
         single.close()
@@ -144,7 +144,7 @@ class Agent(L.LightningModule):
             self.between_iterations = True
             self._elapsed_before = 0.0
             generator = torch.Generator().manual_seed(derive_seed(self.run_seed, Stream.SAMPLING))
-            env = make_vector_env(self.env_config, self.num_envs)
+            env = make_vector_env(self.env_config, self.num_envs, training=True)
             self._collector = RolloutCollector(env, self.network, self.num_steps, generator)
             self._collector.reset(derive_seed(self.run_seed, Stream.ENVIRONMENTS))
 
@@ -304,6 +304,28 @@ class Agent(L.LightningModule):
     def _log_statistics(self, group: str, episodes: Episodes) -> None:
         statistics = {f"{group}/{name}": value for name, value in episodes.statistics().items()}
         self.log_dict(statistics, batch_size=1)
+
+
+def _single(config: EnvConfig) -> gym.Env[Any, Any]:
+    """A training environment, for its spaces.
+
+    Raises:
+        UsageError: If the wrappers for training alone change the spaces, so that the network would not fit elsewhere.
+    """
+    evaluated = make_env(config)
+    if not config.train_wrappers:
+        return evaluated
+    trained = make_env(config, training=True)
+    for name in ("observation_space", "action_space"):
+        there, here = getattr(evaluated, name), getattr(trained, name)
+        if there != here:
+            change = " ".join(f"{name} from {there} to {here}".split())
+            raise UsageError(
+                f"train_wrappers change the {change}, but evaluations go without them; name the wrapper that does so "
+                "under wrappers"
+            )
+    evaluated.close()
+    return trained
 
 
 @contextmanager

@@ -51,13 +51,31 @@ def _restore_cartpole(env: SameStepCartPoleVectorEnv, saved: dict[str, Any]) -> 
 
 
 def _save_replays(env: SyncEnvs | AsyncEnvs) -> list[dict[str, Any]]:
-    return [{**replay, "actions": torch.from_numpy(replay["actions"])} for replay in env.get_attr("replay")]
+    return [
+        {
+            **replay,
+            "actions": torch.from_numpy(replay["actions"]),
+            "lasting": [
+                {name: torch.from_numpy(array) for name, array in state.items()} for state in replay["lasting"]
+            ],
+        }
+        for replay in env.get_attr("replay")
+    ]
 
 
 def _restore_replays(env: SyncEnvs | AsyncEnvs, saved: list[dict[str, Any]]) -> Restored | None:
     if len(saved) != env.num_envs:
         return None
-    env.set_attr("replay", [{**replay, "actions": replay["actions"].numpy()} for replay in saved])
+    replays = [
+        {
+            **replay,
+            "actions": replay["actions"].numpy(),
+            # Absent from checkpoints that were written when no state outlived an anchor.
+            "lasting": [{name: t.numpy() for name, t in state.items()} for state in replay.get("lasting", [])],
+        }
+        for replay in saved
+    ]
+    env.set_attr("replay", replays)
     observations = env.get_attr("replayed_obs")
     if any(obs is None for obs in observations):
         return None
