@@ -18,7 +18,7 @@ import torch
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 
 from pl_rl.envs import EnvConfig, make_env, make_vector_env
-from pl_rl.errors import UsageError
+from pl_rl.errors import EnvironmentFailure, UsageError
 from pl_rl.evaluation import Episodes, evaluate, record
 from pl_rl.networks import ActorCritic
 from pl_rl.rollout import Rollout, RolloutCollector
@@ -296,8 +296,14 @@ class Agent(L.LightningModule):
 
     def _collect(self) -> Rollout:
         self.between_iterations = False
-        with self.trainer.precision_plugin.forward_context():
-            rollout = self.collector.collect()
+        try:
+            with self.trainer.precision_plugin.forward_context():
+                rollout = self.collector.collect()
+        except EnvironmentFailure as failure:
+            if failure.step is not None:
+                step = self.iteration * self.num_steps + failure.step
+                failure.when = f"at its step {step:,} (iteration {self.iteration + 1:,})"
+            raise
         self.env_steps += self.num_steps * self.num_envs
         return rollout
 

@@ -25,6 +25,7 @@ class EnvConfig:
         wrappers: Wrappers of each environment, from the innermost to the outermost.
         train_wrappers: Further wrappers, outside the others, of the environments that are trained in and not of those
             that evaluate.
+        timeout: Seconds after which making, resetting or stepping an environment in a worker process counts as hung.
     """
 
     id: str
@@ -33,6 +34,7 @@ class EnvConfig:
     imports: list[str] = field(default_factory=list)
     wrappers: list[ClassPath] = field(default_factory=list)
     train_wrappers: list[ClassPath] = field(default_factory=list)
+    timeout: float = 300.0
 
     def wrapped(self, training: bool) -> list[ClassPath]:
         """The wrappers for training or for evaluation, from the innermost to the outermost."""

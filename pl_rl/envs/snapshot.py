@@ -8,8 +8,9 @@ import numpy.typing as npt
 import torch
 
 from pl_rl.envs.native import SameStepCartPoleVectorEnv
-from pl_rl.envs.parallel import AsyncEnvs, SyncEnvs
+from pl_rl.envs.parallel import SyncEnvs
 from pl_rl.envs.vector import AnyVectorEnv
+from pl_rl.envs.workers import AsyncEnvs
 
 
 class Snapshot(NamedTuple):

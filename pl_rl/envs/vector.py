@@ -13,9 +13,10 @@ from gymnasium.vector import VectorEnv
 
 from pl_rl.envs.config import EnvConfig
 from pl_rl.envs.native import NATIVE_VECTOR_ENVS
-from pl_rl.envs.parallel import AsyncEnvs, SyncEnvs
+from pl_rl.envs.parallel import SyncEnvs
 from pl_rl.envs.replay import ReplayEnv
 from pl_rl.envs.single import import_modules, make_env
+from pl_rl.envs.workers import AsyncEnvs
 from pl_rl.errors import UsageError
 
 AnyVectorEnv = VectorEnv[Any, Any, Any]
@@ -45,7 +46,7 @@ def make_vector_env(config: EnvConfig, num_envs: int, training: bool = False) ->
     if native is not None and config.vectorization in ("auto", "native"):
         return _make_native(native, config, num_envs)
     env_fns = [lambda: ReplayEnv(lambda: make_env(config, training))] * num_envs
-    return AsyncEnvs(env_fns) if config.vectorization == "async" else SyncEnvs(env_fns)
+    return AsyncEnvs(env_fns, config.timeout) if config.vectorization == "async" else SyncEnvs(env_fns)
 
 
 def _native_class(config: EnvConfig) -> Callable[..., AnyVectorEnv] | None:
