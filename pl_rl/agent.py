@@ -16,8 +16,9 @@ import gymnasium as gym
 import lightning as L
 import torch
 from lightning.fabric.utilities.warnings import PossibleUserWarning
+from lightning.pytorch.utilities import rank_zero_info
 
-from pl_rl.envs import EnvConfig, make_env, make_vector_env
+from pl_rl.envs import EnvConfig, make_env, make_vector_env, vectorization_of
 from pl_rl.errors import EnvironmentFailure, UsageError
 from pl_rl.evaluation import Episodes, evaluate, record
 from pl_rl.networks import ActorCritic
@@ -145,6 +146,8 @@ class Agent(L.LightningModule):
             self._elapsed_before = 0.0
             generator = torch.Generator().manual_seed(derive_seed(self.run_seed, Stream.SAMPLING))
             env = make_vector_env(self.env_config, self.num_envs, training=True)
+            if self.env_config.vectorization == "auto":
+                rank_zero_info(f"Environments: {self.num_envs} of {self.env_config.id}, {vectorization_of(env)}.")
             self._collector = RolloutCollector(env, self.network, self.num_steps, generator)
             self._collector.reset(derive_seed(self.run_seed, Stream.ENVIRONMENTS))
 

@@ -94,7 +94,14 @@ SNAPSHOTS: dict[type[AnyVectorEnv], Snapshot] = {
 def save_envs(env: AnyVectorEnv) -> dict[str, Any] | None:
     """The state of all environments, or ``None`` where nothing is known about their class."""
     snapshot = SNAPSHOTS.get(type(env))
-    return None if snapshot is None else {"class": type(env).__name__, "state": snapshot.save(env)}
+    return None if snapshot is None else {"class": _kind(type(env).__name__), "state": snapshot.save(env)}
+
+
+def replayed_steps(saved: dict[str, Any] | None) -> int:
+    """How many steps, over all environments, are to be made again when this is restored."""
+    if saved is None or _kind(saved["class"]) != SyncEnvs.__name__:
+        return 0
+    return sum(len(replay["actions"]) for replay in saved["state"])
 
 
 def restore_envs(
@@ -130,5 +137,5 @@ def restore_envs(
 
 
 def _kind(class_name: str) -> str:
-    """Worker processes or not, a replay is the same."""
-    return "replay" if class_name in (SyncEnvs.__name__, AsyncEnvs.__name__) else class_name
+    """The class by whose name a state is saved: worker processes or not, a replay is the same."""
+    return SyncEnvs.__name__ if class_name == AsyncEnvs.__name__ else class_name

@@ -11,6 +11,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.vector import VectorEnv
 
+from pl_rl.envs.choice import workers_pay
 from pl_rl.envs.config import EnvConfig
 from pl_rl.envs.native import NATIVE_VECTOR_ENVS
 from pl_rl.envs.parallel import SyncEnvs
@@ -46,7 +47,15 @@ def make_vector_env(config: EnvConfig, num_envs: int, training: bool = False) ->
     if native is not None and config.vectorization in ("auto", "native"):
         return _make_native(native, config, num_envs)
     env_fns = [lambda: ReplayEnv(lambda: make_env(config, training))] * num_envs
-    return AsyncEnvs(env_fns, config.timeout) if config.vectorization == "async" else SyncEnvs(env_fns)
+    in_workers = config.vectorization == "async"
+    if config.vectorization == "auto" and training:
+        in_workers = workers_pay(config, num_envs)
+    return AsyncEnvs(env_fns, config.timeout) if in_workers else SyncEnvs(env_fns)
+
+
+def vectorization_of(env: AnyVectorEnv) -> str:
+    """How a vector environment steps, in the words of :class:`EnvConfig`."""
+    return {SyncEnvs: "sync", AsyncEnvs: "async"}.get(type(env), "native")
 
 
 def _native_class(config: EnvConfig) -> Callable[..., AnyVectorEnv] | None:

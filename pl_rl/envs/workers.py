@@ -92,7 +92,7 @@ class AsyncEnvs(VectorEnv[Any, Any, Any]):
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         single.close()
         self._timeout = timeout
-        shares = np.array_split(np.arange(self.num_envs), min(self.num_envs, _cores()))
+        shares = np.array_split(np.arange(self.num_envs), min(self.num_envs, cores()))
         context = multiprocessing.get_context()
         layout = Layout.allocate(
             context,
@@ -335,5 +335,6 @@ def _form(space: gym.Space[Any]) -> tuple[tuple[int, ...], str]:
     return space.shape, np.dtype(space.dtype).str
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
