@@ -3,8 +3,18 @@
 from pl_rl.agent import Agent
 from pl_rl.envs import EnvConfig
 from pl_rl.errors import RunFailure, UsageError
-from pl_rl.networks import ActorCritic, MLPActorCritic
+from pl_rl.networks import ActorCritic, CNNActorCritic, MLPActorCritic
 from pl_rl.ppo import PPO
 from pl_rl.trainer import Trainer
 
-__all__ = ["PPO", "ActorCritic", "Agent", "EnvConfig", "MLPActorCritic", "RunFailure", "Trainer", "UsageError"]
+__all__ = [
+    "PPO",
+    "ActorCritic",
+    "Agent",
+    "CNNActorCritic",
+    "EnvConfig",
+    "MLPActorCritic",
+    "RunFailure",
+    "Trainer",
+    "UsageError",
+]

@@ -16,9 +16,10 @@ import gymnasium as gym
 import lightning as L
 import torch
 from lightning.fabric.utilities.warnings import PossibleUserWarning
+from lightning.pytorch.utilities import rank_zero_info
 
-from pl_rl.envs import EnvConfig, make_env, make_vector_env
-from pl_rl.errors import UsageError
+from pl_rl.envs import EnvConfig, make_env, make_vector_env, vectorization_of
+from pl_rl.errors import EnvironmentFailure, UsageError
 from pl_rl.evaluation import Episodes, evaluate, record
 from pl_rl.networks import ActorCritic
 from pl_rl.normalization import ObservationNormalizer, RewardScaler
@@ -88,7 +89,7 @@ class Agent(L.LightningModule):
         self.eval_num_envs = eval_num_envs
         self.eval_episodes = eval_episodes
         self.eval_deterministic = eval_deterministic
-        single = make_env(env)
+        single = _single(env)
         with _threads(NUM_THREADS):
             self.network = network(single.observation_space, single.action_space)
         single.close()
@@ -159,7 +160,9 @@ class Agent(L.LightningModule):
             self.between_iterations = True
             self._elapsed_before = 0.0
             generator = torch.Generator().manual_seed(derive_seed(self.run_seed, Stream.SAMPLING))
-            env = make_vector_env(self.env_config, self.num_envs)
+            env = make_vector_env(self.env_config, self.num_envs, training=True)
+            if self.env_config.vectorization == "auto":
+                rank_zero_info(f"Environments: {self.num_envs} of {self.env_config.id}, {vectorization_of(env)}.")
             self._collector = RolloutCollector(
                 env, self.network, self.num_steps, generator, self.normalizer, self.reward_scaler
             )
@@ -322,14 +325,42 @@ class Agent(L.LightningModule):
 
     def _collect(self) -> Rollout:
         self.between_iterations = False
-        with self.trainer.precision_plugin.forward_context():
-            rollout = self.collector.collect()
+        try:
+            with self.trainer.precision_plugin.forward_context():
+                rollout = self.collector.collect()
+        except EnvironmentFailure as failure:
+            if failure.step is not None:
+                step = self.iteration * self.num_steps + failure.step
+                failure.when = f"at its step {step:,} (iteration {self.iteration + 1:,})"
+            raise
         self.env_steps += self.num_steps * self.num_envs
         return rollout
 
     def _log_statistics(self, group: str, episodes: Episodes) -> None:
         statistics = {f"{group}/{name}": value for name, value in episodes.statistics().items()}
         self.log_dict(statistics, batch_size=1)
+
+
+def _single(config: EnvConfig) -> gym.Env[Any, Any]:
+    """A training environment, for its spaces.
+
+    Raises:
+        UsageError: If the wrappers for training alone change the spaces, so that the network would not fit elsewhere.
+    """
+    evaluated = make_env(config)
+    if not config.train_wrappers:
+        return evaluated
+    trained = make_env(config, training=True)
+    for name in ("observation_space", "action_space"):
+        there, here = getattr(evaluated, name), getattr(trained, name)
+        if there != here:
+            change = " ".join(f"{name} from {there} to {here}".split())
+            raise UsageError(
+                f"train_wrappers change the {change}, but evaluations go without them; name the wrapper that does so "
+                "under wrappers"
+            )
+    evaluated.close()
+    return trained
 
 
 @contextmanager

@@ -11,3 +11,30 @@ class UsageError(ValueError):
 
 class RunFailure(RuntimeError):
     """Something failed while a well-formed request was carried out."""
+
+
+class EnvironmentFailure(RunFailure):
+    """An environment did what environments must not do; a traceback of its own is among the exception's notes.
+
+    Args:
+        index: Which of the environments that are stepped together.
+        what: What it did, as the rest of a sentence that begins with its name.
+
+    Attributes:
+        step: Of the rollout or evaluation in which it happened, counted from 1; ``None`` outside of them.
+        when: When it happened, in words.
+        way_out: What can be done, in words.
+    """
+
+    def __init__(self, index: int, what: str) -> None:
+        super().__init__(index, what)
+        self.index = index
+        self.what = what
+        self.step: int | None = None
+        self.when = ""
+        self.way_out = ""
+
+    def __str__(self) -> str:
+        when = f", {self.when}" if self.when else ""
+        way_out = f"; {self.way_out}" if self.way_out else ""
+        return f"environment {self.index} {self.what}{when}{way_out}"

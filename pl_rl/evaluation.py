@@ -9,13 +9,18 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from pl_rl.distributions import to_numpy
 from pl_rl.envs import AnyVectorEnv, EnvConfig, make_env, make_vector_env
-from pl_rl.errors import UsageError
+from pl_rl.envs.faults import check_finite
+from pl_rl.errors import EnvironmentFailure, UsageError
 from pl_rl.networks import ActorCritic
 from pl_rl.normalization import ObservationNormalizer
+
+# Atari's own limit, the largest in common use, is 27,000 steps of four frames.
+LONGEST_EPISODE = 100_000
 
 
 class Episodes(NamedTuple):
@@ -112,7 +117,13 @@ def play(
     deterministic: bool,
     normalizer: ObservationNormalizer | None = None,
 ) -> Episodes:
-    """Play ``num_episodes`` episodes in ``env`` from a seeded reset on; arguments as in :func:`evaluate`."""
+    """Play ``num_episodes`` episodes in ``env`` from a seeded reset on; arguments as in :func:`evaluate`.
+
+    An episode that has not ended after 100,000 steps counts as it is, and is the last of its environment.
+
+    Raises:
+        EnvironmentFailure: If an environment fails, or gives numbers that mean nothing.
+    """
     parameter = next(network.parameters())
     generator = torch.Generator().manual_seed(seed)
     remaining = np.full(env.num_envs, num_episodes // env.num_envs)
@@ -120,16 +131,30 @@ def play(
     open_returns, open_lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, dtype=np.int64)
     episodes = Episodes([], [])
     obs, _ = env.reset(seed=seed)
+    step = 0
     while remaining.any():
+        step += 1
         actions = _act(network, _to_tensor(obs, parameter, normalizer), generator, deterministic)
-        obs, rewards, terminated, truncated, _ = env.step(network.distribution.to_env(to_numpy(actions)))
+        try:
+            obs, rewards, terminated, truncated, _ = env.step(network.distribution.to_env(to_numpy(actions)))
+            if not (np.isfinite(obs).all() and np.isfinite(rewards).all()):
+                check_finite(torch.empty(0), rewards[None], obs, {})
+        except EnvironmentFailure as failure:
+            failure.when = f"at step {step:,} of an evaluation"
+            raise
         open_returns += rewards
         open_lengths += 1
-        for i in np.flatnonzero(terminated | truncated):
+        endless = (open_lengths >= LONGEST_EPISODE) & (remaining > 0)
+        if endless.any():
+            rank_zero_info(
+                f"Evaluation cut {endless.sum()} episode(s) that had not ended after {LONGEST_EPISODE:,} steps; give "
+                "the environment a limit with --model.env.kwargs '{\"max_episode_steps\": N}'."
+            )
+        for i in np.flatnonzero(terminated | truncated | endless):
             if remaining[i]:
                 episodes.returns.append(float(open_returns[i]))
                 episodes.lengths.append(int(open_lengths[i]))
-                remaining[i] -= 1
+                remaining[i] = 0 if endless[i] else remaining[i] - 1
             open_returns[i] = open_lengths[i] = 0
     return episodes
 

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from pl_rl.distributions import to_numpy
 from pl_rl.envs import AnyVectorEnv, restore_envs, save_envs
+from pl_rl.envs.faults import check_finite
+from pl_rl.errors import EnvironmentFailure
 from pl_rl.networks import ActorCritic
 from pl_rl.normalization import ObservationNormalizer, RewardScaler
 
@@ -177,7 +179,11 @@ class RolloutCollector:
 
     @torch.no_grad()
     def collect(self) -> Rollout:
-        """One rollout of the current policy, on the network's device."""
+        """One rollout of the current policy, on the network's device.
+
+        Raises:
+            EnvironmentFailure: If an environment fails, or gives numbers that nothing can be learnt from.
+        """
         if self._obs is None:
             raise RuntimeError("collect() needs a reset(seed) first")
         steps, num_envs = self.num_steps, self.env.num_envs
@@ -202,12 +208,19 @@ class RolloutCollector:
             values.append(step_values)
             actions.append(distribution.sample(policy_outputs, noise_rows[t]))
             env_actions = distribution.to_env(to_numpy(actions[t]))
-            self._obs, rewards[t], terminated[t], truncated[t], infos = self.env.step(env_actions)
+            try:
+                self._obs, rewards[t], terminated[t], truncated[t], infos = self.env.step(env_actions)
+            except EnvironmentFailure as failure:
+                # What it was given may be the consequence of what another one gave.
+                check_finite(obs[: t + 1], rewards[:t], self._obs, final_obs)
+                failure.step = t + 1
+                raise
             ended = terminated[t] | truncated[t] if "final_obs" in infos else None
             self.episodes.add(rewards[t], ended)
             if ended is not None:
                 for i in np.flatnonzero(truncated[t] & ~terminated[t]):
                     final_obs[t, int(i)] = self._as_input(infos["final_obs"][i]).to(obs.dtype)
+        check_finite(obs if raw_obs is None else raw_obs, rewards, self._obs, final_obs)
         all_values, next_values = self._with_next_values(values, final_obs)
         all_actions = torch.stack(actions)
         step_rewards = torch.from_numpy(rewards)

@@ -4,13 +4,19 @@ All of it is plain data, so that a checkpoint opens with ``torch.load(..., weigh
 """
 
 import platform
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 
 from pl_rl.agent import Agent
+from pl_rl.envs import replayed_steps
 from pl_rl.random_state import restore_random_state, save_random_state
 from pl_rl.seeding import Stream, derive_seed
 
@@ -51,7 +57,8 @@ def restore_training_state(agent: Agent, state: dict[str, Any], branch: bool) ->
         if here[name] != there
     ]
     fresh_episodes = derive_seed(agent.run_seed, Stream.ENVIRONMENTS, agent.train_iter)
-    failure = agent.collector.load_state_dict(state["collector"], fresh_episodes)
+    with _progress(replayed_steps(state["collector"]["environments"])):
+        failure = agent.collector.load_state_dict(state["collector"], fresh_episodes)
     if failure is not None:
         losses.append(f"environments: restarted, as {failure}")
     agent.parent = state["parent"]
@@ -62,6 +69,29 @@ def restore_training_state(agent: Agent, state: dict[str, Any], branch: bool) ->
         # Last, as a replay may draw numbers too.
         restore_random_state(state["random"])
     return losses
+
+
+@contextmanager
+def _progress(steps: int) -> Iterator[None]:
+    """Say every few seconds that steps are being replayed, where that takes more than one."""
+    began, over = time.monotonic(), threading.Event()
+
+    def tell() -> None:
+        wait = 1.0
+        while not over.wait(wait):
+            seconds = time.monotonic() - began
+            rank_zero_info(
+                f"Replaying {steps:,} steps of the environments since their anchors: {seconds:.0f} s so far."
+            )
+            wait = min(2 * wait, 30.0)
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 @cache

@@ -10,7 +10,7 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from torch import nn
 
-from pl_rl import ActorCritic, MLPActorCritic, UsageError
+from pl_rl import ActorCritic, CNNActorCritic, MLPActorCritic, UsageError
 
 OBSERVATIONS = Box(-1.0, 1.0, (4,))
 ACTIONS = Discrete(2)
@@ -100,8 +100,8 @@ def test_a_network_of_the_users_own_needs_a_policy_and_a_value():
 
 @pytest.mark.parametrize(
     "space",
-    [Box(0, 255, (84, 84, 3), np.uint8), Discrete(5), gym.spaces.Dict({"a": Box(-1.0, 1.0, (2,))})],
-    ids=["image", "discrete", "dict"],
+    [Box(0, 255, (84, 84, 3), np.uint8), Discrete(5)],
+    ids=["image", "discrete"],
 )
 def test_observations_that_are_no_vectors_are_refused_with_two_ways_out(space):
     with pytest.raises(UsageError, match=r"needs vector observations.*FlattenObservation.*--model.network.class_path"):
@@ -126,3 +126,57 @@ def test_a_copy_of_a_network_has_weights_of_its_own():
     assert torch.equal(copied.policy(obs), before) and torch.equal(pickled.policy(obs), before)
     assert not network.policy(obs).any()
     assert copied.double().policy(obs.double()).dtype == torch.float64
+
+
+def test_dictionaries_are_refused_with_the_wrappers_that_help():
+    with pytest.raises(
+        UsageError, match=r"must be arrays of one shape, not Dict.*FlattenObservation.*FilterObservation"
+    ):
+        MLPActorCritic(gym.spaces.Dict({"a": Box(-1.0, 1.0, (2,))}), Discrete(2))
+
+
+@pytest.mark.parametrize("shape", [(4, 84, 84), (84, 84, 4)], ids=["channels first", "channels last"])
+def test_images_are_scaled_and_read_in_either_order(shape):
+    network = CNNActorCritic(Box(0, 255, shape, np.uint8), Discrete(6))
+    first = torch.randint(0, 256, (5, 4, 84, 84), dtype=torch.uint8)
+    obs = first if shape[0] == 4 else first.permute(0, 2, 3, 1)
+    # The published architecture, layer by layer.
+    c1, c2, c3 = (layer for layer in network.convolutions if isinstance(layer, torch.nn.Conv2d))
+    hidden = first.float() / 255
+    for layer, stride in ((c1, 4), (c2, 2), (c3, 1)):
+        hidden = torch.nn.functional.conv2d(hidden, layer.weight, layer.bias, stride=stride).relu()
+    assert hidden.shape == (5, 64, 7, 7)
+    features = network.hidden(hidden.flatten(1)).relu()
+    outputs, values = network(obs)
+    torch.testing.assert_close(outputs, network.actor(features))
+    torch.testing.assert_close(values, network.critic(features).squeeze(-1))
+    assert torch.equal(network.policy(obs), outputs) and torch.equal(network.value(obs), values)
+    assert sum(parameter.numel() for parameter in network.parameters()) == 1_687_719
+
+
+def test_convolutions_are_orthogonal():
+    network = CNNActorCritic(Box(0, 255, (4, 84, 84), np.uint8), Discrete(6))
+    for layer in network.convolutions[:5:2]:
+        weight = layer.weight.detach().flatten(1)
+        torch.testing.assert_close(weight @ weight.T, 2 * torch.eye(len(weight)), atol=1e-4, rtol=0)
+        assert not layer.bias.any()
+
+
+@pytest.mark.parametrize(
+    ("space", "sentence"),
+    [
+        (Box(0, 255, (7, 7, 3), np.uint8), "needs images of 36x36 pixels or more, not 7x7; enlarge them with .*Resize"),
+        (Box(0, 255, (84, 84), np.uint8), "needs images, a Box of uint8 with three dimensions, not Box.*FrameStack"),
+        (Box(0, 1, (84, 84, 3)), "needs images, a Box of uint8"),
+        (Box(-1, 1, (4,)), "needs images.*MLPActorCritic for vectors"),
+    ],
+    ids=["small", "two dimensions", "floats", "vector"],
+)
+def test_observations_that_are_no_images_are_refused(space, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        CNNActorCritic(space, Discrete(2))
+
+
+def test_the_smallest_images_have_one_pixel_left():
+    network = CNNActorCritic(Box(0, 255, (1, 36, 50), np.uint8), Discrete(2))
+    assert network.value(torch.zeros(2, 1, 36, 50, dtype=torch.uint8)).shape == (2,)

@@ -66,6 +66,39 @@ def test_runs_killed_three_times_at_random_moments_go_on_bit_for_bit(run, monkey
     assert verify("--iterations", "200" if "--config" not in run else "20", "--kills", "3", *run) == 0
 
 
+SHORT = [
+    *("--model.num_envs", "3", "--model.num_steps", "64", "--model.minibatch_size", "64", "--model.update_epochs", "1"),
+    *("--model.compile_update", "false", "--model.eval_episodes", "1", "--model.eval_num_envs", "1"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+@pytest.mark.parametrize(
+    ("config", "settings"),
+    [
+        ("lunarlander", ["--model.eval_freq", "30"]),
+        # Steps enough for several anchors, at each of which there is a new object.
+        ("bipedalwalker", ["--model.eval_freq", "0", "--model.env.kwargs", '{"max_episode_steps": 80}']),
+        ("minigrid", ["--model.eval_freq", "30"]),
+        ("breakout", ["--model.eval_freq", "30"]),
+        ("pong", ["--model.eval_freq", "0"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_simulators_go_on_bit_for_bit(config, settings, vectorization):
+    run = ["--config", f"{config}.yaml", *SHORT, *settings, "--model.env.vectorization", vectorization]
+    assert verify("--iterations", "12", "--kills", "2", *run) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+@pytest.mark.parametrize("env", ["HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Humanoid-v5"])
+def test_mujoco_goes_on_bit_for_bit(env, vectorization):
+    run = ["--model.env.id", env, *SHORT, "--model.eval_freq", "0", "--model.env.vectorization", vectorization]
+    assert verify("--iterations", "12", "--kills", "1", *run) == 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("env", ["GloballyRandom", "Hoarder"])
 def test_environments_that_cannot_be_restored_fail_the_proof_by_name(env, monkeypatch, capsys):

@@ -9,8 +9,9 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from pl_rl.agent import Agent, as_agent
 from pl_rl.callbacks.evaluation import evaluation_of
-from pl_rl.errors import UsageError
+from pl_rl.errors import EnvironmentFailure, UsageError
 from pl_rl.run_logs import place_aside
+from pl_rl.runs import shown
 from pl_rl.schedule import is_due
 
 
@@ -91,6 +92,12 @@ class RunCheckpoint(Checkpoint):
         agent = as_agent(pl_module)
         if agent.iteration != self._saved_iteration:
             self._save_last(trainer, agent)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Say where a run that an environment ended can go on."""
+        if isinstance(exception, EnvironmentFailure) and self.last_model_path:
+            last = shown(self.last_model_path)
+            exception.way_out = f"the last good checkpoint is {last}, go on from it with --ckpt_path {last}"
 
     def state_dict(self) -> dict[str, Any]:
         """The best score and which files are kept; not where, as a run can be moved."""

@@ -59,6 +59,8 @@ def main(args: list[str] | None = None) -> None:
     except (UsageError, MisconfigurationException) as error:
         fail(error, status=2)
     except RunFailure as error:
+        for note in getattr(error, "__notes__", []):  # the traceback of an environment
+            sys.stderr.write(f"{note}\n")
         fail(error, status=1)
 
 

@@ -9,24 +9,13 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.vector.utils import concatenate
+
+from pl_rl.envs.faults import failure, fault_of
 
 EnvFns = Sequence[Callable[[], gym.Env[Any, Any]]]
 Step = tuple[npt.NDArray[Any], npt.NDArray[np.float64], npt.NDArray[np.bool_], npt.NDArray[np.bool_], dict[str, Any]]
-
-
-class AsyncEnvs(AsyncVectorEnv):
-    """Each in a process of its own."""
-
-    def __init__(self, env_fns: EnvFns) -> None:
-        super().__init__(env_fns, autoreset_mode=AutoresetMode.SAME_STEP)
-
-    def _add_info(self, vector_infos: dict[str, Any], env_info: dict[str, Any], env_num: int) -> dict[str, Any]:
-        """Gather what rollouts read and no more, as gathering the rest takes longer than a step."""
-        if "final_obs" not in env_info:
-            return vector_infos
-        return super()._add_info(vector_infos, {"final_obs": env_info["final_obs"]}, env_num)
 
 
 class SyncEnvs(SyncVectorEnv[Any, Any]):
@@ -35,17 +24,48 @@ class SyncEnvs(SyncVectorEnv[Any, Any]):
     def __init__(self, env_fns: EnvFns) -> None:
         super().__init__(env_fns, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
 
-    def step(self, actions: npt.NDArray[Any]) -> Step:
-        """One step of all; ``infos["final_obs"][i]`` is the last observation of an ended episode."""
-        final_obs = np.full(self.num_envs, None, dtype=object)
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode in each; the ``i``-th with the seed ``seed + i``.
+
+        Raises:
+            EnvironmentFailure: If one raises an exception or gives a wrong observation.
+        """
         for i, env in enumerate(self.envs):
-            obs, self._rewards[i], terminated, truncated, _ = env.step(actions[i])
-            self._terminations[i], self._truncations[i] = terminated, truncated
-            if terminated or truncated:
-                final_obs[i] = np.array(obs)
-                obs, _ = env.reset()
-            self._env_obs[i] = obs
+            try:
+                self._env_obs[i], _ = env.reset(seed=None if seed is None else seed + i, options=options)
+            except Exception as error:
+                raise failure(fault_of(i, "in a reset", error)) from error
+        return concatenate(self.single_observation_space, self._env_obs, self._observations), {}
+
+    def step(self, actions: npt.NDArray[Any]) -> Step:
+        """One step of all; ``infos["final_obs"][i]`` is the last observation of an ended episode.
+
+        Raises:
+            EnvironmentFailure: If one raises an exception or gives a wrong observation.
+        """
+        final_obs = np.full(self.num_envs, None, dtype=object)
+        i, doing = 0, ""
+        try:
+            for i, env in enumerate(self.envs):
+                doing = "step"
+                obs, self._rewards[i], terminated, truncated, _ = env.step(actions[i])
+                self._terminations[i], self._truncations[i] = terminated, truncated
+                if terminated or truncated:
+                    final_obs[i] = np.array(obs)
+                    doing = "reset"
+                    obs, _ = env.reset()
+                self._env_obs[i] = obs
+        except Exception as error:
+            raise failure(fault_of(i, in_words(doing, actions[i]), error)) from error
         ended = self._terminations | self._truncations
         infos = {"final_obs": final_obs, "_final_obs": ended} if ended.any() else {}
         all_obs: Any = concatenate(self.single_observation_space, self._env_obs, self._observations)
         return all_obs, self._rewards.copy(), self._terminations.copy(), self._truncations.copy(), infos
+
+
+def in_words(doing: str, action: Any) -> str:
+    """What an environment was doing when it failed."""
+    if doing == "reset":
+        return "in the reset after an episode"
+    text = np.array2string(np.asarray(action), separator=", ", threshold=8, max_line_width=10_000)
+    return f"given the action {text}"

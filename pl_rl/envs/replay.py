@@ -11,6 +11,7 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
+from pl_rl.envs.lasting import Arrays, load_lasting, needs_new_object, save_lasting
 from pl_rl.seeding import derive_seed
 
 FIRST_ANCHOR_STEPS = 100
@@ -19,12 +20,20 @@ LONGEST_ANCHOR_STEPS = 1000
 AnyEnv = gym.Env[Any, Any]
 
 
+class WrongObservation(ValueError):
+    """An observation that is not of its space's shape, or of a type that cannot be one of the space's."""
+
+
 class ReplayEnv(gym.Wrapper[Any, Any, Any, Any]):
     """Remembers its last *anchor* (a reset with a known seed) and all that was done since.
 
     At an episode's end it may reset with a new seed, so that a replay stays short. It does so after 100 steps, 200, 400
     and so on up to 1,000: rarely, as a seeded reset is far dearer than a plain one (190 ms instead of 8 in Atari), but
-    soon enough that an environment which such a reset does not bring to a known state is found out early.
+    soon enough that an environment which such a reset does not bring to a known state is found out early. Where a
+    wrapper says by ``reset_goes_on`` that the next reset would go on with what has begun, the anchor waits.
+
+    It goes round all other wrappers, so that their state is replayed too; what outlives seeded resets
+    (see :mod:`pl_rl.envs.lasting`) is kept as it was at the anchor.
 
     Args:
         make: Makes the environment; called again to restore a state, so that nothing of an earlier episode remains.
@@ -35,8 +44,11 @@ class ReplayEnv(gym.Wrapper[Any, Any, Any, Any]):
         self._make = make
         self._first_seed = 0
         self._anchors = 0
+        self._lasting: list[Arrays] = save_lasting(self.env)
         self._actions: list[Any] = []
         self._resets: list[int] = []
+        self._renews = needs_new_object(self.env)
+        self._may_go_on = self.env.has_wrapper_attr("reset_goes_on")
         # An attribute in the place of the method is what callers then find, one look-up and one call away.
         self.step = self._recording_step()  # type: ignore[method-assign, assignment]
         self.replayed_return = 0.0
@@ -48,14 +60,17 @@ class ReplayEnv(gym.Wrapper[Any, Any, Any, Any]):
         """Begin an episode; where none is asked for, a seed of the environment's own is used at an anchor."""
         if seed is not None:
             self._first_seed, self._anchors = seed, 0
-        elif len(self._actions) >= min(FIRST_ANCHOR_STEPS * 2**self._anchors, LONGEST_ANCHOR_STEPS):
+        elif self._anchor_is_due():
             self._anchors += 1
         else:
             self._resets.append(len(self._actions))
-            return self.env.reset(options=options)
+            return self._checked(self.env.reset(options=options))
         self._actions.clear()
         self._resets.clear()
-        return self.env.reset(seed=self._anchor_seed(), options=options)
+        self._lasting = save_lasting(self.env)
+        if self._renews:
+            self._renew()
+        return self._checked(self.env.reset(seed=self._anchor_seed(), options=options))
 
     @property
     def replay(self) -> dict[str, Any]:
@@ -63,6 +78,7 @@ class ReplayEnv(gym.Wrapper[Any, Any, Any, Any]):
         return {
             "first_seed": self._first_seed,
             "anchors": self._anchors,
+            "lasting": self._lasting,
             "actions": np.array(self._actions),
             "resets": list(self._resets),
         }
@@ -70,13 +86,24 @@ class ReplayEnv(gym.Wrapper[Any, Any, Any, Any]):
     @replay.setter
     def replay(self, replay: dict[str, Any]) -> None:
         self._first_seed, self._anchors = replay["first_seed"], replay["anchors"]
-        self.env.close()
-        self.env = self._make()
-        self.step = self._recording_step()  # type: ignore[method-assign, assignment]
         try:
+            self._lasting = replay["lasting"]
+            self._renew()
             self.replayed_obs = self._replay(replay["actions"], replay["resets"])
         except Exception:  # an environment that is not deterministic may refuse an action that it once took
             self.replayed_obs = None
+
+    def _anchor_is_due(self) -> bool:
+        if len(self._actions) < min(FIRST_ANCHOR_STEPS * 2**self._anchors, LONGEST_ANCHOR_STEPS):
+            return False
+        return not (self._may_go_on and self.env.get_wrapper_attr("reset_goes_on"))
+
+    def _renew(self) -> None:
+        """A new environment in the place of the old one, with the state that the last anchor's had."""
+        self.env.close()
+        self.env = self._make()
+        load_lasting(self.env, self._lasting)
+        self.step = self._recording_step()  # type: ignore[method-assign, assignment]
 
     def _replay(self, actions: npt.NDArray[Any], resets: list[int]) -> Any:
         """Do it all again, and remember it again; the observation in the end."""
@@ -98,14 +125,38 @@ class ReplayEnv(gym.Wrapper[Any, Any, Any, Any]):
 
     def _recording_step(self) -> Callable[[Any], tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]]:
         """``step`` with a memory; a closure, since looking up attributes would double what it costs."""
-        inner, remember = self.env.step, self._actions.append
+        inner, remember, check = self.env.step, self._actions.append, self._check
         is_array = bool(self.action_space.shape)
+        shape, dtype = self.observation_space.shape, self.observation_space.dtype
 
         def step(action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
             remember(action.copy() if is_array else action)  # an environment may clip an array in place
-            return inner(action)
+            taken = inner(action)
+            obs = taken[0]
+            if type(obs) is not np.ndarray or obs.dtype is not dtype or obs.shape != shape:
+                check(obs)
+            return taken
 
         return step
+
+    def _checked(self, begun: tuple[Any, dict[str, Any]]) -> tuple[Any, dict[str, Any]]:
+        self._check(begun[0])
+        return begun
+
+    def _check(self, obs: Any) -> None:
+        """Refuse what would be stretched or cut into the place of an observation.
+
+        Raises:
+            WrongObservation: With what it is and what it should be.
+        """
+        space, array = self.observation_space, np.asarray(obs)
+        if space.shape is None or space.dtype is None:
+            return
+        if array.shape != space.shape or not np.can_cast(array.dtype, space.dtype, "same_kind"):
+            raise WrongObservation(
+                f"gave an observation of shape {array.shape} and type {array.dtype}, where its space has "
+                f"{space.shape} and {space.dtype}"
+            )
 
     def _anchor_seed(self) -> int:
         return self._first_seed if self._anchors == 0 else derive_seed(self._first_seed, self._anchors)

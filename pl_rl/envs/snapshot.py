@@ -8,8 +8,9 @@ import numpy.typing as npt
 import torch
 
 from pl_rl.envs.native import SameStepCartPoleVectorEnv
-from pl_rl.envs.parallel import AsyncEnvs, SyncEnvs
+from pl_rl.envs.parallel import SyncEnvs
 from pl_rl.envs.vector import AnyVectorEnv
+from pl_rl.envs.workers import AsyncEnvs
 
 
 class Snapshot(NamedTuple):
@@ -51,13 +52,31 @@ def _restore_cartpole(env: SameStepCartPoleVectorEnv, saved: dict[str, Any]) -> 
 
 
 def _save_replays(env: SyncEnvs | AsyncEnvs) -> list[dict[str, Any]]:
-    return [{**replay, "actions": torch.from_numpy(replay["actions"])} for replay in env.get_attr("replay")]
+    return [
+        {
+            **replay,
+            "actions": torch.from_numpy(replay["actions"]),
+            "lasting": [
+                {name: torch.from_numpy(array) for name, array in state.items()} for state in replay["lasting"]
+            ],
+        }
+        for replay in env.get_attr("replay")
+    ]
 
 
 def _restore_replays(env: SyncEnvs | AsyncEnvs, saved: list[dict[str, Any]]) -> Restored | None:
     if len(saved) != env.num_envs:
         return None
-    env.set_attr("replay", [{**replay, "actions": replay["actions"].numpy()} for replay in saved])
+    replays = [
+        {
+            **replay,
+            "actions": replay["actions"].numpy(),
+            # Absent from checkpoints that were written when no state outlived an anchor.
+            "lasting": [{name: t.numpy() for name, t in state.items()} for state in replay.get("lasting", [])],
+        }
+        for replay in saved
+    ]
+    env.set_attr("replay", replays)
     observations = env.get_attr("replayed_obs")
     if any(obs is None for obs in observations):
         return None
@@ -75,7 +94,14 @@ SNAPSHOTS: dict[type[AnyVectorEnv], Snapshot] = {
 def save_envs(env: AnyVectorEnv) -> dict[str, Any] | None:
     """The state of all environments, or ``None`` where nothing is known about their class."""
     snapshot = SNAPSHOTS.get(type(env))
-    return None if snapshot is None else {"class": type(env).__name__, "state": snapshot.save(env)}
+    return None if snapshot is None else {"class": _kind(type(env).__name__), "state": snapshot.save(env)}
+
+
+def replayed_steps(saved: dict[str, Any] | None) -> int:
+    """How many steps, over all environments, are to be made again when this is restored."""
+    if saved is None or _kind(saved["class"]) != SyncEnvs.__name__:
+        return 0
+    return sum(len(replay["actions"]) for replay in saved["state"])
 
 
 def restore_envs(
@@ -111,5 +137,5 @@ def restore_envs(
 
 
 def _kind(class_name: str) -> str:
-    """Worker processes or not, a replay is the same."""
-    return "replay" if class_name in (SyncEnvs.__name__, AsyncEnvs.__name__) else class_name
+    """The class by whose name a state is saved: worker processes or not, a replay is the same."""
+    return SyncEnvs.__name__ if class_name == AsyncEnvs.__name__ else class_name

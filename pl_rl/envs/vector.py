@@ -5,55 +5,57 @@ Every vector environment that comes out of here resets an ended episode within t
 ``infos["final_obs"]``. So each step of a rollout is a real transition.
 """
 
-import difflib
 from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
 from gymnasium.vector import VectorEnv
 
+from pl_rl.envs.choice import workers_pay
 from pl_rl.envs.config import EnvConfig
 from pl_rl.envs.native import NATIVE_VECTOR_ENVS
-from pl_rl.envs.parallel import AsyncEnvs, SyncEnvs
+from pl_rl.envs.parallel import SyncEnvs
 from pl_rl.envs.replay import ReplayEnv
+from pl_rl.envs.single import import_modules, make_env
+from pl_rl.envs.workers import AsyncEnvs
 from pl_rl.errors import UsageError
 
 AnyVectorEnv = VectorEnv[Any, Any, Any]
 
 
-def make_env(config: EnvConfig, render_mode: str | None = None) -> gym.Env[Any, Any]:
-    """A single environment.
-
-    Raises:
-        UsageError: If it is not registered, lacks a package or does not take its keyword arguments.
-    """
-    try:
-        # Not every environment takes a render mode, so None is not passed on.
-        render: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
-        return gym.make(config.id, **render, **config.kwargs)
-    except gym.error.DependencyNotInstalled as error:
-        raise UsageError(f"environment {config.id!r} needs a package that is not installed: {error}") from error
-    except (gym.error.UnregisteredEnv, gym.error.DeprecatedEnv, ModuleNotFoundError) as error:
-        nearest = difflib.get_close_matches(config.id, gym.registry, n=3, cutoff=0.4)
-        hint = f"; the nearest names are {', '.join(nearest)}" if nearest else ""
-        raise UsageError(f"there is no environment {config.id!r}{hint}") from error
-    except (TypeError, gym.error.Error) as error:
-        raise UsageError(f"environment {config.id!r} with kwargs={config.kwargs} cannot be made: {error}") from error
-
-
-def make_vector_env(config: EnvConfig, num_envs: int) -> AnyVectorEnv:
+def make_vector_env(config: EnvConfig, num_envs: int, training: bool = False) -> AnyVectorEnv:
     """``num_envs`` copies of an environment, stepped together.
 
+    Args:
+        config: The environment.
+        num_envs: How many.
+        training: Whether they also have the wrappers for training alone.
+
     Raises:
-        UsageError: As :func:`make_env`, and where ``native`` is asked of an environment that has no such code.
+        UsageError: As :func:`~pl_rl.envs.make_env`, and where ``native`` is asked of an environment that has no such
+            code, or that has wrappers, which vectorised code cannot have.
     """
-    native = _native_class(config)
+    import_modules(config)
+    native = None if config.wrapped(training) else _native_class(config)
     if config.vectorization == "native" and native is None:
-        raise UsageError(f"environment {config.id!r} has no native vectorization; use auto, sync or async")
+        lacks = (
+            "has no native vectorization that goes with wrappers"
+            if _native_class(config)
+            else "has no native vectorization"
+        )
+        raise UsageError(f"environment {config.id!r} {lacks}; use auto, sync or async")
     if native is not None and config.vectorization in ("auto", "native"):
         return _make_native(native, config, num_envs)
-    env_fns = [lambda: ReplayEnv(lambda: make_env(config))] * num_envs
-    return AsyncEnvs(env_fns) if config.vectorization == "async" else SyncEnvs(env_fns)
+    env_fns = [lambda: ReplayEnv(lambda: make_env(config, training))] * num_envs
+    in_workers = config.vectorization == "async"
+    if config.vectorization == "auto" and training:
+        in_workers = workers_pay(config, num_envs)
+    return AsyncEnvs(env_fns, config.timeout) if in_workers else SyncEnvs(env_fns)
+
+
+def vectorization_of(env: AnyVectorEnv) -> str:
+    """How a vector environment steps, in the words of :class:`EnvConfig`."""
+    return {SyncEnvs: "sync", AsyncEnvs: "async"}.get(type(env), "native")
 
 
 def _native_class(config: EnvConfig) -> Callable[..., AnyVectorEnv] | None:

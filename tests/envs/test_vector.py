@@ -1,11 +1,17 @@
 """Vector environments: every way of stepping gives the same episodes, and ends them within the step."""
 
+import multiprocessing
+import time
+
 import gymnasium as gym
 import numpy as np
 import pytest
 
+import tests.uncertain_environments  # noqa: F401  (registers environments)
 from pl_rl import EnvConfig, UsageError
-from pl_rl.envs import make_env, make_vector_env
+from pl_rl.envs import choice, make_env, make_vector_env, vectorization_of
+from tests.environments import Counter
+from tests.support import fit, small_ppo
 
 VECTORIZATIONS = ["sync", "async", "native"]
 
@@ -124,6 +130,56 @@ def test_automatic_vectorization_is_native_where_there_is_one():
         play(make_vector_env(EnvConfig("PlRlTest/Counter-v0", "sync"), 3), random_actions(), seed=2),
     )
     assert all(np.array_equal(one, other) for one, other in zip(automatic, sync, strict=True))
+
+
+class Slow(Counter):
+    """A millisecond a step."""
+
+    def step(self, action):
+        time.sleep(1e-3)
+        return super().step(action)
+
+
+gym.register("PlRlTest/Slow-v0", Slow)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "num_envs", "cores", "training", "expected"),
+    [
+        ("PlRlTest/Slow-v0", 4, 2, True, "async"),
+        ("PlRlTest/Slow-v0", 4, 2, False, "sync"),
+        ("PlRlTest/Slow-v0", 4, 1, True, "sync"),
+        ("PlRlTest/Slow-v0", 1, 2, True, "sync"),
+        ("PlRlTest/Counter-v0", 4, 2, True, "sync"),
+        ("CartPole-v1", 4, 2, True, "native"),
+    ],
+)
+def test_automatic_vectorization_takes_workers_where_they_pay(env_id, num_envs, cores, training, expected, monkeypatch):
+    monkeypatch.setattr(choice, "cores", lambda: cores)
+    env = make_vector_env(EnvConfig(env_id), num_envs, training)
+    assert vectorization_of(env) == expected
+    env.close()
+
+
+def test_looking_whether_workers_pay_draws_no_random_numbers(monkeypatch):
+    monkeypatch.setattr(choice, "cores", lambda: 2)
+    np.random.seed(0)
+    expected = np.random.random()
+    np.random.seed(0)
+    make_vector_env(EnvConfig("PlRlTest/GloballyRandom-v0"), 2, training=True).close()
+    assert np.random.random() == expected
+
+
+def test_an_automatic_choice_is_said(caplog):
+    with caplog.at_level("INFO"):
+        fit(small_ppo(env="PlRlTest/Counter-v0", total_env_steps=64))
+    assert "Environments: 4 of PlRlTest/Counter-v0, sync." in caplog.text
+
+
+def test_more_environments_than_cores_share_workers():
+    env = make_vector_env(EnvConfig("PlRlTest/Counter-v0", "async"), 5)
+    assert len(multiprocessing.active_children()) == min(5, choice.cores())
+    env.close()
 
 
 def test_spaces_are_those_of_the_single_environment():

@@ -1,0 +1,45 @@
+"""What Atari games need in training beyond gymnasium's wrappers."""
+
+from typing import Any, SupportsFloat
+
+import gymnasium as gym
+
+
+class EpisodicLife(gym.Wrapper[Any, Any, Any, Any]):
+    """Ends an episode when a life is lost, and goes on with the same game in the next one.
+
+    The value function then learns that a life is dear (https://www.nature.com/articles/nature14236, methods, "training
+    details"). A seeded reset begins a new game.
+
+    Attributes:
+        reset_goes_on: Whether the next reset without a seed goes on with the game rather than beginning a new one.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self._lives = 0
+        self.reset_goes_on = False
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        """One step, which also terminates the episode if it costs a life."""
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        lives = self._lives_left()
+        self.reset_goes_on = lives < self._lives and not (terminated or truncated)
+        self._lives = lives
+        return obs, reward, terminated or self.reset_goes_on, truncated, info
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Go on with the next life, by a step that does nothing, or begin a new game."""
+        ended = True
+        if self.reset_goes_on and seed is None:
+            obs, _, terminated, truncated, info = self.env.step(0)
+            ended = terminated or truncated
+        if ended:
+            obs, info = self.env.reset(seed=seed, options=options)
+        self._lives = self._lives_left()
+        self.reset_goes_on = False
+        return obs, info
+
+    def _lives_left(self) -> int:
+        lives: int = self.env.unwrapped.ale.lives()  # type: ignore[attr-defined]
+        return lives

@@ -1,0 +1,85 @@
+"""What environments do wrong, as sentences.
+
+Shapes: ``T`` steps of a rollout, ``N`` environments.
+"""
+
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pl_rl.envs.replay import WrongObservation
+from pl_rl.errors import EnvironmentFailure
+
+Fault = tuple[int, str, str]
+"""Index of the environment, what it did, and its traceback (empty where there is none)."""
+
+
+def fault_of(index: int, doing: str, error: Exception) -> Fault:
+    """An exception that came out of an environment.
+
+    Args:
+        index: Which environment.
+        doing: What it was asked for, in words.
+        error: Being handled.
+    """
+    if isinstance(error, WrongObservation):
+        return index, f"{error} ({doing})", ""
+    said = " ".join(str(error).split())
+    what = f"raised {type(error).__name__}{f': {said}' if said else ''} ({doing})"
+    return index, what, traceback.format_exc()
+
+
+def failure(fault: Fault) -> EnvironmentFailure:
+    """The exception to raise for a fault, with the environment's traceback as a note."""
+    index, what, trace = fault
+    exception = EnvironmentFailure(index, what)
+    if trace:
+        exception.add_note(f"Traceback of environment {index}:\n{trace.strip()}")
+    return exception
+
+
+def check_finite(
+    obs: Tensor,
+    rewards: npt.NDArray[np.float32],
+    last_obs: npt.NDArray[Any],
+    final_obs: Mapping[tuple[int, int], Tensor],
+) -> None:
+    """Refuse numbers that nothing can be learnt from.
+
+    Args:
+        obs: ``[T, N, ...]``, before each step.
+        rewards: ``[T, N]``
+        last_obs: ``[N, ...]``, after the last step.
+        final_obs: By (step, environment), the last observations of episodes that were cut.
+
+    Raises:
+        EnvironmentFailure: For the first that is not finite.
+    """
+    # A sum is not finite if one of its terms is not, and costs next to nothing.
+    sums = [torch.from_numpy(rewards).sum()]
+    if obs.is_floating_point():
+        sums += [obs.sum(), torch.from_numpy(last_obs).sum(), *(final.sum() for final in final_obs.values())]
+    if torch.stack([total.double() for total in sums]).isfinite().all():
+        return
+    found = [(int(t) + 1, int(i), f"gave the reward {rewards[t, i]}") for t, i in np.argwhere(~np.isfinite(rewards))]
+    every_obs = [*enumerate(obs), (len(obs), torch.from_numpy(last_obs))] if obs.is_floating_point() else []
+    for t, step_obs in every_obs:
+        found += [(t, i, _observed(step_obs[i])) for i in range(len(step_obs)) if not step_obs[i].isfinite().all()]
+    found += [(t + 1, i, _observed(o)) for (t, i), o in final_obs.items() if not o.isfinite().all()]
+    if found:
+        step, index, what = min(found)
+        failure = EnvironmentFailure(index, what)
+        failure.step = step
+        raise failure
+
+
+def _observed(obs: Tensor) -> str:
+    """An observation that is not finite, by its first such number."""
+    flat = obs.flatten()
+    position = int(torch.nonzero(~flat.isfinite())[0])
+    return f"gave an observation whose number {position} of {len(flat)} is {flat[position].item()}"

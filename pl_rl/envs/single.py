@@ -1,0 +1,116 @@
+"""Making a single environment: importing, wrapping, and a sentence for whatever goes wrong on the way."""
+
+import difflib
+import inspect
+from importlib import import_module
+from typing import Any
+
+import gymnasium as gym
+
+from pl_rl.envs.config import ClassPath, EnvConfig
+from pl_rl.errors import UsageError
+
+AnyEnv = gym.Env[Any, Any]
+
+
+def make_env(config: EnvConfig, training: bool = False, render_mode: str | None = None) -> AnyEnv:
+    """A single environment with its wrappers.
+
+    Args:
+        config: The environment.
+        training: Whether it also has the wrappers for training alone.
+        render_mode: As gymnasium's.
+
+    Raises:
+        UsageError: If it or a wrapper cannot be imported or made.
+    """
+    import_modules(config)
+    env = _make_unwrapped(config, render_mode)
+    for wrapper in config.wrapped(training):
+        env = _wrap(env, wrapper)
+    return env
+
+
+def import_modules(config: EnvConfig) -> None:
+    """Import what registers environments.
+
+    Raises:
+        UsageError: If a module cannot be imported.
+    """
+    for name in config.imports:
+        try:
+            import_module(name)
+        except Exception as error:  # whatever the module does
+            raise UsageError(
+                f"imports: the module {name!r} cannot be imported: {_said(error)}; install it, or correct the name"
+            ) from error
+
+
+def _make_unwrapped(config: EnvConfig, render_mode: str | None) -> AnyEnv:
+    try:
+        # Not every environment takes a render mode, so None is not passed on.
+        render: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
+        return gym.make(config.id, **render, **config.kwargs)
+    except gym.error.DependencyNotInstalled as error:
+        raise UsageError(f"environment {config.id!r} needs a package that is not installed: {error}") from error
+    except (gym.error.UnregisteredEnv, gym.error.DeprecatedEnv, ModuleNotFoundError) as error:
+        nearest = difflib.get_close_matches(config.id, gym.registry, n=3, cutoff=0.4)
+        hint = f"; the nearest names are {', '.join(nearest)}" if nearest else ""
+        raise UsageError(
+            f"there is no environment {config.id!r}{hint}; a module that registers it is named by env.imports"
+        ) from error
+    except Exception as error:  # whatever its constructor does
+        raise UsageError(
+            f"environment {config.id!r} with kwargs={config.kwargs} cannot be made: {_said(error)}"
+        ) from error
+
+
+def _wrap(env: AnyEnv, wrapper: ClassPath) -> AnyEnv:
+    path, init_args = _parts(wrapper)
+    cls = _wrapper_class(path)
+    try:
+        inspect.signature(cls).bind(env, **init_args)
+    except TypeError as error:
+        raise UsageError(f"the wrapper {path} with init_args={init_args} cannot be made: {error}") from error
+    try:
+        return cls(env, **init_args)
+    except Exception as error:  # whatever its constructor does
+        raise UsageError(
+            f"the wrapper {path} with init_args={init_args} does not go round {env}: {_said(error)}"
+        ) from error
+
+
+def _parts(wrapper: ClassPath) -> tuple[str, dict[str, Any]]:
+    """Class path and arguments."""
+    if isinstance(wrapper, str):
+        return wrapper, {}
+    if isinstance(wrapper, dict) and isinstance(wrapper.get("class_path"), str):
+        init_args = wrapper.get("init_args") or {}
+        if wrapper.keys() <= {"class_path", "init_args"} and isinstance(init_args, dict):
+            return wrapper["class_path"], init_args
+    raise UsageError(
+        f"{wrapper!r} is not a wrapper; it must be the path of a class, or a mapping with class_path and init_args"
+    )
+
+
+def _wrapper_class(path: str) -> type[gym.Wrapper[Any, Any, Any, Any]]:
+    module_name, _, name = path.rpartition(".")
+    try:
+        module = import_module(module_name)
+        cls = getattr(module, name)
+    except (ImportError, ValueError) as error:
+        raise UsageError(f"the wrapper {path!r} cannot be imported: {error}") from error
+    except AttributeError as error:
+        nearest = difflib.get_close_matches(name, dir(module), n=1)
+        hint = f"; did you mean {module_name}.{nearest[0]}?" if nearest else ""
+        raise UsageError(f"the wrapper {path!r} cannot be imported: {module_name} has no {name}{hint}") from error
+    if not (isinstance(cls, type) and issubclass(cls, gym.Wrapper)):
+        raise UsageError(f"{path!r} is not a wrapper; it must be a subclass of gymnasium.Wrapper")
+    return cls
+
+
+def _said(error: Exception) -> str:
+    """What an exception says, on one line, with its type where that adds something."""
+    text = " ".join(str(error).split())
+    plain = isinstance(error, TypeError | ValueError | ImportError | gym.error.Error) and text
+    return text if plain else f"{type(error).__name__}: {text}"

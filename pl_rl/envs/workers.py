@@ -1,0 +1,340 @@
+"""Copies of a single environment that are stepped in worker processes.
+
+Results travel through shared memory, and a pipe to each worker carries commands, replies and what is rare. Whatever
+happens to a worker ends in an exception here: nothing waits for ever, and no worker outlives its parent.
+
+Shapes: ``N`` environments.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.util import Finalize
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import CloudpickleWrapper, batch_space
+
+from pl_rl.envs.faults import failure, fault_of
+from pl_rl.envs.parallel import EnvFns, Step, in_words
+from pl_rl.errors import EnvironmentFailure
+
+CLOSING_SECONDS = 5.0
+# They are the parent's to handle: it may go on to the end of an iteration, and needs its environments for that.
+IGNORED_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+
+
+class Arrays(NamedTuple):
+    """What parent and workers share."""
+
+    actions: npt.NDArray[Any]
+    """``[N, *action_space.shape]``"""
+    obs: npt.NDArray[Any]
+    """``[N, *observation_space.shape]``"""
+    rewards: npt.NDArray[np.float64]
+    """``[N]``"""
+    terminated: npt.NDArray[np.bool_]
+    """``[N]``"""
+    truncated: npt.NDArray[np.bool_]
+    """``[N]``"""
+    busy: npt.NDArray[np.int64]
+    """The environment that each worker is at, one for each of them."""
+
+
+class Layout(NamedTuple):
+    """How :class:`Arrays` lie in shared memory; unlike them it can be handed to a process however that begins."""
+
+    memory: list[Any]
+    forms: list[tuple[tuple[int, ...], str]]
+    """Shape and type of each."""
+
+    @classmethod
+    def allocate(cls, context: Any, forms: list[tuple[tuple[int, ...], str]]) -> "Layout":
+        """Fresh memory for arrays of these shapes and types."""
+        sizes = [int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in forms]
+        return cls([context.RawArray("b", max(size, 1)) for size in sizes], forms)
+
+    def arrays(self) -> Arrays:
+        """The arrays, wherever this is called."""
+        return Arrays(
+            *(
+                np.frombuffer(memory, dtype, count=int(np.prod(shape))).reshape(shape)
+                for memory, (shape, dtype) in zip(self.memory, self.forms, strict=True)
+            )
+        )
+
+
+class AsyncEnvs(VectorEnv[Any, Any, Any]):
+    """In worker processes, as many as there are processor cores, each with a share of the environments.
+
+    Observations are overwritten by the next step.
+
+    Args:
+        env_fns: Make the environments.
+        timeout: Seconds that making, resetting or stepping an environment may take.
+
+    Raises:
+        EnvironmentFailure: If an environment cannot be made.
+    """
+
+    def __init__(self, env_fns: EnvFns, timeout: float) -> None:
+        single = env_fns[0]()
+        self.num_envs = len(env_fns)
+        self.metadata = {**single.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}
+        self.single_observation_space, self.single_action_space = single.observation_space, single.action_space
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        single.close()
+        self._timeout = timeout
+        shares = np.array_split(np.arange(self.num_envs), min(self.num_envs, cores()))
+        context = multiprocessing.get_context()
+        layout = Layout.allocate(
+            context,
+            [
+                _form(self.action_space),
+                _form(self.observation_space),
+                ((self.num_envs,), "<f8"),
+                ((self.num_envs,), "|b1"),
+                ((self.num_envs,), "|b1"),
+                ((len(shares),), "<i8"),
+            ],
+        )
+        self._arrays = layout.arrays()
+        self._workers: list[Worker] = []
+        for number, share in enumerate(shares):
+            fns = [CloudpickleWrapper(env_fns[i]) for i in share]
+            self._workers.append(Worker(context, layout, number, [int(i) for i in share], fns))
+        self._finalizer = Finalize(self, _kill, [self._workers], exitpriority=10)
+        self._answers("make")
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode in each; the ``i``-th with the seed ``seed + i``.
+
+        Raises:
+            EnvironmentFailure: If one raises an exception, gives a wrong observation, dies or hangs.
+        """
+        self._tell("reset", (seed, options))
+        self._answers("reset")
+        return self._arrays.obs, {}
+
+    def step(self, actions: npt.NDArray[Any]) -> Step:
+        """One step of all; ``infos["final_obs"][i]`` is the last observation of an ended episode.
+
+        Raises:
+            EnvironmentFailure: If one raises an exception, gives a wrong observation, dies or hangs.
+        """
+        self._arrays.actions[:] = actions
+        self._tell("step", None)
+        ended_obs = {i: obs for answer in self._answers("step") for i, obs in answer.items()}
+        infos: dict[str, Any] = {}
+        if ended_obs:
+            final_obs = np.full(self.num_envs, None, dtype=object)
+            for i, obs in ended_obs.items():
+                final_obs[i] = obs
+            infos = {"final_obs": final_obs, "_final_obs": self._arrays.terminated | self._arrays.truncated}
+        _, obs, rewards, terminated, truncated, _ = self._arrays
+        return obs, rewards.copy(), terminated.copy(), truncated.copy(), infos
+
+    def get_attr(self, name: str) -> tuple[Any, ...]:
+        """An attribute of each environment."""
+        self._tell("get_attr", name)
+        return tuple(value for answer in self._answers("get_attr", limited=False) for value in answer)
+
+    def set_attr(self, name: str, values: list[Any]) -> None:
+        """Set an attribute of each environment to its own of ``N`` values."""
+        for worker in self._workers:
+            self._send(worker, ("set_attr", (name, [values[i] for i in worker.share])))
+        self._answers("set_attr", limited=False)
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """End the workers, by force where they do not come to an end by themselves."""
+        for worker in self._workers:
+            worker.end()
+        for worker in self._workers:
+            worker.process.join(CLOSING_SECONDS)
+        self._finalizer()
+
+    def _tell(self, command: str, argument: Any) -> None:
+        for worker in self._workers:
+            self._send(worker, (command, argument))
+
+    def _send(self, worker: "Worker", message: tuple[str, Any]) -> None:
+        try:
+            worker.connection.send(message)
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise self._died(worker) from error
+
+    def _answers(self, doing: str, limited: bool = True) -> list[Any]:
+        """What each worker says to the latest command.
+
+        Args:
+            doing: The command.
+            limited: Whether a worker that takes too long is given up.
+        """
+        answers = []
+        for worker in self._workers:
+            try:
+                limit = self._timeout * len(worker.share)
+                if limited and not worker.connection.poll(limit):
+                    worker.process.kill()
+                    index = int(self._arrays.busy[worker.number])
+                    raise EnvironmentFailure(
+                        index,
+                        f"did not come to the end of a {doing} in {limit:g} s; if it is only slow, raise env.timeout",
+                    )
+                fault, answer = worker.connection.recv()
+            except (EOFError, ConnectionResetError) as error:
+                raise self._died(worker) from error
+            if fault is not None:
+                raise failure(fault)
+            answers.append(answer)
+        return answers
+
+    def _died(self, worker: "Worker") -> EnvironmentFailure:
+        worker.process.join(CLOSING_SECONDS)
+        status = worker.process.exitcode
+        how = f"ended with status {status}"
+        if status is None:
+            how = "closed its connection"
+        elif status < 0:
+            name = signal.Signals(-status).name
+            how = f"was killed by {name}" + (" (has memory run out?)" if name == "SIGKILL" else "")
+        index = int(self._arrays.busy[worker.number])
+        return EnvironmentFailure(index, f"lost its worker process {worker.process.pid}, which {how}")
+
+
+class Worker:
+    """A process that steps a share of the environments, as its parent sees it."""
+
+    def __init__(
+        self, context: Any, layout: Layout, number: int, share: list[int], env_fns: list[CloudpickleWrapper]
+    ) -> None:
+        self.number = number
+        self.share = share
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(
+            target=_work, args=(theirs, layout, number, share, env_fns), name=f"environments-{number}", daemon=True
+        )
+        self.process.start()
+        theirs.close()
+
+    def end(self) -> None:
+        """Ask it to end; it also does when the connection is gone."""
+        try:
+            self.connection.send(("close", None))
+        except OSError:
+            self.process.kill()
+
+
+class _Share:
+    """The environments of one worker, in that worker's process."""
+
+    def __init__(self, layout: Layout, number: int, share: list[int], env_fns: Sequence[Callable[[], Any]]) -> None:
+        self._arrays = layout.arrays()
+        self._number = number
+        self._share = share
+        self.envs: list[gym.Env[Any, Any]] = []
+        self._doing = "while it was made"
+        for i, env_fn in zip(share, env_fns, strict=True):
+            self._arrays.busy[number] = i
+            self.envs.append(env_fn())
+
+    def reset(self, arguments: tuple[int | None, dict[str, Any] | None]) -> None:
+        seed, options = arguments
+        for i, env in zip(self._share, self.envs, strict=True):
+            self._arrays.busy[self._number] = i
+            self._arrays.obs[i], _ = env.reset(seed=None if seed is None else seed + i, options=options)
+
+    def step(self, argument: None) -> dict[int, npt.NDArray[Any]]:
+        actions, all_obs, rewards, terminated, truncated, busy = self._arrays
+        final_obs = {}
+        for i, env in zip(self._share, self.envs, strict=True):
+            busy[self._number] = i
+            self._doing = "step"
+            obs, rewards[i], terminated[i], truncated[i], _ = env.step(actions[i])
+            if terminated[i] or truncated[i]:
+                final_obs[i] = np.array(obs)
+                self._doing = "reset"
+                obs, _ = env.reset()
+            all_obs[i] = obs
+        return final_obs
+
+    def get_attr(self, name: str) -> list[Any]:
+        return [getattr(env, name) for env in self.envs]
+
+    def set_attr(self, arguments: tuple[str, list[Any]]) -> None:
+        name, values = arguments
+        for i, env, value in zip(self._share, self.envs, values, strict=True):
+            self._arrays.busy[self._number] = i
+            setattr(env, name, value)
+
+    def doing(self, command: str) -> str:
+        """What the environment was asked for that a fault is about."""
+        return in_words(self._doing, self._arrays.actions[self.busy]) if command == "step" else f"in a {command}"
+
+    @property
+    def busy(self) -> int:
+        """The environment that it is at."""
+        return int(self._arrays.busy[self._number])
+
+
+def _work(
+    connection: Connection, layout: Layout, number: int, share: list[int], env_fns: list[CloudpickleWrapper]
+) -> None:
+    """A worker's life."""
+    for name in IGNORED_SIGNALS:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        environments = _Share(layout, number, share, env_fns)
+    except Exception as error:
+        connection.send((fault_of(int(layout.arrays().busy[number]), "while it was made", error), None))
+        return
+    connection.send((None, None))
+    while True:
+        try:
+            command, argument = connection.recv()
+        except EOFError:
+            break
+        if command == "close":
+            break
+        try:
+            connection.send((None, getattr(environments, command)(argument)))
+        except Exception as error:
+            connection.send((fault_of(environments.busy, environments.doing(command), error), None))
+    for env in environments.envs:
+        env.close()
+
+
+def _end_with_parent() -> None:
+    """Leave no worker behind, not even one that is stuck, when the parent is killed."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _kill(workers: list[Worker]) -> None:
+    for worker in workers:
+        if worker.process.is_alive():
+            worker.process.kill()
+        worker.process.join()
+        worker.connection.close()
+
+
+def _form(space: gym.Space[Any]) -> tuple[tuple[int, ...], str]:
+    """Shape and type of an array of this space."""
+    assert space.shape is not None and space.dtype is not None
+    return space.shape, np.dtype(space.dtype).str
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

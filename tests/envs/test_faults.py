@@ -1,0 +1,176 @@
+"""Environments that fail: one sentence with the environment, the step and the value; nothing hangs, nothing is left."""
+
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import tests.faulty_environments as faulty
+from pl_rl import EnvConfig, RunFailure
+from pl_rl import evaluation as evaluation_module
+from pl_rl.callbacks import RunCheckpoint
+from pl_rl.cli import main
+from pl_rl.envs import make_vector_env
+from tests.support import counters_in, fit, same_bits, small_ppo
+
+ANYWHERE = {
+    "raises": r"raised ZeroDivisionError: the pole is infinitely long \(given the action [01]\)",
+    "nan reward": "gave the reward nan",
+    "infinite observation": "gave an observation whose number 1 of 3 is inf",
+    "wrong shape": r"gave an observation of shape \(1,\) and type float32, where its space has \(3,\) and float32",
+    "wrong type": r"gave an observation of shape \(3,\) and type complex64, where its space has \(3,\) and float32",
+    "raises in a reset": r"raised RuntimeError: no way back \(in the reset after an episode\)",
+}
+IN_WORKERS = {
+    "killed": r"lost its worker process \d+, which was killed by SIGKILL \(has memory run out\?\)",
+    "exits": r"lost its worker process \d+, which ended with status 3",
+    "hangs": r"did not come to the end of a step in 1 s; if it is only slow, raise env.timeout",
+}
+
+
+def model(fault, vectorization, **settings):
+    kwargs = {"fault": fault, "at": 23}
+    return small_ppo(env=EnvConfig("PlRlTest/Faulty-v0", vectorization, kwargs, timeout=0.5), **settings)
+
+
+def no_child_is_left():
+    return not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize(
+    ("vectorization", "fault", "sentence"),
+    [(v, fault, sentence) for v in ("sync", "async") for fault, sentence in ANYWHERE.items()]
+    + [("async", fault, sentence) for fault, sentence in IN_WORKERS.items()],
+)
+def test_a_failing_environment_ends_the_run_before_anything_is_learnt_from_it(vectorization, fault, sentence, tmp_path):
+    """In the second of the iterations, which have 16 steps each."""
+    agent = model(fault, vectorization)
+    weights = []
+    agent.on_train_epoch_end = lambda: weights.append({k: v.clone() for k, v in agent.state_dict().items()})
+    began = time.monotonic()
+    with pytest.raises(RunFailure, match=sentence) as caught:
+        fit(
+            agent,
+            callbacks=[RunCheckpoint(last_every_n_iterations=1)],
+            default_root_dir=tmp_path,
+            enable_checkpointing=True,
+        )
+    assert time.monotonic() - began < 60
+    assert re.match(r"environment [0-3] (gave|raised|lost|did) ", str(caught.value))
+    assert ", at its step 23 (iteration 2); the last good checkpoint is " in str(caught.value)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    assert str(last) in str(caught.value) or "checkpoints/last.ckpt" in str(caught.value)
+    assert counters_in(last)["iteration"] == 1
+    assert len(weights) == 1 and same_bits(weights[0], agent.state_dict())
+    assert no_child_is_left()
+    notes = "".join(getattr(caught.value, "__notes__", []))
+    assert ("faulty_environments.py" in notes) == fault.startswith("raises")
+
+
+def test_the_index_is_that_of_the_environment():
+    for vectorization in ("sync", "async"):
+        for seed in (4, 5):
+            env = make_vector_env(EnvConfig("PlRlTest/Faulty-v0", vectorization, {"fault": "raises", "at": 1}), 4)
+            env.reset(seed=seed)
+            with pytest.raises(RunFailure, match=f"environment {1 if seed == 4 else 0} raised"):
+                env.step(np.zeros(4, np.int64))
+            env.close()
+
+
+@pytest.mark.parametrize("fault", ["raises", "nan reward", "infinite observation"])
+def test_a_failing_evaluation_says_that_it_was_one(fault):
+    agent = small_ppo(env=EnvConfig("PlRlTest/Faulty-v0", kwargs={"fault": fault}), eval_freq=8)
+    with pytest.raises(
+        RunFailure, match=rf"environment \d (raised|gave) .*, at step {faulty.FAULT_AT} of an evaluation"
+    ):
+        fit(agent)
+
+
+def test_an_evaluation_of_endless_episodes_ends(monkeypatch, capfd):
+    monkeypatch.setattr(evaluation_module, "LONGEST_EPISODE", 50)
+    agent = small_ppo(env=EnvConfig("PlRlTest/Endless-v0"), eval_freq=1000, eval_episodes=6, eval_num_envs=2)
+    trainer = fit(agent)
+    (episodes,) = trainer.predict(agent)
+    assert episodes.lengths == [50, 50]
+
+
+def test_the_command_line_says_it_in_its_last_line_after_the_traceback(capsys):
+    run = [
+        *("--model.env.id", "tests.faulty_environments:PlRlTest/Faulty-v0", "--model.env.vectorization", "async"),
+        *("--model.env.kwargs", '{"fault": "raises", "at": 23}', "--model.num_envs", "4", "--model.num_steps", "16"),
+        *("--model.minibatch_size", "32", "--model.eval_freq", "0", "--trainer.enable_progress_bar", "false"),
+    ]
+    with pytest.raises(SystemExit) as end:
+        main(["fit", *run])
+    *before, last = capsys.readouterr().err.strip().splitlines()
+    assert end.value.code == 1
+    assert re.match(
+        r"error: environment \d raised ZeroDivisionError: .*, at its step 23 \(iteration 2\); the last good", last
+    )
+    assert any("tests/faulty_environments.py" in line for line in before)
+    assert no_child_is_left()
+
+
+def test_a_worker_that_is_killed_from_outside_is_named():
+    env = make_vector_env(EnvConfig("PlRlTest/Endless-v0", "async"), 2)
+    env.reset(seed=0)
+    victim = multiprocessing.active_children()[0]
+    os.kill(victim.pid, signal.SIGKILL)
+    with pytest.raises(RunFailure, match=rf"lost its worker process {victim.pid}, which was killed by SIGKILL"):
+        for _ in range(3):
+            env.step(np.zeros(2, np.int64))
+    env.close()
+    assert no_child_is_left()
+
+
+@pytest.mark.parametrize("state", ["idle", "stuck"])
+def test_no_worker_outlives_a_parent_that_was_killed(state):
+    code = (
+        "import numpy as np, sys, multiprocessing, tests.faulty_environments\n"
+        "from pl_rl import EnvConfig\n"
+        "from pl_rl.envs import make_vector_env\n"
+        "config = EnvConfig('PlRlTest/Faulty-v0', 'async', {'fault': 'hangs', 'at': 1})\n"
+        "env = make_vector_env(config, 2)\n"
+        "env.reset(seed=0)\n"
+        "print(*(child.pid for child in multiprocessing.active_children()), flush=True)\n"
+        + ("env.step(np.zeros(2, np.int64))" if state == "stuck" else "input()")
+    )
+    root = os.path.dirname(os.path.dirname(faulty.__file__))  # noqa: PTH120
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    pids = [int(pid) for pid in parent.stdout.readline().split()]
+    assert pids
+    time.sleep(0.5)
+    parent.kill()
+    parent.communicate()
+    deadline = time.monotonic() + 10
+    while any(_runs(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(_runs(pid) for pid in pids)
+
+
+def test_workers_leave_signals_to_their_parent():
+    env = make_vector_env(EnvConfig("PlRlTest/Endless-v0", "async"), 2)
+    env.reset(seed=0)
+    for child in multiprocessing.active_children():
+        os.kill(child.pid, signal.SIGTERM)
+        os.kill(child.pid, signal.SIGINT)
+    for _ in range(3):
+        env.step(np.zeros(2, np.int64))
+    env.close()
+    assert no_child_is_left()
+
+
+def _runs(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as stat:  # noqa: PTH123
+            return stat.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

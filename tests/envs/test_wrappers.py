@@ -1,0 +1,140 @@
+"""Wrappers and imports by config: in their order, in training or everywhere, saved with the environment's state."""
+
+import sys
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+import tests.uncertain_environments  # noqa: F401  (registers environments)
+from pl_rl import EnvConfig, UsageError
+from pl_rl.envs import make_env, make_vector_env, restore_envs, save_envs
+from tests.envs.test_replay import open_returns_of, same, walk
+from tests.support import fit, small_ppo
+
+FLATTEN = "gymnasium.wrappers.FlattenObservation"
+LIMIT = {"class_path": "gymnasium.wrappers.TimeLimit", "init_args": {"max_episode_steps": 7}}
+STATEFUL = [
+    {"class_path": "gymnasium.wrappers.FrameStackObservation", "init_args": {"stack_size": 3}},
+    "gymnasium.wrappers.FlattenObservation",
+    "gymnasium.wrappers.TimeAwareObservation",
+    "gymnasium.wrappers.NormalizeObservation",
+    {"class_path": "gymnasium.wrappers.NormalizeReward", "init_args": {"gamma": 0.9}},
+    {"class_path": "gymnasium.wrappers.StickyAction", "init_args": {"repeat_action_probability": 0.25}},
+]
+
+
+def names(env):
+    """The wrappers that a config named, from the innermost to the outermost."""
+    found = []
+    while isinstance(env, gym.Wrapper):
+        found.append(type(env).__name__)
+        env = env.env
+    return [name for name in reversed(found) if name not in ("PassiveEnvChecker", "OrderEnforcing")]
+
+
+def test_wrappers_are_applied_in_their_order_and_those_for_training_outside_and_only_there():
+    config = EnvConfig(
+        "PlRlTest/Counter-v0", wrappers=[LIMIT, FLATTEN], train_wrappers=["gymnasium.wrappers.Autoreset"]
+    )
+    assert names(make_env(config)) == ["TimeLimit", "FlattenObservation"]
+    assert names(make_env(config, training=True)) == ["TimeLimit", "FlattenObservation", "Autoreset"]
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async", "auto"])
+def test_every_environment_that_is_stepped_has_its_wrappers(vectorization):
+    # CartPole would have a native vectorisation.
+    env = make_vector_env(EnvConfig("CartPole-v1", vectorization, wrappers=[LIMIT]), 2)
+    env.reset(seed=0)
+    truncated = [env.step(np.array([t % 2] * 2))[3].tolist() for t in range(7)]
+    assert truncated == [[False, False]] * 6 + [[True, True]]
+    env.close()
+
+
+def test_native_vectorization_does_not_go_with_wrappers():
+    with pytest.raises(UsageError, match="'CartPole-v1' has no native vectorization that goes with wrappers; use auto"):
+        make_vector_env(EnvConfig("CartPole-v1", "native", wrappers=[LIMIT]), 2)
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_the_state_of_wrappers_comes_back(vectorization):
+    """Also over anchors: statistics of a wrapper are those of all episodes since the run began."""
+    config = EnvConfig("PlRlTest/NoisyWalk-v0", vectorization, wrappers=STATEFUL)
+    for steps in (0, 57, 1250):
+        env = make_vector_env(config, 3)
+        obs, _ = env.reset(seed=5)
+        seen = walk(env, obs, steps, np.random.default_rng(0))
+        obs = seen[-1][0] if seen else obs.copy()
+        saved = save_envs(env)
+        expected = walk(env, obs, 300, np.random.default_rng(1))
+        env.close()
+        other = make_vector_env(config, 3)
+        other.reset(seed=99)
+        assert restore_envs(other, saved, obs, open_returns_of(seen)) is None
+        assert same(walk(other, obs, 300, np.random.default_rng(1)), expected)
+        other.close()
+
+
+def test_a_wrapper_for_training_changes_training_and_not_evaluation():
+    scale = {"class_path": "gymnasium.wrappers.ClipReward", "init_args": {"min_reward": 0, "max_reward": 0.5}}
+    model = small_ppo(env=EnvConfig("CartPole-v1", train_wrappers=[scale]), eval_freq=8, total_env_steps=512)
+    rewards = []
+    step = model.training_step
+    model.training_step = lambda rollout, batch_idx: (rewards.append(rollout.rewards), step(rollout, batch_idx))[1]
+    trainer = fit(model)
+    assert {0.5} == set(rewards[0].unique().tolist())
+    (episodes,) = trainer.predict(model)
+    assert episodes.returns == episodes.lengths
+
+
+def test_wrappers_are_plain_data_in_a_checkpoint():
+    model = small_ppo(env=EnvConfig("CartPole-v1", wrappers=[LIMIT, FLATTEN]))
+    assert model.hparams["env"]["wrappers"] == [LIMIT, FLATTEN]
+    assert small_ppo(env=model.hparams["env"]).env_config == model.env_config
+
+
+def test_a_training_wrapper_that_changes_a_space_is_refused():
+    config = EnvConfig("CartPole-v1", train_wrappers=["gymnasium.wrappers.TimeAwareObservation"])
+    with pytest.raises(UsageError, match=r"train_wrappers change the observation_space from .* name the wrapper"):
+        small_ppo(env=config)
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "sentence"),
+    [
+        ("gymnasium.wrappers.FlatenObservation", r"has no FlatenObservation; did you mean .*\.FlattenObservation\?"),
+        ("no_such_module.Wrapper", "'no_such_module.Wrapper' cannot be imported: No module named"),
+        ("Wrapper", "'Wrapper' cannot be imported"),
+        ("gymnasium.Env", "'gymnasium.Env' is not a wrapper; it must be a subclass of gymnasium.Wrapper"),
+        ({"class_path": FLATTEN, "init_arg": {}}, "is not a wrapper; it must be the path of a class, or a mapping"),
+        ({"init_args": {}}, "is not a wrapper; it must be the path"),
+        (3, "3 is not a wrapper"),
+        ({"class_path": FLATTEN, "init_args": {"depth": 1}}, "init_args={'depth': 1} cannot be made: .*'depth'"),
+        (
+            {"class_path": "gymnasium.wrappers.FrameStackObservation", "init_args": {"stack_size": -1}},
+            "does not go round .*CartPole.*-1",
+        ),
+    ],
+)
+def test_a_wrapper_that_cannot_be_made_is_answered_in_a_sentence(wrapper, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        make_env(EnvConfig("CartPole-v1", wrappers=[wrapper]))
+
+
+def test_imported_modules_register_environments():
+    gym.registry.pop("PlRlTest/Late-v0", None)
+    sys.modules.pop("tests.late_environment", None)
+    config = EnvConfig("PlRlTest/Late-v0", imports=["tests.late_environment"])
+    env = make_vector_env(config, 2)
+    env.reset(seed=0)
+    assert env.step(np.array([0, 0]))[1].tolist() == [1.0, 1.0]
+
+
+def test_a_module_that_cannot_be_imported_is_named():
+    with pytest.raises(UsageError, match="the module 'minigridd' cannot be imported: No module named 'minigridd'"):
+        make_env(EnvConfig("CartPole-v1", imports=["minigridd"]))
+
+
+def test_dictionaries_are_refused_with_the_wrapper_that_helps():
+    with pytest.raises(UsageError, match="FlattenObservation"):
+        small_ppo(env=EnvConfig("MiniGrid-Empty-5x5-v0", imports=["minigrid"]))
