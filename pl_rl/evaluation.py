@@ -137,7 +137,7 @@ def play(
         actions = _act(network, _to_tensor(obs, parameter, normalizer), generator, deterministic)
         try:
             obs, rewards, terminated, truncated, _ = env.step(network.distribution.to_env(to_numpy(actions)))
-            if not (np.isfinite(obs).all() and np.isfinite(rewards).all()):
+            if not (np.isfinite(rewards).all() and (obs.dtype.kind != "f" or np.isfinite(obs).all())):
                 check_finite(torch.empty(0), rewards[None], obs, {})
         except EnvironmentFailure as failure:
             failure.when = f"at step {step:,} of an evaluation"
