@@ -64,8 +64,8 @@ class PPO(Agent):
         anneal_clip: Lower clip_coef linearly to zero over total_env_steps.
         clip_vloss: Clip the value loss too, by the same coefficient.
         norm_adv: Normalise advantages in each minibatch.
-        norm_obs: Normalise observations by the mean and variance of those of all rollouts before, and clip to 10.
-        norm_reward: Scale rewards in training by the deviation of their discounted sums, and clip to 10.
+        norm_obs: Normalise observations by the mean and variance of all so far, and clip to 10.
+        norm_reward: Scale rewards in training by the deviation of their discounted sums so far, and clip to 10.
         ent_coef: Weight of the entropy bonus.
         vf_coef: Weight of the value loss, which is half a mean squared error.
         max_grad_norm: Largest norm of the gradient over all parameters; null does not clip.

@@ -104,8 +104,8 @@ class RolloutCollector:
         network: Policy and value function; read at each step, so updates between rollouts take effect.
         num_steps: ``T``.
         generator: Source of the numbers that actions are sampled with.
-        normalizer: Stands between the observations and the network; learns from each rollout when it is complete.
-        reward_scaler: Scales the rewards of a rollout when it has learnt from them.
+        normalizer: Stands between the observations and the network; learns from those of each step before it.
+        reward_scaler: Scales the rewards of a rollout, and learns from them.
     """
 
     def __init__(
@@ -190,7 +190,6 @@ class RolloutCollector:
         device, distribution = next(self.network.parameters()).device, self.network.distribution
         noise = distribution.noise((steps, num_envs), self.generator).to(device)
         obs = torch.empty((steps, *self._obs.shape), dtype=self.obs_dtype)
-        raw_obs = None if self.normalizer is None else torch.empty(obs.shape, dtype=torch.float64)
         rewards = np.empty((steps, num_envs), dtype=np.float32)
         terminated = np.empty((steps, num_envs), dtype=np.bool_)
         truncated = np.empty((steps, num_envs), dtype=np.bool_)
@@ -200,9 +199,9 @@ class RolloutCollector:
         # Taking all rows out of a tensor at once is cheaper than indexing it at each step.
         obs_rows, noise_rows = obs.unbind(), noise.unbind()
         for t in range(steps):
+            if self.normalizer is not None:
+                self.normalizer.update(self._obs)
             obs_rows[t].copy_(self._as_input(self._obs))
-            if raw_obs is not None:
-                raw_obs[t] = torch.from_numpy(self._obs)
             policy_outputs, step_values = self.network(obs_rows[t].to(device))
             outputs.append(policy_outputs)
             values.append(step_values)
@@ -224,12 +223,9 @@ class RolloutCollector:
         all_values, next_values = self._with_next_values(values, final_obs)
         all_actions = torch.stack(actions)
         step_rewards = torch.from_numpy(rewards)
-        if self.normalizer is not None and raw_obs is not None:
-            self.normalizer.update(raw_obs)
         if self.reward_scaler is not None:
             ended_steps = torch.from_numpy(terminated | truncated)
-            self._discounted_sums = self.reward_scaler.update(step_rewards, ended_steps, self._discounted_sums)
-            step_rewards = self.reward_scaler(step_rewards)
+            step_rewards, self._discounted_sums = self.reward_scaler(step_rewards, ended_steps, self._discounted_sums)
         return Rollout(
             obs=obs.to(device),
             actions=all_actions,

@@ -23,38 +23,43 @@ from tests.test_resume import account, differences, last_of, run_of, train
 BOTH = {"norm_obs": True, "norm_reward": True}
 
 
-def normalizer_of(*rollouts):
-    """Of two components, after it has learnt from rollouts."""
+def normalizer_of(*steps):
+    """Of two components, after it has learnt from observations ``[N, 2]`` of steps."""
     normalizer = ObservationNormalizer(gym.spaces.Box(-np.inf, np.inf, (2,)))
-    for rollout in rollouts:
-        normalizer.update(rollout)
+    for obs in steps:
+        normalizer.update(np.asarray(obs))
     return normalizer
 
 
-def random_rollouts(*lengths):
-    """Two components of three environments, far from zero and of different scales."""
-    generator = torch.Generator().manual_seed(0)
-    return [
-        torch.randn(length, 3, 2, generator=generator, dtype=torch.float64) * torch.tensor([3.0, 0.1]) + 100
-        for length in lengths
-    ]
+def random_steps(*numbers):
+    """Two components of as many environments, far from zero and of different scales."""
+    generator = np.random.default_rng(0)
+    return [generator.normal(100, [3.0, 0.1], (number, 2)) for number in numbers]
 
 
 # --- the statistics -------------------------------------------------------------------------------------------------
 
 
-def test_the_statistics_are_those_of_all_rollouts_together():
-    rollouts = random_rollouts(5, 1, 40)
-    normalizer = normalizer_of(*rollouts)
-    together = torch.cat(rollouts).flatten(0, 1).numpy()
+def test_the_statistics_are_those_of_all_steps_together():
+    steps = random_steps(5, 1, 40)
+    normalizer = normalizer_of(*steps)
+    together = np.concatenate(steps)
     np.testing.assert_allclose(normalizer.mean, together.mean(0), rtol=1e-13)
     np.testing.assert_allclose(normalizer.var, together.var(0), rtol=1e-10)
-    assert normalizer.count == 3 * 46
+    assert normalizer.count == 46
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_an_observation_that_is_not_finite_teaches_nothing(wrong):
+    normalizer = normalizer_of(*random_steps(5))
+    before = {name: tensor.clone() for name, tensor in normalizer.state_dict().items()}
+    normalizer.update(np.array([[1.0, 2.0], [3.0, wrong]]))
+    assert same_bits(normalizer.state_dict(), before)
 
 
 def test_observations_are_normalised_by_hand():
     # Components 1, 3 and 10, 30 have means 2 and 20, and deviations 1 and 10.
-    normalizer = normalizer_of(torch.tensor([[[1.0, 10.0]], [[3.0, 30.0]]]))
+    normalizer = normalizer_of([[1.0, 10.0]], [[3.0, 30.0]])
     normalized = normalizer(torch.tensor([[2.0, 20.0], [3.0, 25.0], [-1e3, 1e3]]))
     torch.testing.assert_close(normalized, torch.tensor([[0.0, 0.0], [1.0, 0.5], [-10.0, 10.0]]))
     assert normalized.dtype == torch.float32
@@ -66,12 +71,12 @@ def test_before_the_first_update_observations_pass_clipped():
 
 
 def test_a_component_that_never_changes_is_zero():
-    normalizer = normalizer_of(torch.tensor([[[7.0, 1.0]], [[7.0, 2.0]]]))
+    normalizer = normalizer_of([[7.0, 1.0]], [[7.0, 2.0]])
     assert normalizer(torch.tensor([7.0, 1.5])).tolist() == [0.0, 0.0]
 
 
 def test_the_statistics_keep_their_precision_wherever_the_model_goes():
-    normalizer = normalizer_of(*random_rollouts(4))
+    normalizer = normalizer_of(*random_steps(4))
     mean = normalizer.mean.clone()
     assert torch.equal(normalizer.to(torch.bfloat16).mean, mean)
     assert normalizer.to("meta").mean.device.type == "cpu"
@@ -88,7 +93,7 @@ def test_statistics_of_another_library_give_its_outputs_and_go_on_learning(clip)
     restored = normalizer_of()
     restored.load_state_dict(normalizer.state_dict())
     assert torch.equal(restored(obs), normalizer(obs))
-    normalizer.update(torch.full((10, 1, 2), 15.0))
+    normalizer.update(np.full((10, 2), 15.0))
     # 90 samples of 5 and 10 of 15.
     assert (normalizer.count, normalizer.mean[0]) == (100, pytest.approx(6.0))
 
@@ -107,28 +112,44 @@ def test_discounted_sums_begin_afresh_with_each_episode_and_carry_over_rollouts(
     assert (sums.tolist(), open_sums.tolist()) == ([[1.5, 3.625]], [0.0, 3.625])
 
 
-def test_the_deviation_is_gymnasiums_within_an_episode():
-    """Gymnasium updates at each step, and begins with 0.0001 samples of variance 1."""
+def test_within_an_episode_rewards_are_scaled_as_gymnasium_does():
+    """Which begins with 0.0001 samples of variance 1."""
+    raw = gym.make("Pendulum-v1")
     theirs = gym.wrappers.NormalizeReward(gym.make("Pendulum-v1"), gamma=0.9)
-    theirs.reset(seed=0)
-    rewards, last = [], None
-    for _ in range(150):
-        _, last, *_ = theirs.step(np.array([1.0], np.float32))
-        rewards.append(last * np.sqrt(theirs.return_rms.var + 1e-8))
-    ours = RewardScaler(0.9)
-    column = torch.tensor(rewards).unsqueeze(1)
-    never, open_sums = torch.zeros(150, 1, dtype=torch.bool), torch.zeros(1, dtype=torch.float64)
-    for part in (slice(0, 60), slice(60, 150)):
-        open_sums = ours.update(column[part], never[part], open_sums)
+    action, rewards = np.array([1.0], np.float32), []
+    for env in (raw, theirs):
+        env.reset(seed=0)
+        rewards.append(torch.tensor([[float(env.step(action)[1])] for _ in range(150)]))
+    ours, sums = RewardScaler(0.9), torch.zeros(1, dtype=torch.float64)
+    never, scaled = torch.zeros(150, 1, dtype=torch.bool), []
+    for part in (slice(0, 60), slice(60, 61), slice(61, 150)):
+        rollout, sums = ours(rewards[0][part], never[part], sums)
+        scaled.append(rollout)
+    torch.testing.assert_close(torch.cat(scaled)[1:].float(), rewards[1][1:].clamp(-10, 10), rtol=1e-3, atol=0)
     assert ours.var.item() == pytest.approx(theirs.return_rms.var, rel=1e-4)
-    assert ours(column[-1]).item() == pytest.approx(float(last), rel=1e-4)
 
 
 def test_rewards_are_divided_by_hand_and_clipped():
-    scaler = RewardScaler(0.5)
-    scaler.update(torch.tensor([[1.0], [4.5]]), torch.zeros(2, 1, dtype=torch.bool), torch.zeros(1))
-    # Discounted sums 1 and 5: mean 3, deviation 2.
-    torch.testing.assert_close(scaler(torch.tensor([4.0, -2.0, 1e3])), torch.tensor([2.0, -1.0, 10.0]))
+    scaler, never = RewardScaler(0.5), torch.zeros(3, 2, dtype=torch.bool)
+    rewards, sums = torch.tensor([[1.0, 5.0], [2.5, -2.5], [-600.0, 800.0]]), torch.zeros(2, dtype=torch.float64)
+    # Sums 1 and 5, 3 and 0, of deviations 2 and 1.92; then one so large that hardly anything else counts.
+    scaled, open_sums = scaler(rewards, never, sums)
+    deviations = [np.std(x) for x in ([1, 5], [1, 5, 3, 0], [1, 5, 3, 0, -598.5, 800])]
+    torch.testing.assert_close(scaled, rewards / torch.tensor(deviations).unsqueeze(1))
+    assert open_sums.tolist() == [-598.5, 800.0]
+    assert (scaler.count, scaler.mean.item()) == (6, pytest.approx(np.mean([1, 5, 3, 0, -598.5, 800])))
+    scaler.var.fill_(1e-6)
+    scaler.count.fill_(1e9)
+    assert scaler(torch.tensor([[4.0, -4.0]]), never[:1], open_sums)[0].tolist() == [[10.0, -10.0]]
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_a_reward_that_is_not_finite_teaches_nothing(wrong):
+    scaler, never = RewardScaler(0.5), torch.zeros(2, 1, dtype=torch.bool)
+    _, sums = scaler(torch.tensor([[1.0], [2.0]]), never, torch.zeros(1, dtype=torch.float64))
+    before = {name: tensor.clone() for name, tensor in scaler.state_dict().items()}
+    _, sums_after = scaler(torch.tensor([[3.0], [wrong]]), never, sums)
+    assert same_bits(scaler.state_dict(), before) and torch.equal(sums_after, sums)
 
 
 # --- when they learn ------------------------------------------------------------------------------------------------
@@ -144,26 +165,33 @@ def counting_collector(num_steps=2, num_envs=1, **kwargs):
     return collector
 
 
-def test_a_rollout_is_seen_through_the_statistics_of_those_before():
+def test_each_step_is_seen_through_the_statistics_up_to_it():
     collector = counting_collector(num_steps=3, truncate_at=4)
-    assert collector.collect().obs.flatten().tolist() == [0, 1, 2]
-    # Their mean is 1, their variance 2/3. The second rollout sees 3 and, after the time limit at 4, 0 and 1.
-    seen, led_to = ((torch.tensor(obs) - 1) / (2 / 3) ** 0.5 for obs in ([3.0, 0.0, 1.0], [4.0, 1.0, 2.0]))
-    second = collector.collect()
-    torch.testing.assert_close(second.obs.flatten(), seen)
-    torch.testing.assert_close(second.values.flatten(), 10 * seen + 1)
-    torch.testing.assert_close(second.next_values.flatten(), 10 * led_to + 1)
-    assert collector.normalizer.mean.item() == pytest.approx(7 / 6)
+    every_obs = [0.0, 1.0, 2.0, 3.0, 0.0, 1.0]
+
+    def through(number, obs):
+        """An observation, normalised by the first so many."""
+        return (obs - np.mean(every_obs[:number])) / np.sqrt(np.var(every_obs[:number]) + 1e-8)
+
+    seen = torch.tensor([[through(t + 1, obs)] for t, obs in enumerate(every_obs)], dtype=torch.float32)
+    first, second = collector.collect(), collector.collect()
+    torch.testing.assert_close(torch.cat([first.obs, second.obs]).flatten(1), seen)
+    torch.testing.assert_close(torch.cat([first.values, second.values]), 10 * seen + 1)
+    # The time limit at 4 is of the fourth step; what the last step led to is seen through the same as what it saw.
+    led_to = [seen[1].item(), seen[2].item(), through(3, 3.0), through(4, 4.0), seen[5].item(), through(6, 2.0)]
+    next_values = torch.cat([first.next_values, second.next_values]).flatten()
+    torch.testing.assert_close(next_values, 10 * torch.tensor(led_to, dtype=torch.float32) + 1)
+    assert collector.normalizer.mean.item() == pytest.approx(np.mean(every_obs))
     assert collector.normalizer.count == 6
 
 
-def test_rewards_are_scaled_by_statistics_with_the_rollouts_own_and_episodes_keep_theirs():
+def test_each_reward_is_scaled_by_the_statistics_up_to_it_and_episodes_keep_their_own():
     collector = counting_collector(truncate_at=3)
-    # Rewards 1 and 2, sums 1 and 2.5, deviation 0.75.
-    torch.testing.assert_close(collector.collect().rewards.flatten(), torch.tensor([1.0, 2.0]) / 0.75)
-    # Rewards 3 and, in the next episode, 1; sums 4.25 and 1.
-    deviation = np.std([1.0, 2.5, 4.25, 1.0])
-    torch.testing.assert_close(collector.collect().rewards.flatten(), torch.tensor([3.0, 1.0]) / float(deviation))
+    # Rewards 1, 2, 3 and, in the next episode, 1; sums 1, 2.5, 4.25 and 1.
+    sums = [1.0, 2.5, 4.25, 1.0]
+    expected = [reward / np.std(sums[: t + 1]) if t else 10.0 for t, reward in enumerate([1.0, 2.0, 3.0, 1.0])]
+    rewards = torch.cat([collector.collect().rewards for _ in range(2)]).flatten()
+    torch.testing.assert_close(rewards, torch.tensor(expected, dtype=torch.float32))
     assert collector.episodes.mean_return() == 6.0
 
 
