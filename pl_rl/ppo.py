@@ -24,9 +24,8 @@ from pl_rl.callbacks.lookup import attached
 from pl_rl.callbacks.resume_state import ResumeState
 from pl_rl.callbacks.run_directory import RunDirectory
 from pl_rl.checkpoints import STATE_KEY, plain_data
-from pl_rl.compilation import CompilationError
 from pl_rl.envs import EnvConfig
-from pl_rl.errors import UsageError
+from pl_rl.errors import CompilationError, UsageError
 from pl_rl.loss import Minibatch, PPOLoss
 from pl_rl.networks import MLPActorCritic
 from pl_rl.rollout import Rollout
