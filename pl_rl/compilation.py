@@ -104,6 +104,9 @@ class Compiled:
         example: Arguments of the shapes that it will be called with.
         instances: How many threads will call it at once.
 
+    Attributes:
+        results: Tensors of the shapes and types that it returns.
+
     Raises:
         CompilationError: If it cannot be compiled, here or at all.
     """
@@ -119,7 +122,7 @@ class Compiled:
         source = generate(graph)
         self._expected = [(tensor.shape, tensor.dtype) for tensor in example]
         returned: Any = graph.graph.output_node().args[0]
-        self._results = [(node.meta["val"].shape, node.meta["val"].dtype) for node in returned]
+        self.results = [torch.empty(node.meta["val"].shape, dtype=node.meta["val"].dtype) for node in returned]
         self._library = Library(source.text)
         self._run: Any = None
         self._blocks = [torch.empty(source.block_size, dtype=torch.uint8) for _ in range(instances)]
@@ -138,13 +141,14 @@ class Compiled:
         """The function as a call without arguments, from tensors to tensors, all of them contiguous."""
         # Machine code would read and write past the end of anything else.
         assert [(tensor.shape, tensor.dtype) for tensor in inputs] == self._expected
-        assert [(tensor.shape, tensor.dtype) for tensor in outputs] == self._results
+        assert [tensor.shape for tensor in outputs] == [result.shape for result in self.results]
+        assert [tensor.dtype for tensor in outputs] == [result.dtype for result in self.results]
         assert all(tensor.is_contiguous() for tensor in [*inputs, *outputs])
         return Call(self._run, inputs, outputs, self._blocks[instance])
 
     def __call__(self, *inputs: Tensor, instance: int = 0) -> list[Tensor]:
         """The function's outputs, without gradients."""
-        outputs = [torch.empty(shape, dtype=dtype) for shape, dtype in self._results]
+        outputs = [torch.empty_like(result) for result in self.results]
         self.bind([tensor.contiguous() for tensor in inputs], outputs, instance)()
         return outputs
 

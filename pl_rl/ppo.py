@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from pl_rl import functional as F
+from pl_rl.acting import CompiledActing
 from pl_rl.agent import Agent, NetworkFactory, describe_network, network_from_description
 from pl_rl.callbacks.evaluation import PeriodicEvaluation
 from pl_rl.callbacks.lookup import attached
@@ -219,12 +220,18 @@ class PPO(Agent):
         try:
             if type(self.trainer.precision_plugin) is not Precision:
                 raise CompilationError(f"it is made for precision=32-true, not {self.trainer.precision}")
-            return CompiledUpdates(loss, self._optimizer(), self.max_grad_norm, self._example())
+            example = self._example()
+            # Both are compiled side by side.
+            acting = CompiledActing(self.network, example.obs[:1].expand(self.num_envs, *example.obs.shape[1:]))
+            updates = CompiledUpdates(loss, self._optimizer(), self.max_grad_norm, example)
+            acting.load()
         except CompilationError as error:
             if self.compile_update:
                 raise UsageError(f"compile_update=true cannot be had: {error}; use null or false") from error
             rank_zero_info(f"Updates are not compiled: {error}.")
             return eager
+        self.collector.acting = acting
+        return updates
 
     def _example(self) -> Minibatch:
         """A minibatch of the right shapes and types."""
