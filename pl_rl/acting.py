@@ -4,6 +4,7 @@ Shapes: ``T`` steps of a rollout, ``N`` environments, ``P`` outputs of the polic
 """
 
 from abc import ABC, abstractmethod
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -73,10 +74,14 @@ class CompiledActing(Acting):
     def __init__(self, network: ActorCritic, obs: Tensor) -> None:
         super().__init__(network)
         noise = network.distribution.noise((len(obs),), torch.Generator())
-        state = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-        self._state = {name: tensor.detach() for name, tensor in state.items()}
-        self._inputs = [obs, noise, *self._state.values()]
-        self._compiled = Compiled(self._act, self._inputs)
+        # Modules' own dictionaries, in which a buffer that is replaced is found too.
+        self._places = []
+        self._names = [name for name, _ in [*network.named_parameters(), *network.named_buffers()]]
+        for full_name in self._names:
+            prefix, _, name = full_name.rpartition(".")
+            module = network.get_submodule(prefix)
+            self._places.append((module._parameters if name in module._parameters else module._buffers, name))
+        self._compiled = Compiled(self._act, [obs, noise, *self._tensors()])
 
     def load(self) -> None:
         """Wait for the compiler.
@@ -86,9 +91,14 @@ class CompiledActing(Acting):
         """
         self._compiled.load()
 
+    def _tensors(self) -> list[Tensor]:
+        """The network's parameters and buffers, as they are now."""
+        tensors = cast(list[Tensor], [tensors[name] for tensors, name in self._places])
+        return [tensor.detach() for tensor in tensors]
+
     def _act(self, obs: Tensor, noise: Tensor, *state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What is compiled."""
-        outputs, values = functional_call(self.network, dict(zip(self._state, state, strict=True)), (obs,))
+        outputs, values = functional_call(self.network, dict(zip(self._names, state, strict=True)), (obs,))
         return outputs, values, self.network.distribution.sample(outputs, noise)
 
     def begin(self, obs: Tensor, noise: Tensor) -> None:
@@ -96,9 +106,8 @@ class CompiledActing(Acting):
         steps = len(obs)
         self._decided = tuple(torch.empty(steps, *like.shape, dtype=like.dtype) for like in self._compiled.results)
         assert obs.is_contiguous() and noise.is_contiguous()
-        state = [tensor.detach() for tensor in (*self.network.parameters(), *self.network.buffers())]
         rows = [tensor[0] for tensor in self._decided]
-        self._call = self._compiled.bind([obs[0], noise[0], *state], rows)
+        self._call = self._compiled.bind([obs[0], noise[0], *self._tensors()], rows)
         self._moving = [(tensor.data_ptr(), tensor[0].nbytes) for tensor in (obs, noise, *self._decided)]
         self._actions = self._decided[2].unbind()
 

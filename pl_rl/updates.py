@@ -4,6 +4,7 @@ Shapes: ``B`` samples of a minibatch, ``P`` trained parameters.
 """
 
 import ctypes
+import itertools
 import math
 import os
 from abc import ABC, abstractmethod
@@ -117,8 +118,8 @@ class CompiledUpdates(Updates):
         compiled = Compiled(self._gradient, inputs, self._threads)
         adam = Library('#include "adam.cpp"\n')
         self._step = adam.load().step
-        self._step.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_float]
-        self._step.restype = ctypes.c_float
+        pointer, size = ctypes.c_void_p, ctypes.c_size_t
+        self._step.argtypes, self._step.restype = [pointer, size, pointer, size, ctypes.c_float, pointer], None
         compiled.load()
         self._gradients = torch.zeros(chunks, sum(param.numel() for param in self._parameters))
         self._mean_gradient = self._gradients[0] if chunks == 1 else torch.zeros_like(self._gradients[0])
@@ -128,6 +129,10 @@ class CompiledUpdates(Updates):
             for i, gradient in enumerate(self._gradients)
         ]
         self._pool = ThreadPoolExecutor(max(1, self._threads - 1))
+        self._settings = (_Settings * len(optimizer.param_groups))()
+        self._table = (_Parameter * len(self._parameters))()
+        self._addresses: list[int] = []
+        self._checked = False
 
     def _gradient(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """What is compiled: the gradient of each parameter, and the metrics.
@@ -144,36 +149,43 @@ class CompiledUpdates(Updates):
 
     @contextmanager
     def iteration(self) -> Iterator[None]:
-        """Finds out where parameters and Adam's averages lie, and keeps count of the steps."""
+        """Finds out where everything lies, and how many steps have been made."""
         groups = self.optimizer.param_groups
         states = [self._adam_state(param) for param in self._parameters]
-        counts = [int(self.optimizer.state[group["params"][0]]["step"]) for group in groups]
-        self._settings = (_Settings * len(groups))()
-        self._groups = list(zip(groups, counts, self._settings, strict=True))
-        settings_of = [settings for group, _, settings in self._groups for _ in group["params"]]
-        self._table = (_Parameter * len(self._parameters))()
+        of_adam = [[state[name] for name in ("exp_avg", "exp_avg_sq", "step")] for state in states]
+        addresses = [
+            tensor.data_ptr() for tensor in (*self._parameters, *self._constants.values(), *itertools.chain(*of_adam))
+        ]
+        if addresses != self._addresses:
+            self._addresses = addresses
+            self._point_at(of_adam)
+        self._counts = [int(self.optimizer.state[group["params"][0]]["step"]) for group in groups]
+        yield
+
+    def _point_at(self, of_adam: list[list[Tensor]]) -> None:
+        """Fill in the addresses of parameters, of Adam's state of each, and of what is not trained."""
+        settings_of = [
+            settings
+            for group, settings in zip(self.optimizer.param_groups, self._settings, strict=True)
+            for _ in group["params"]
+        ]
         for entry, param, state, gradient, settings in zip(
-            self._table, self._parameters, states, self._gradient_pieces, settings_of, strict=True
+            self._table, self._parameters, of_adam, self._gradient_pieces, settings_of, strict=True
         ):
-            tensors = (param, state["exp_avg"], state["exp_avg_sq"], gradient)
+            tensors = (param, *state, gradient)
+            assert all(tensor.is_contiguous() for tensor in tensors)
             entry.__init__(*(tensor.data_ptr() for tensor in tensors), ctypes.addressof(settings), param.numel())
         begin = len(self._minibatch) + 1
-        addresses = [tensor.data_ptr() for tensor in [*self._parameters, *self._constants.values()]]
         for call in self._calls:
-            call.arguments[begin:] = addresses
-        self._steps_made = 0
-        try:
-            yield
-        finally:
-            torch._foreach_add_([state["step"] for state in states], self._steps_made)
+            for i, address in enumerate(self._addresses[: len(call.arguments) - begin], begin):
+                call.arguments[i] = address
 
     def gradient(self, minibatch: Minibatch, clip_coef: Tensor) -> Tensor:
         """In chunks, side by side."""
-        # Machine code would read past the end of anything else.
-        assert all(
-            field.shape == shape and field.dtype == dtype and field.is_contiguous()
-            for field, (shape, dtype) in zip(minibatch, self._minibatch, strict=True)
-        )
+        if not self._checked:  # machine code would read past the end of anything else
+            assert self._minibatch == [(field.shape, field.dtype) for field in minibatch]
+            assert all(field.is_contiguous() for field in minibatch)
+            self._checked = True
         metrics = torch.empty(len(self._calls), len(PPOLoss.METRICS))
         addresses = [field.data_ptr() for field in minibatch]
         for i, call in enumerate(self._calls):
@@ -198,15 +210,23 @@ class CompiledUpdates(Updates):
 
     def step(self) -> Tensor:
         """Clip as ``clip_grad_norm_`` does, then Adam."""
-        self._steps_made += 1
-        for group, count, settings in self._groups:
+        self._counts = [count + 1 for count in self._counts]
+        for group, count, settings in zip(self.optimizer.param_groups, self._counts, self._settings, strict=True):
             beta1, beta2 = group["betas"]
-            correction = 1 - beta1 ** (count + self._steps_made)
-            root = math.sqrt(1 - beta2 ** (count + self._steps_made))
-            fields = (group["lr"], beta1, beta2, group["weight_decay"], group["eps"], correction, root)
-            settings.__init__(*fields)
-        address, size = self._mean_gradient.data_ptr(), self._mean_gradient.numel()
-        return torch.tensor(self._step(self._table, len(self._table), address, size, self.max_grad_norm))
+            correction, root_correction = 1 - beta1**count, math.sqrt(1 - beta2**count)
+            settings.__init__(
+                group["lr"], beta1, beta2, group["weight_decay"], group["eps"], correction, root_correction
+            )
+        gradient, norm = self._mean_gradient, torch.empty(())
+        self._step(
+            self._table,
+            len(self._table),
+            gradient.data_ptr(),
+            gradient.numel(),
+            self.max_grad_norm,
+            norm.data_ptr(),
+        )
+        return norm
 
     def close(self) -> None:
         """End the threads."""
@@ -234,7 +254,10 @@ class _Parameter(ctypes.Structure):
     """As in ``native/adam.cpp``."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("value", "average", "average_of_square", "gradient", "settings")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("value", "average", "average_of_square", "steps", "gradient", "settings")
+        ),
         ("count", ctypes.c_size_t),
     ]
 
