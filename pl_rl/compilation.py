@@ -1,10 +1,9 @@
-"""Functions of tensors as machine code: traced once, compiled ahead of time, kept on disk, called without Python.
+"""Functions of tensors as machine code: traced once, written as C++, compiled, kept on disk, called without Python.
 
 A small network's update is a few hundred operations of a few microseconds each, most of it spent on the way from
-Python to the operation. Compiled by TorchInductor
-(https://docs.pytorch.org/docs/stable/torch.compiler_aot_inductor.html) the same work is one call. What is compiled for
-a machine is kept in ``$XDG_CACHE_HOME/pl_rl`` (``~/.cache/pl_rl``): the first run of a network pays for all, and a run
-that is resumed gets the same bits.
+Python to the operation. As one function that knows all shapes it is a single call, of little more than its matrix
+products. What is compiled for a machine is kept in ``$XDG_CACHE_HOME/pl_rl`` (``~/.cache/pl_rl``), named by its source:
+the first run of a network pays a second, and a run that is resumed gets the same bits.
 """
 
 import ctypes
@@ -15,83 +14,162 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
-from unittest.mock import patch
+from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, fx
+from torch._decomp import core_aten_decompositions, get_decompositions
+from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
-LINEAR = torch.ops.mkldnn._linear_pointwise.default if torch.backends.mkldnn.is_available() else None
-# Below this many multiplications MKL is as fast as oneDNN or faster.
-ONEDNN_FROM = 2**20
+from pl_rl.codegen import generate
+from pl_rl.errors import CompilationError
 
-OPTIONS = {
-    # Parallel loops would combine their parts in an order of their own; see Compiled for what is done instead.
-    "cpp.threads": 1,
-    # The processor's flags are enough; trying each of them out takes as long as compiling.
-    "cpp.vec_isa_ok": True,
-    # What calls the kernels is not worth optimising, and reading its headers once not worth preparing.
-    "aot_inductor.compile_wrapper_opt_level": "O0",
-    "cpp_cache_precompile_headers": False,
-    # Its rewrites are made for inference, with weights that are constants.
-    "pattern_matcher": False,
-}
+NATIVE = Path(__file__).parent / "native"
+FLAGS = [
+    *("-std=c++17", "-shared", "-fPIC", "-march=native"),
+    *("-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic", "-fopenmp-simd"),
+    # Nobody reads errno or floating-point exceptions; what the numbers are stays as written.
+    *("-fno-math-errno", "-fno-trapping-math"),
+]
+ALSO_DECOMPOSED = [getattr(torch.ops.aten, name) for name in ("_log_softmax", "_softmax", "elu", "gelu", "leaky_relu")]
+NOT_DECOMPOSED = [torch.ops.aten.slice_scatter.default, torch.ops.aten.select_scatter.default]
 
 
-class CompilationError(Exception):
-    """Why a function cannot be compiled, in words."""
+class Library:
+    """A shared library that is being compiled, or was before.
+
+    Args:
+        source: In C++, without what it includes from ``native/``.
+
+    Raises:
+        CompilationError: If there is no compiler or no folder to keep it in.
+    """
+
+    def __init__(self, source: str) -> None:
+        self._path = _cache_folder() / f"{_key(source)}.so"
+        self._compiler = None if self._path.exists() else _Compiler(source, self._path)
+
+    def load(self) -> ctypes.CDLL:
+        """The library, once it is there.
+
+        Raises:
+            CompilationError: If it cannot be compiled or loaded.
+        """
+        if self._compiler is not None:
+            self._compiler.finish()
+            self._compiler = None
+        try:
+            return ctypes.CDLL(str(self._path))
+        except OSError as error:
+            raise CompilationError(f"{self._path} cannot be loaded; delete it to compile it again: {error}") from error
+
+
+class _Compiler:
+    """A compiler's process, whose library appears at ``path`` whole or not at all."""
+
+    def __init__(self, source: str, path: Path) -> None:
+        self._path = path
+        self._folder = tempfile.TemporaryDirectory(dir=path.parent)
+        written = Path(self._folder.name, "source.cpp")
+        written.write_text(source)
+        self._library = written.with_suffix(".so")
+        command = [_command(), *FLAGS, f"-I{NATIVE}", "-o", str(self._library), str(written)]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+    def finish(self) -> None:
+        """Wait for it.
+
+        Raises:
+            CompilationError: With the first error.
+        """
+        with self._folder:
+            _, output = self._process.communicate()
+            if self._process.returncode:
+                errors = [line for line in output.splitlines() if "error" in line] or [output.strip() or "no reason"]
+                raise CompilationError(f"compiling failed: {errors[0]}")
+            self._library.replace(self._path)
 
 
 class Compiled:
     """A compiled function of tensors; several threads may call it at once, each with an instance of its own.
 
-    The library's C interface is called directly, as ctypes lets go of the interpreter lock meanwhile and torch's own
-    loader does not.
+    Making one starts the compiler, or finds what it made before; several can be compiled side by side.
 
     Args:
-        path: The shared library.
-        num_outputs: Tensors that it returns.
-        instances: How many threads may call it.
+        function: Takes and returns tensors; may use autograd inside, and branch on nothing but shapes.
+        example: Arguments of the shapes that it will be called with.
+        instances: How many threads will call it at once.
+
+    Attributes:
+        results: Tensors of the shapes and types that it returns.
+
+    Raises:
+        CompilationError: If it cannot be compiled, here or at all.
     """
 
-    def __init__(self, path: Path, num_outputs: int, instances: int = 1) -> None:
-        try:
-            library = ctypes.CDLL(str(path))
-        except OSError as error:
-            raise CompilationError(f"{path} cannot be loaded; delete it to compile it again: {error}") from error
-        self._run = library.AOTInductorModelContainerRun
-        pointer, size = ctypes.c_void_p, ctypes.c_size_t
-        self._run.argtypes = [pointer, pointer, size, pointer, size, pointer, pointer]
-        self._num_outputs = num_outputs
-        self._containers = []
-        for _ in range(instances):
-            container = ctypes.c_void_p()
-            if library.AOTInductorModelContainerCreateWithDevice(ctypes.byref(container), size(1), b"cpu", None):
-                raise CompilationError(f"{path} cannot be used; delete it to compile it again")
-            self._containers.append(container)
+    def __init__(
+        self, function: Callable[..., Sequence[Tensor]], example: Sequence[Tensor], instances: int = 1
+    ) -> None:
+        if find_compiler() is None:
+            raise CompilationError("no C++ compiler was found on this machine")
+        # Each in memory of its own, from its beginning, as ``generate`` takes for granted.
+        example = [tensor.detach().clone(memory_format=torch.contiguous_format) for tensor in example]
+        graph = _trace(function, example)
+        source = generate(graph)
+        self._expected = [(tensor.shape, tensor.dtype) for tensor in example]
+        returned: Any = graph.graph.output_node().args[0]
+        self.results = [torch.empty(node.meta["val"].shape, dtype=node.meta["val"].dtype) for node in returned]
+        self._library = Library(source.text)
+        self._run: Any = None
+        self._blocks = [torch.empty(source.block_size, dtype=torch.uint8) for _ in range(instances)]
+
+    def load(self) -> "Compiled":
+        """Wait until it can be called.
+
+        Raises:
+            CompilationError: If the compiler fails.
+        """
+        self._run = self._library.load().run
+        self._run.argtypes, self._run.restype = [ctypes.c_void_p] * 3, None
+        return self
+
+    def bind(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], instance: int = 0) -> "Call":
+        """The function as a call without arguments, from tensors to tensors, all of them contiguous."""
+        # Machine code would read and write past the end of anything else.
+        assert [(tensor.shape, tensor.dtype) for tensor in inputs] == self._expected
+        assert [tensor.shape for tensor in outputs] == [result.shape for result in self.results]
+        assert [tensor.dtype for tensor in outputs] == [result.dtype for result in self.results]
+        assert all(tensor.is_contiguous() for tensor in [*inputs, *outputs])
+        return Call(self._run, inputs, outputs, self._blocks[instance])
 
     def __call__(self, *inputs: Tensor, instance: int = 0) -> list[Tensor]:
         """The function's outputs, without gradients."""
-        handles = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(list(inputs))
-        given = (ctypes.c_void_p * len(inputs))(*[_address(handle, None) for handle in handles])
-        returned = (ctypes.c_void_p * self._num_outputs)()
-        failed = self._run(self._containers[instance], given, len(inputs), returned, self._num_outputs, None, None)
-        if failed:
-            raise RuntimeError("a compiled function failed; what torch says of it stands above")
-        capsules = [_capsule(handle, None, None) for handle in returned]
-        return torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs(capsules)
+        outputs = [torch.empty_like(result) for result in self.results]
+        self.bind([tensor.contiguous() for tensor in inputs], outputs, instance)()
+        return outputs
 
 
-_address = ctypes.pythonapi.PyCapsule_GetPointer
-_address.restype, _address.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
-_capsule = ctypes.pythonapi.PyCapsule_New
-_capsule.restype, _capsule.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+class Call:
+    """A compiled function with the addresses of its arguments and results.
+
+    Attributes:
+        arguments: Addresses of the inputs; others of the same shape and type may take their place.
+        results: Addresses of the outputs, likewise.
+    """
+
+    def __init__(self, run: Any, inputs: Sequence[Tensor], outputs: Sequence[Tensor], block: Tensor) -> None:
+        self.arguments = (ctypes.c_void_p * len(inputs))(*(tensor.data_ptr() for tensor in inputs))
+        self.results = (ctypes.c_void_p * len(outputs))(*(tensor.data_ptr() for tensor in outputs))
+        self._tensors = (inputs, outputs, block)  # kept alive
+        self._run, self._addresses = run, (ctypes.byref(self.arguments), ctypes.byref(self.results), block.data_ptr())
+
+    def __call__(self) -> None:
+        """Compute; the interpreter's lock is let go of meanwhile."""
+        self._run(*self._addresses)
 
 
 def compile_function(
@@ -99,95 +177,79 @@ def compile_function(
 ) -> Compiled:
     """Compile a function of CPU tensors for one set of shapes, or load what was compiled before.
 
-    Args:
-        function: Takes and returns tensors; may use autograd inside, and branch on nothing but shapes.
-        example: Arguments of the shapes that it will be called with.
-        instances: How many threads will call it at once.
-
-    Raises:
-        CompilationError: If it cannot be compiled, here or at all.
+    Arguments and errors are those of :class:`Compiled`.
     """
-    compiler = find_compiler()
-    if compiler is None:
-        raise CompilationError("no C++ compiler was found on this machine")
-    try:
-        graph = make_fx(function, tracing_mode="fake")(*example)
-    except Exception as error:
-        raise CompilationError(f"the network cannot be traced: {_first_line(error)}") from error
-    _check(graph, example)
-    _use_onednn(graph)
-    graph.recompile()
-    for node in graph.graph.nodes:
-        node.meta.clear()  # of the trace, in whose mode constants cannot be compiled
-    num_outputs = len(cast(Sequence[Any], graph.graph.output_node().args[0]))
-    path = _cache_folder() / f"{_key(graph, example, compiler)}.so"
-    if not path.exists():
-        rank_zero_info("Compiling the updates of this network, which takes some seconds, once on this machine.")
-        _compile(graph, example, path)
-    return Compiled(path, num_outputs, instances)
+    return Compiled(function, example, instances).load()
 
 
 @cache
 def find_compiler() -> str | None:
-    """Name and version of the C++ compiler that torch would use, or ``None``."""
-    if sys.platform != "linux":
+    """Name and version of the C++ compiler, or ``None``."""
+    if sys.platform != "linux" or shutil.which(_command()) is None:
         return None
-    command = os.environ.get("CXX", "g++")
-    if shutil.which(command) is None:
-        return None
-    version = subprocess.run([command, "--version"], capture_output=True, text=True, check=False).stdout
+    version = subprocess.run([_command(), "--version"], capture_output=True, text=True, check=False).stdout
     return version.partition("\n")[0] or None
 
 
-def _check(graph: fx.GraphModule, example: Sequence[Tensor]) -> None:
-    """Refuse what would not be the same function when compiled.
+def _command() -> str:
+    return os.environ.get("CXX", "g++")
+
+
+def _trace(function: Callable[..., Sequence[Tensor]], example: Sequence[Tensor]) -> fx.GraphModule:
+    """The function as a graph of core ATen operations that change nothing.
 
     Raises:
-        CompilationError: With the reason.
+        CompilationError: If it cannot be one, or would not be the same function.
+    """
+    try:
+        graph = make_fx(function, tracing_mode="fake")(*example)
+    except Exception as error:
+        raise CompilationError(f"the network cannot be traced: {_first_line(error)}") from error
+    _check(graph)
+    decompositions = {**core_aten_decompositions(), **get_decompositions(ALSO_DECOMPOSED)}
+    decompositions[torch.ops.aten.native_layer_norm.default] = _layer_norm
+    for operation in NOT_DECOMPOSED:
+        decompositions.pop(operation, None)
+    try:
+        functional = make_fx(functionalize(graph), tracing_mode="fake", decomposition_table=decompositions)(*example)
+    except Exception as error:
+        raise CompilationError(f"the network cannot be traced: {_first_line(error)}") from error
+    functional.graph.eliminate_dead_code()
+    for node in functional.graph.nodes:
+        if node.target is torch.ops.aten.copy_.default:  # what is left of them changes an argument
+            raise CompilationError("the network changes its own state")
+    return functional
+
+
+def _layer_norm(
+    x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """By operations that there is source for; also the mean and the inverse of the standard deviation."""
+    dims = list(range(-len(shape), 0))
+    mean = x.mean(dims, keepdim=True)
+    inverse = (x.var(dims, correction=0, keepdim=True) + eps).rsqrt()
+    normal = (x - mean) * inverse
+    scaled = normal if weight is None else normal * weight
+    return scaled if bias is None else scaled + bias, mean, inverse
+
+
+def _check(graph: fx.GraphModule) -> None:
+    """Refuse what draws random numbers, and what changes its own state.
+
+    Raises:
+        CompilationError: With the operation.
     """
     for node in graph.graph.nodes:
         if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             raise CompilationError(f"the network draws random numbers ({node.target})")
         if "batch_norm" in str(node.target):
             raise CompilationError(f"the network changes its own state ({node.target})")
-    inputs = [tensor.clone() for tensor in example]
-    versions = [tensor._version for tensor in inputs]
-    graph(*inputs)
-    if versions != [tensor._version for tensor in inputs]:
-        raise CompilationError("the network changes its own state")
 
 
-def _use_onednn(graph: fx.GraphModule) -> None:
-    """Give large matrix products to oneDNN.
-
-    Torch multiplies float32 matrices with MKL, which leaves the wide registers of other makers' processors unused.
-    """
-    if LINEAR is None:
-        return
-    addmm, mm = torch.ops.aten.addmm.default, torch.ops.aten.mm.default
-    for node in list(graph.graph.nodes):
-        if node.target is addmm and not node.kwargs:
-            bias, left, right = node.args
-        elif node.target is mm:
-            bias, (left, right) = None, node.args
-        else:
-            continue
-        rows, inner = left.meta["val"].shape
-        if rows * inner * right.meta["val"].shape[1] < ONEDNN_FROM or left.meta["val"].dtype != torch.float32:
-            continue
-        with graph.graph.inserting_before(node):
-            weight = graph.graph.call_function(torch.ops.aten.t.default, (right,))
-            product = graph.graph.call_function(LINEAR, (left, weight, bias, "none", [], ""))
-        product.meta = node.meta
-        node.replace_all_uses_with(product)
-        graph.graph.erase_node(node)
-
-
-def _key(graph: fx.GraphModule, example: Sequence[Tensor], compiler: str) -> str:
+def _key(source: str) -> str:
     """Of all that decides what is compiled."""
-    constants = [(name, tensor.shape, tensor.flatten().tolist()) for name, tensor in graph.named_buffers()]
-    inputs = [(tensor.shape, tensor.stride(), tensor.dtype) for tensor in example]
-    parts = [graph.code, constants, inputs, OPTIONS, torch.__version__, compiler, _processor()]
+    included = [path.read_text() for path in sorted(NATIVE.iterdir())]
+    parts = [source, included, FLAGS, find_compiler(), _processor()]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
@@ -207,32 +269,6 @@ def _cache_folder() -> Path:
     except (OSError, RuntimeError) as error:  # the latter without a home
         raise CompilationError(f"no cache folder can be made: {error}") from error
     return folder
-
-
-def _compile(graph: fx.GraphModule, example: Sequence[Tensor], path: Path) -> None:
-    """Compile a graph into a shared library, which appears at ``path`` whole or not at all."""
-    from torch._inductor import aot_compile
-    from torch._inductor.lowering import add_needs_realized_inputs, lowerings
-
-    try:
-        with warnings.catch_warnings(), torch.no_grad(), patch.dict(lowerings):
-            warnings.simplefilter("ignore")
-            if LINEAR is not None:
-                # Inductor's own way takes for granted that weights are constants.
-                add_needs_realized_inputs(LINEAR)
-                lowerings[LINEAR] = _lower_linear
-            library = cast(str, aot_compile(graph, tuple(example), options=OPTIONS))
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            Path(shutil.copy(library, folder)).replace(path)
-    except Exception as error:
-        raise CompilationError(f"compiling failed: {_first_line(error)}") from error
-
-
-def _lower_linear(left: Any, weight: Any, bias: Any, attr: str, scalars: list[Any], algorithm: str) -> Any:
-    from torch._inductor.ir import TensorBox
-    from torch._inductor.mkldnn_ir import LinearUnary
-
-    return TensorBox.create(LinearUnary.create(left, weight, bias, attr, scalars, algorithm))
 
 
 def _first_line(error: Exception) -> str:

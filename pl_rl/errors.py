@@ -9,6 +9,10 @@ class UsageError(ValueError):
     """A value that cannot work; the message names the value, the reason and the way out."""
 
 
+class CompilationError(Exception):
+    """Why a function cannot be compiled, in words."""
+
+
 class RunFailure(RuntimeError):
     """Something failed while a well-formed request was carried out."""
 

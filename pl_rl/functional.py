@@ -35,12 +35,15 @@ def gae(
     """
     deltas = rewards + gamma * next_values * ~terminated - values
     decay = gamma * gae_lambda * ~(terminated | truncated)
-    following = torch.zeros_like(deltas[0])
-    advantages = []
-    for delta, factor in zip(reversed(deltas.unbind()), reversed(decay.unbind()), strict=True):
-        following = torch.addcmul(delta, factor, following)
-        advantages.append(following)
-    return torch.stack(advantages[::-1])
+    # A_t = delta_t + decay_t A_{t+1}, for all t at once: in each round, sums over twice as many steps (a scan, as in
+    # https://www.cs.cmu.edu/~guyb/papers/Ble93.pdf). Step by step, T small operations would take T times a call.
+    advantages, reach = deltas, 1
+    while reach < len(deltas):
+        further = torch.addcmul(advantages[:-reach], decay[:-reach], advantages[reach:])
+        advantages = torch.cat([further, advantages[-reach:]])
+        decay = torch.cat([decay[:-reach] * decay[reach:], decay[-reach:]])
+        reach *= 2
+    return advantages
 
 
 def discounted_sums(rewards: Tensor, ended: Tensor, gamma: float, open_sums: Tensor) -> tuple[Tensor, Tensor]:

@@ -86,10 +86,11 @@ class ObservationNormalizer(RunningStatistics):
         """Observations ``[..., *space.shape]`` as the network sees them, in float32."""
         return ((obs - self.mean) / self.scale).clamp(-self.clip, self.clip).float()
 
-    def update(self, obs: npt.NDArray[Any]) -> None:
+    def update(self, obs: npt.NDArray[Any]) -> bool:
         """Learn from the observations ``[N, ...]`` of one step as the environments gave them.
 
-        If any is not finite, nothing changes: what is wrong with one step must not outlive it.
+        Returns:
+            Whether all are finite. If not, nothing changes: what is wrong with one step must not outlive it.
 
         Source: the parallel formula of Chan, Golub and LeVeque,
         https://en.wikipedia.org/wiki/Algorithms_for_calculating_variance#Parallel_algorithm
@@ -98,13 +99,14 @@ class ObservationNormalizer(RunningStatistics):
         mean, var, count = self.mean.numpy(), self.var.numpy(), self.count.numpy()
         obs_mean = np.add.reduce(obs, 0, np.float64) / len(obs)
         if not math.isfinite(obs_mean.sum()):
-            return
+            return False
         deviations = obs - obs_mean
         obs_var = np.add.reduce(deviations * deviations, 0) / len(obs)
         count += len(obs)
         share, delta = len(obs) / count.item(), obs_mean - mean
         mean += delta * share
         var += (obs_var - var + delta * delta * (1 - share)) * share
+        return True
 
     @torch.no_grad()
     def load_statistics(self, mean: Tensor, var: Tensor, scale: Tensor, count: float, clip: float | None) -> None:

@@ -18,15 +18,15 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from pl_rl import functional as F
+from pl_rl.acting import CompiledActing
 from pl_rl.agent import Agent, NetworkFactory, describe_network, network_from_description
 from pl_rl.callbacks.evaluation import PeriodicEvaluation
 from pl_rl.callbacks.lookup import attached
 from pl_rl.callbacks.resume_state import ResumeState
 from pl_rl.callbacks.run_directory import RunDirectory
 from pl_rl.checkpoints import STATE_KEY, plain_data
-from pl_rl.compilation import CompilationError
 from pl_rl.envs import EnvConfig
-from pl_rl.errors import UsageError
+from pl_rl.errors import CompilationError, UsageError
 from pl_rl.loss import Minibatch, PPOLoss
 from pl_rl.networks import MLPActorCritic
 from pl_rl.rollout import Rollout
@@ -229,12 +229,18 @@ class PPO(Agent):
         try:
             if type(self.trainer.precision_plugin) is not Precision:
                 raise CompilationError(f"it is made for precision=32-true, not {self.trainer.precision}")
-            return CompiledUpdates(self._loss(), self._optimizer(), self.max_grad_norm, self._example())
+            example = self._example()
+            # Both are compiled side by side.
+            acting = CompiledActing(self.network, example.obs[:1].expand(self.num_envs, *example.obs.shape[1:]))
+            updates = CompiledUpdates(self._loss(), self._optimizer(), self.max_grad_norm, example)
+            acting.load()
         except CompilationError as error:
             if self.compile_update:
                 raise UsageError(f"compile_update=true cannot be had: {error}; use null or false") from error
             rank_zero_info(f"Updates are not compiled: {error}.")
             return self._eager
+        self.collector.acting = acting
+        return updates
 
     def _loss(self) -> PPOLoss:
         return PPOLoss(self.network, self.vf_coef, self.ent_coef, self.clip_vloss)

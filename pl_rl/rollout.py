@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pl_rl.acting import Acting, EagerActing
 from pl_rl.distributions import to_numpy
 from pl_rl.envs import AnyVectorEnv, restore_envs, save_envs
 from pl_rl.envs.faults import check_finite
@@ -106,6 +107,9 @@ class RolloutCollector:
         generator: Source of the numbers that actions are sampled with.
         normalizer: Stands between the observations and the network; learns from those of each step before it.
         reward_scaler: Scales the rewards of a rollout, and learns from them.
+
+    Attributes:
+        acting: How the network is asked for actions; another one may take its place between rollouts.
     """
 
     def __init__(
@@ -123,6 +127,7 @@ class RolloutCollector:
         self.generator = generator
         self.normalizer = normalizer
         self.reward_scaler = reward_scaler
+        self.acting: Acting = EagerActing(network)
         self.episodes = EpisodeStatistics(env.num_envs)
         self._obs: npt.NDArray[Any] | None = None
 
@@ -188,25 +193,21 @@ class RolloutCollector:
             raise RuntimeError("collect() needs a reset(seed) first")
         steps, num_envs = self.num_steps, self.env.num_envs
         device, distribution = next(self.network.parameters()).device, self.network.distribution
-        noise = distribution.noise((steps, num_envs), self.generator).to(device)
+        noise = distribution.noise((steps, num_envs), self.generator)
         obs = torch.empty((steps, *self._obs.shape), dtype=self.obs_dtype)
         rewards = np.empty((steps, num_envs), dtype=np.float32)
         terminated = np.empty((steps, num_envs), dtype=np.bool_)
         truncated = np.empty((steps, num_envs), dtype=np.bool_)
-        outputs, values, actions = [], [], []
         final_obs: dict[tuple[int, int], Tensor] = {}
 
+        self.acting.begin(obs, noise)
         # Taking all rows out of a tensor at once is cheaper than indexing it at each step.
-        obs_rows, noise_rows = obs.unbind(), noise.unbind()
+        obs_rows = obs.unbind()
         for t in range(steps):
-            if self.normalizer is not None:
-                self.normalizer.update(self._obs)
+            if self.normalizer is not None and not self.normalizer.update(self._obs):
+                check_finite(obs[:t], rewards[:t], self._obs, final_obs)
             obs_rows[t].copy_(self._as_input(self._obs))
-            policy_outputs, step_values = self.network(obs_rows[t].to(device))
-            outputs.append(policy_outputs)
-            values.append(step_values)
-            actions.append(distribution.sample(policy_outputs, noise_rows[t]))
-            env_actions = distribution.to_env(to_numpy(actions[t]))
+            env_actions = distribution.to_env(to_numpy(self.acting.act(t)))
             try:
                 self._obs, rewards[t], terminated[t], truncated[t], infos = self.env.step(env_actions)
             except EnvironmentFailure as failure:
@@ -219,18 +220,18 @@ class RolloutCollector:
             if ended is not None:
                 for i in np.flatnonzero(truncated[t] & ~terminated[t]):
                     final_obs[t, int(i)] = self._as_input(infos["final_obs"][i]).to(obs.dtype)
-        check_finite(obs if raw_obs is None else raw_obs, rewards, self._obs, final_obs)
-        all_values, next_values = self._with_next_values(values, final_obs)
-        all_actions = torch.stack(actions)
+        check_finite(obs, rewards, self._obs, final_obs)
+        outputs, values, actions = self.acting.decided()
+        values, next_values = self._with_next_values(values, final_obs)
         step_rewards = torch.from_numpy(rewards)
         if self.reward_scaler is not None:
             ended_steps = torch.from_numpy(terminated | truncated)
             step_rewards, self._discounted_sums = self.reward_scaler(step_rewards, ended_steps, self._discounted_sums)
         return Rollout(
             obs=obs.to(device),
-            actions=all_actions,
-            log_probs=distribution.log_prob(torch.stack(outputs), all_actions),
-            values=all_values,
+            actions=actions,
+            log_probs=distribution.log_prob(outputs, actions),
+            values=values,
             next_values=next_values,
             rewards=step_rewards.to(next_values),
             terminated=torch.from_numpy(terminated).to(device),
@@ -245,19 +246,17 @@ class RolloutCollector:
         normalized: Tensor = self.normalizer(tensor)
         return normalized
 
-    def _with_next_values(
-        self, values: list[Tensor], final_obs: dict[tuple[int, int], Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def _with_next_values(self, values: Tensor, final_obs: dict[tuple[int, int], Tensor]) -> tuple[Tensor, Tensor]:
         """Values and next values, both ``[T, N]``.
 
         Args:
-            values: ``[N]`` for each of ``T`` steps.
+            values: ``[T, N]``.
             final_obs: By (step, environment), the last observations of episodes that a time limit ended.
         """
         obs = self._as_input(self._obs).to(self.obs_dtype)
-        last_obs = torch.stack([*obs, *final_obs.values()]).to(values[0].device)
+        last_obs = torch.stack([*obs, *final_obs.values()]).to(values.device)
         last_values, final_values = self.network.value(last_obs).split([len(obs), len(final_obs)])
-        every_value = torch.stack([*values, last_values])
+        every_value = torch.cat([values, last_values.unsqueeze(0)])
         # In float32 at least, whatever the network computes in.
         every_value = every_value.to(torch.promote_types(every_value.dtype, torch.float32))
         next_values = every_value[1:].clone()

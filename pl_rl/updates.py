@@ -3,20 +3,22 @@
 Shapes: ``B`` samples of a minibatch, ``P`` trained parameters.
 """
 
+import ctypes
+import itertools
 import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from pl_rl.compilation import CompilationError, compile_function, find_compiler
+from pl_rl.compilation import Compiled, Library, find_compiler
+from pl_rl.errors import CompilationError
 from pl_rl.loss import Minibatch, PPOLoss
 
 # Parts of a minibatch whose intermediate results fit a processor's cache, and that threads share among themselves.
@@ -81,11 +83,10 @@ class EagerUpdates(Updates):
 
 
 class CompiledUpdates(Updates):
-    """The gradient as one compiled function of one flat vector of parameters, and Adam on that vector.
+    """The gradient as one compiled function, clipping and Adam as another, on the parameters where they lie.
 
-    For the time of an iteration the trained parameters, and Adam's averages, are copied into flat vectors. A large
-    minibatch is worked through in chunks of a size that depends on the minibatch alone, on as many threads as there
-    are processors; their gradients are added in order, so the number of threads does not change the result.
+    A large minibatch is worked through in chunks of a size that depends on the minibatch alone, on as many threads as
+    there are processors; their gradients are averaged in order, so the number of threads does not change the result.
 
     Raises:
         CompilationError: If this network, this optimiser or this machine does not allow it.
@@ -100,124 +101,135 @@ class CompiledUpdates(Updates):
         self._parameters = [param for group in optimizer.param_groups for param in group["params"]]
         trained = set(self._parameters)
         names = {param: name for name, param in loss.named_parameters()}
-        tensors = [*loss.named_parameters(), *loss.named_buffers()]
         if not trained <= names.keys():
             raise CompilationError("the optimiser trains more than the network")
         if {(param.dtype, param.device.type) for param in trained} != {(torch.float32, "cpu")}:
             raise CompilationError("it is made for float32 parameters on a CPU")
         self._names = [names[param] for param in self._parameters]
-        self._constants = {name: tensor for name, tensor in tensors if tensor not in trained}
-        self._expected = [(field.shape, field.dtype) for field in example]
-        self._chunks = _number_of_chunks(len(example.obs))
-        self._threads = min(self._chunks, _processors())
-        size = len(example.obs) // self._chunks
-        self._gradient_of = compile_function(
-            self._gradient,
-            [self._flatten(self._parameters), torch.zeros(()), *(x[:size] for x in example), *self._constants.values()],
-            instances=self._threads,
-        )
-        self._pool = ThreadPoolExecutor(max(1, self._threads - 1), initializer=torch.set_num_threads, initargs=(1,))
-        # The parameters, Adam's running means of the gradient and of its square, and where each lies in them.
-        self._vectors = [torch.zeros(sum(param.numel() for param in self._parameters)) for _ in range(3)]
-        self._views = [self._unflatten(vector) for vector in self._vectors]
+        tensors = [*loss.named_parameters(), *loss.named_buffers()]
+        self._constants = {name: tensor.detach() for name, tensor in tensors if tensor not in trained}
+        chunks = _number_of_chunks(len(example.obs))
+        self._threads = min(chunks, _processors())
+        self._minibatch = [(field.shape, field.dtype) for field in example]
+        part = [field[: len(field) // chunks].contiguous() for field in example]
+        self._chunk_bytes = [field.nbytes for field in part]
+        values = [param.detach() for param in self._parameters]
+        inputs = [*part, torch.zeros(()), *values, *self._constants.values()]
+        compiled = Compiled(self._gradient, inputs, self._threads)
+        adam = Library('#include "adam.cpp"\n')
+        self._step = adam.load().step
+        pointer, size = ctypes.c_void_p, ctypes.c_size_t
+        self._step.argtypes, self._step.restype = [pointer, size, pointer, size, ctypes.c_float, pointer], None
+        compiled.load()
+        self._gradients = torch.zeros(chunks, sum(param.numel() for param in self._parameters))
+        self._mean_gradient = self._gradients[0] if chunks == 1 else torch.zeros_like(self._gradients[0])
+        self._gradient_pieces = _pieces(self._mean_gradient, values)
+        self._calls = [
+            compiled.bind(inputs, [*_pieces(gradient, values), torch.zeros(len(PPOLoss.METRICS))], i % self._threads)
+            for i, gradient in enumerate(self._gradients)
+        ]
+        self._pool = ThreadPoolExecutor(max(1, self._threads - 1))
+        self._settings = (_Settings * len(self._parameters))()
+        self._table = (_Parameter * len(self._parameters))()
+        self._addresses: list[int] = []
+        self._shares: list[int] = []
+        self._checked = False
 
-    def _gradient(self, flat: Tensor, clip_coef: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        """What is compiled: the gradient ``[P]`` and the metrics.
+    def _gradient(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """What is compiled: the gradient of each parameter, and the metrics.
 
         Args:
-            flat: ``[P]``, the trained parameters.
-            clip_coef: Scalar.
-            tensors: The minibatch's, then what is not trained.
+            tensors: The minibatch's, the clipping coefficient, the parameters, then what is not trained.
         """
-        flat = flat.detach().requires_grad_()
-        minibatch, constants = Minibatch(*tensors[: len(Minibatch._fields)]), tensors[len(Minibatch._fields) :]
-        state = dict(zip(self._names, self._unflatten(flat), strict=True))
-        state |= zip(self._constants, constants, strict=True)
+        fields = len(Minibatch._fields)
+        minibatch, clip_coef, values = Minibatch(*tensors[:fields]), tensors[fields], tensors[fields + 1 :]
+        parameters = [value.detach().requires_grad_() for value in values[: len(self._names)]]
+        state = dict(zip([*self._names, *self._constants], [*parameters, *values[len(parameters) :]], strict=True))
         loss, metrics = functional_call(self.loss, state, (minibatch, clip_coef))
-        (gradient,) = torch.autograd.grad(loss, flat)
-        return gradient, metrics
+        return *torch.autograd.grad(loss, parameters, materialize_grads=True), metrics
 
     @contextmanager
     def iteration(self) -> Iterator[None]:
-        """Copies parameters and Adam's averages into flat vectors, and back."""
+        """Finds out where everything lies, and how many steps have been made."""
         states = [self._adam_state(param) for param in self._parameters]
-        steps = [state["step"] for state in states]
-        tensors = [[state[name] for state in states] for name in ("exp_avg", "exp_avg_sq")]
-        tensors.insert(0, [param.detach() for param in self._parameters])
-        for views, originals in zip(self._views, tensors, strict=True):
-            torch._foreach_copy_(views, originals)
-        # Neighbours in a group share one Adam if they have made as many steps, unlike one that was held for a while.
-        shares = [
-            (group, step, list(params))
-            for group in self.optimizer.param_groups
-            for step, params in groupby(group["params"], lambda param: self.optimizer.state[param]["step"].item())
+        of_adam = [[state[name] for name in ("exp_avg", "exp_avg_sq", "step")] for state in states]
+        addresses = [
+            tensor.data_ptr() for tensor in (*self._parameters, *self._constants.values(), *itertools.chain(*of_adam))
         ]
-        lengths = [sum(param.numel() for param in params) for _, _, params in shares]
-        counts = [torch.tensor(step) for _, step, _ in shares]
-        vectors = zip(*(vector.split(lengths) for vector in self._vectors), strict=True)
-        self._slices = [(group, count, *v) for (group, _, _), count, v in zip(shares, counts, vectors, strict=True)]
-        try:
-            yield
-        finally:
-            for views, originals in zip(self._views, tensors, strict=True):
-                torch._foreach_copy_(originals, views)
-            torch._foreach_copy_(
-                steps, [count for (*_, params), count in zip(shares, counts, strict=True) for _ in params]
+        groups = [number for number, group in enumerate(self.optimizer.param_groups) for _ in group["params"]]
+        # Corrections for the first steps differ where some parameters were held for a while.
+        kinds = [(group, int(state["step"])) for group, state in zip(groups, states, strict=True)]
+        distinct = list(dict.fromkeys(kinds))
+        shares = [distinct.index(kind) for kind in kinds]
+        if (addresses, shares) != (self._addresses, self._shares):
+            self._addresses, self._shares = addresses, shares
+            self._point_at(of_adam)
+        self._groups = [self.optimizer.param_groups[group] for group, _ in distinct]
+        self._counts = [steps for _, steps in distinct]
+        yield
+
+    def _point_at(self, of_adam: list[list[Tensor]]) -> None:
+        """Fill in the addresses of parameters, of Adam's state of each, and of what is not trained."""
+        for entry, param, state, gradient, share in zip(
+            self._table, self._parameters, of_adam, self._gradient_pieces, self._shares, strict=True
+        ):
+            tensors = (param, *state, gradient)
+            assert all(tensor.is_contiguous() for tensor in tensors)
+            entry.__init__(
+                *(tensor.data_ptr() for tensor in tensors), ctypes.addressof(self._settings[share]), param.numel()
             )
+        begin = len(self._minibatch) + 1
+        for call in self._calls:
+            for i, address in enumerate(self._addresses[: len(call.arguments) - begin], begin):
+                call.arguments[i] = address
 
     def gradient(self, minibatch: Minibatch, clip_coef: Tensor) -> Tensor:
         """In chunks, side by side."""
-        if self._expected:  # machine code would read past the end of anything else
-            assert self._expected == [(field.shape, field.dtype) for field in minibatch]
-            self._expected = []
-        constants = self._constants.values()
-        if self._chunks == 1:
-            self._grad, metrics = self._gradient_of(self._vectors[0], clip_coef, *minibatch, *constants)
-            return metrics
-        chunks = list(zip(*(field.chunk(self._chunks) for field in minibatch), strict=True))
+        if not self._checked:  # machine code would read past the end of anything else
+            assert self._minibatch == [(field.shape, field.dtype) for field in minibatch]
+            assert all(field.is_contiguous() for field in minibatch)
+            self._checked = True
+        metrics = torch.empty(len(self._calls), len(PPOLoss.METRICS))
+        addresses = [field.data_ptr() for field in minibatch]
+        for i, call in enumerate(self._calls):
+            for argument, (address, size) in enumerate(zip(addresses, self._chunk_bytes, strict=True)):
+                call.arguments[argument] = address + i * size
+            call.arguments[len(addresses)] = clip_coef.data_ptr()
+            call.results[len(self._parameters)] = metrics[i].data_ptr()
+        if len(self._calls) == 1:
+            self._calls[0]()
+            return metrics[0]
 
-        def work(thread: int) -> list[list[Tensor]]:
-            return [
-                self._gradient_of(self._vectors[0], clip_coef, *chunk, *constants, instance=thread)
-                for chunk in chunks[thread :: self._threads]
-            ]
+        def work(thread: int) -> None:
+            for call in self._calls[thread :: self._threads]:
+                call()
 
         others = [self._pool.submit(work, thread) for thread in range(1, self._threads)]
-        shares = [work(0), *(other.result() for other in others)]
-        parts = [shares[i % self._threads][i // self._threads] for i in range(self._chunks)]
-        self._grad, metrics = parts[0]
-        for grad, more in parts[1:]:
-            self._grad += grad
-            metrics += more
-        self._grad /= self._chunks
-        return metrics / self._chunks
+        work(0)
+        for other in others:
+            other.result()
+        torch.mean(self._gradients, 0, out=self._mean_gradient)
+        return metrics.mean(0)
 
     def step(self) -> Tensor:
-        """Clip as ``clip_grad_norm_`` does, then Adam on slices of the flat vectors."""
-        norm: Tensor = torch.linalg.vector_norm(self._grad)
-        divisor = None
-        if self.max_grad_norm < math.inf:
-            divisor = torch.add(norm, 1e-6).div_(self.max_grad_norm).clamp_(min=1)
-        begin = 0
-        for group, count, param, average, average_of_square in self._slices:
-            grad = self._grad[begin : (begin := begin + len(param))]
-            count += 1
-            torch._fused_adam_(
-                [param],
-                [grad],
-                [average],
-                [average_of_square],
-                [],
-                [count],
-                lr=group["lr"],
-                beta1=group["betas"][0],
-                beta2=group["betas"][1],
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-                amsgrad=False,
-                maximize=False,
-                grad_scale=divisor,
+        """Clip as ``clip_grad_norm_`` does, then Adam."""
+        self._counts = [count + 1 for count in self._counts]
+        # There may be as many settings as parameters, and mostly there is one.
+        for group, count, settings in zip(self._groups, self._counts, self._settings, strict=False):
+            beta1, beta2 = group["betas"]
+            correction, root_correction = 1 - beta1**count, math.sqrt(1 - beta2**count)
+            settings.__init__(
+                group["lr"], beta1, beta2, group["weight_decay"], group["eps"], correction, root_correction
             )
+        gradient, norm = self._mean_gradient, torch.empty(())
+        self._step(
+            self._table,
+            len(self._table),
+            gradient.data_ptr(),
+            gradient.numel(),
+            self.max_grad_norm,
+            norm.data_ptr(),
+        )
         return norm
 
     def close(self) -> None:
@@ -232,12 +244,32 @@ class CompiledUpdates(Updates):
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(param), torch.zeros_like(param)
         return state
 
-    def _flatten(self, tensors: Sequence[Tensor]) -> Tensor:
-        return torch.cat([tensor.detach().flatten() for tensor in tensors])
 
-    def _unflatten(self, flat: Tensor) -> list[Tensor]:
-        pieces = flat.split([param.numel() for param in self._parameters])
-        return [piece.view_as(param) for piece, param in zip(pieces, self._parameters, strict=True)]
+class _Settings(ctypes.Structure):
+    """Of parameters in one group that have made as many steps, as in ``native/adam.cpp``."""
+
+    _fields_ = [
+        (name, ctypes.c_float)
+        for name in ("rate", "beta1", "beta2", "decay", "epsilon", "correction", "root_correction")
+    ]
+
+
+class _Parameter(ctypes.Structure):
+    """As in ``native/adam.cpp``."""
+
+    _fields_ = [
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("value", "average", "average_of_square", "steps", "gradient", "settings")
+        ),
+        ("count", ctypes.c_size_t),
+    ]
+
+
+def _pieces(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """A flat vector as tensors of the shapes of others."""
+    pieces = flat.split([tensor.numel() for tensor in like])
+    return [piece.view(tensor.shape) for piece, tensor in zip(pieces, like, strict=True)]
 
 
 def _check_optimizer(optimizer: torch.optim.Optimizer) -> None:

@@ -1,0 +1,142 @@
+"""Choosing actions during a rollout, one operation at a time or as one compiled function.
+
+Shapes: ``T`` steps of a rollout, ``N`` environments, ``P`` outputs of the policy.
+"""
+
+from abc import ABC, abstractmethod
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from pl_rl.compilation import Compiled
+from pl_rl.networks import ActorCritic
+
+
+class Acting(ABC):
+    """A network's decisions over one rollout after another.
+
+    Args:
+        network: The policy and the value function; read at each step.
+    """
+
+    def __init__(self, network: ActorCritic) -> None:
+        self.network = network
+
+    @abstractmethod
+    def begin(self, obs: Tensor, noise: Tensor) -> None:
+        """A rollout begins: the observations ``[T, N, ...]``, still to be filled in, and the noise ``[T, N, ...]``."""
+
+    @abstractmethod
+    def act(self, t: int) -> Tensor:
+        """Actions ``[N]`` or ``[N, A]`` of step ``t``, whose observations are there by now."""
+
+    @abstractmethod
+    def decided(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the whole rollout: the policy's outputs ``[T, N, P]``, values ``[T, N]`` and actions ``[T, N, ...]``."""
+
+
+class EagerActing(Acting):
+    """Any network, any device."""
+
+    def begin(self, obs: Tensor, noise: Tensor) -> None:
+        """Take all rows out at once, which is cheaper than indexing at each step."""
+        device = next(self.network.parameters()).device
+        self._obs, self._noise = obs.unbind(), noise.to(device).unbind()
+        self._decided: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._device = device
+
+    def act(self, t: int) -> Tensor:
+        """By the modules of the network."""
+        outputs, values = self.network(self._obs[t].to(self._device))
+        actions = self.network.distribution.sample(outputs, self._noise[t])
+        self._decided.append((outputs, values, actions))
+        return actions
+
+    def decided(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Steps stacked."""
+        outputs, values, actions = (torch.stack(tensors) for tensors in zip(*self._decided, strict=True))
+        return outputs, values, actions
+
+
+class _Decision(nn.Module):
+    """Network and sampling in one module, so that the parameters of both can be given from outside."""
+
+    def __init__(self, network: ActorCritic) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Policy outputs, values and actions."""
+        outputs, values = self.network(obs)
+        return outputs, values, self.network.distribution.sample(outputs, noise)
+
+
+class CompiledActing(Acting):
+    """Network and sampling as one function, for one number of environments, from and into the rollout's own memory.
+
+    Args:
+        network: As for all.
+        obs: Observations ``[N, ...]``, for their shape and type.
+
+    Raises:
+        CompilationError: If this network or this machine does not allow it.
+    """
+
+    def __init__(self, network: ActorCritic, obs: Tensor) -> None:
+        super().__init__(network)
+        noise = network.distribution.noise((len(obs),), torch.Generator())
+        # Modules' own dictionaries, in which a buffer that is replaced is found too.
+        self._decision = _Decision(network)
+        self._places = []
+        self._names = [name for name, _ in [*self._decision.named_parameters(), *self._decision.named_buffers()]]
+        for full_name in self._names:
+            prefix, _, name = full_name.rpartition(".")
+            module = self._decision.get_submodule(prefix)
+            self._places.append((module._parameters if name in module._parameters else module._buffers, name))
+        self._compiled = Compiled(self._act, [obs, noise, *self._tensors()])
+
+    def load(self) -> None:
+        """Wait for the compiler.
+
+        Raises:
+            CompilationError: If it fails.
+        """
+        self._compiled.load()
+
+    def _tensors(self) -> list[Tensor]:
+        """The network's parameters and buffers, as they are now."""
+        tensors = cast(list[Tensor], [tensors[name] for tensors, name in self._places])
+        return [tensor.detach() for tensor in tensors]
+
+    def _act(self, obs: Tensor, noise: Tensor, *state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What is compiled."""
+        state_dict = dict(zip(self._names, state, strict=True))
+        decided: tuple[Tensor, Tensor, Tensor] = functional_call(self._decision, state_dict, (obs, noise))
+        return decided
+
+    def begin(self, obs: Tensor, noise: Tensor) -> None:
+        """Prepare a call for the first step; the others differ by their addresses."""
+        steps = len(obs)
+        self._decided = tuple(torch.empty(steps, *like.shape, dtype=like.dtype) for like in self._compiled.results)
+        assert obs.is_contiguous() and noise.is_contiguous()
+        rows = [tensor[0] for tensor in self._decided]
+        self._call = self._compiled.bind([obs[0], noise[0], *self._tensors()], rows)
+        self._moving = [(tensor.data_ptr(), tensor[0].nbytes) for tensor in (obs, noise, *self._decided)]
+        self._actions = self._decided[2].unbind()
+
+    def act(self, t: int) -> Tensor:
+        """One call."""
+        call = self._call
+        (obs, obs_bytes), (noise, noise_bytes), *written = self._moving
+        call.arguments[0], call.arguments[1] = obs + t * obs_bytes, noise + t * noise_bytes
+        for i, (address, size) in enumerate(written):
+            call.results[i] = address + t * size
+        call()
+        return self._actions[t]
+
+    def decided(self) -> tuple[Tensor, Tensor, Tensor]:
+        """As it was written."""
+        outputs, values, actions = self._decided
+        return outputs, values, actions

@@ -1,0 +1,38 @@
+// Gradient clipping and Adam (https://arxiv.org/abs/1412.6980), on parameters wherever they lie.
+#include "kernels.h"
+
+// As torch's fused Adam takes them; the corrections are 1 - beta1^step and sqrt(1 - beta2^step).
+struct Settings {
+  float rate, beta1, beta2, decay, epsilon, correction, root_correction;
+};
+
+struct Parameter {
+  float *value, *average, *average_of_square, *steps;
+  const float* gradient;
+  const Settings* settings;
+  size count;
+};
+
+// Clips the gradient, which lies in one piece, as torch's clip_grad_norm_ does, and steps; tells its norm before.
+extern "C" void step(const Parameter* parameters, size count, const float* gradient, size total, float max_norm,
+                     float* norm_before) {
+  float sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (size i = 0; i < total; i++) sum += gradient[i] * gradient[i];
+  float norm = *norm_before = __builtin_sqrtf(sum), scale = max_norm / (norm + 1e-6f);
+  scale = scale < 1.f ? scale : max_norm == __builtin_inff() || scale >= 1.f ? 1.f : scale;  // NaN stays
+  for (const Parameter* p = parameters; p < parameters + count; p++) {
+    Settings s = *p->settings;
+    *p->steps += 1;
+#pragma GCC ivdep
+    for (size i = 0; i < p->count; i++) {
+      float g = p->gradient[i] * scale + s.decay * p->value[i];
+      float average = p->average[i] + (1.f - s.beta1) * (g - p->average[i]);
+      float average_of_square = s.beta2 * p->average_of_square[i] + (1.f - s.beta2) * g * g;
+      p->average[i] = average;
+      p->average_of_square[i] = average_of_square;
+      float root = __builtin_sqrtf(average_of_square) / s.root_correction;
+      p->value[i] -= s.rate / s.correction * average / (root + s.epsilon);
+    }
+  }
+}

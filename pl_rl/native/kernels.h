@@ -1,0 +1,202 @@
+// What generated functions are made of: elementary functions that the compiler can vectorise, and matrix products.
+//
+// It needs no header, as reading those of C++ takes longer than compiling all this.
+
+typedef unsigned char uint8;
+typedef long long int64;
+typedef __SIZE_TYPE__ size;
+
+#define INLINE static inline __attribute__((always_inline))
+
+// --- Elementary functions ---------------------------------------------------------------------------------------------
+
+INLINE float bits_to_float(int bits) { return __builtin_bit_cast(float, bits); }
+INLINE int float_to_bits(float x) { return __builtin_bit_cast(int, x); }
+
+// e^x = 2^n e^r with |r| <= ln(2) / 2. Returns e^r - 1 by its Taylor series, whose next term is below the last bit.
+INLINE float exp_parts(float x, float& n) {
+  n = __builtin_rintf(x * 1.44269504f);
+  float r = x - n * 0.693145752f;  // ln(2) with few bits, so that the product is exact
+  r = r - n * 1.42860677e-6f;      // the rest of ln(2)
+  float p = 1.f / 5040;
+  p = p * r + 1.f / 720;
+  p = p * r + 1.f / 120;
+  p = p * r + 1.f / 24;
+  p = p * r + 1.f / 6;
+  p = p * r + 0.5f;
+  return p * r * r + r;
+}
+
+INLINE float exp_of(float x) {
+  x = x > 89.f ? 89.f : x;  // beyond, all is infinite, or zero; NaN stays
+  x = x < -104.f ? -104.f : x;
+  float n;
+  float p = exp_parts(x, n);
+  int k = (int)n, half = k >> 1;  // in two factors, as 2^n may lie beyond the range of floats where e^x does not
+  return (1.f + p) * bits_to_float((half + 127) << 23) * bits_to_float((k - half + 127) << 23);
+}
+
+// e^x - 1, to the last bits also near zero.
+INLINE float expm1_of(float x) {
+  x = x > 89.f ? 89.f : x;  // infinite
+  x = x < -40.f ? -40.f : x;  // -1
+  float n;
+  float p = exp_parts(x, n);
+  float power = bits_to_float(((int)n + 127) << 23);
+  return power * p + (power - 1.f);
+}
+
+INLINE float tanh_of(float x) {
+  float e = expm1_of(-2.f * __builtin_fabsf(x));
+  return __builtin_copysignf(-e / (e + 2.f), x);
+}
+
+INLINE float sigmoid_of(float x) { return 1.f / (1.f + exp_of(-x)); }
+
+// x = 2^e m with m around 1; log(m) = 2 artanh((m - 1) / (m + 1)) by its series.
+INLINE float log_of(float x) {
+  bool small = x < 1.17549435e-38f;
+  int bits = float_to_bits(small ? x * 8388608.f : x);
+  int exponent = (bits - 0x3f3504f3) >> 23;  // of sqrt(1/2)
+  float m = bits_to_float(bits - (exponent << 23));
+  float e = (float)(small ? exponent - 23 : exponent);
+  float s = (m - 1.f) / (m + 1.f), square = s * s;
+  float series = square * (1.f / 3 + square * (1.f / 5 + square * (1.f / 7 + square * (1.f / 9))));
+  float result = e * 0.693145752f + (2.f * s + (2.f * s * series + e * 1.42860677e-6f));
+  result = x == __builtin_inff() ? x : result;
+  result = x == 0.f ? -__builtin_inff() : result;
+  return x < 0.f || x != x ? __builtin_nanf("") : result;
+}
+
+// As torch has them: NaN wins.
+template <class T> INLINE T maximum(T a, T b) { return a > b || a != a ? a : b; }
+template <class T> INLINE T minimum(T a, T b) { return a < b || a != a ? a : b; }
+template <class T> INLINE T absolute(T x) { return x < 0 ? -x : x; }
+template <class T> INLINE T square(T x) { return x * x; }
+INLINE float relu(float x) { return x < 0.f ? 0.f : x; }
+INLINE float sign(float x) { return (float)(x > 0.f) - (float)(x < 0.f); }
+
+// --- Matrix products --------------------------------------------------------------------------------------------------
+
+#if defined(__AVX512F__)
+enum { LANES = 16, ROWS = 14 };  // 28 of 32 registers hold a tile of the result
+#elif defined(__AVX__)
+enum { LANES = 8, ROWS = 6 };
+#else
+enum { LANES = 4, ROWS = 6 };
+#endif
+enum { DEPTH = 256 };  // so that a panel of the right matrix fits the first cache
+
+typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int Lanes __attribute__((vector_size(4 * LANES)));
+
+// A block of LANES x LANES, transposed: in each step, blocks of twice the size.
+INLINE void transpose_block(const float* from, size stride, float* to, size to_stride) {
+  Vector rows[LANES];
+#pragma GCC unroll 16
+  for (int i = 0; i < LANES; i++) rows[i] = *(const Vector*)(from + i * stride);
+#pragma GCC unroll 4
+  for (int step = 1; step < LANES; step *= 2) {
+    Lanes upper, lower;
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++) {
+      upper[i] = i & step ? LANES + (i ^ step) : i;
+      lower[i] = i & step ? LANES + i : i ^ step;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++) {
+      if (i & step) continue;
+      Vector first = rows[i], second = rows[i | step];
+      rows[i] = __builtin_shuffle(first, second, upper);
+      rows[i | step] = __builtin_shuffle(first, second, lower);
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < LANES; i++) *(Vector*)(to + i * to_stride) = rows[i];
+}
+
+// Columns [0, width) of a right matrix, `depth` rows of it, as rows of `padded` columns.
+static void pack(const float* b, size row, size column, size depth, size width, size padded, float* to) {
+  size whole = 0;
+  if (column != 1 && row == 1 && width == padded)
+    for (; whole + LANES <= depth; whole += LANES)
+      for (size j = 0; j < width; j += LANES)
+        transpose_block(b + whole + j * column, column, to + whole * padded + j, padded);
+  for (size k = whole; k < depth; k++) {
+    const float* from = b + k * row;
+    float* line = to + k * padded;
+    if (column == 1 && width == padded)
+      for (size j = 0; j < padded; j += LANES) *(Vector*)(line + j) = *(const Vector*)(from + j);
+    else
+      for (size j = 0; j < padded; j++) line[j] = j < width ? from[j * column] : 0.f;
+  }
+}
+
+struct Tile {
+  const float *a, *b, *start;  // start: what the product is added to, if anything
+  size a_row, a_column, start_row, depth;
+  float* c;
+  size c_row;
+};
+
+// R rows and V vectors of columns of the result, all of them in registers.
+template <int R, int V> static void multiply_tile(const Tile& t) {
+  Vector sums[R][V];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 2
+    for (int v = 0; v < V; v++)
+      sums[r][v] = t.start ? *(const Vector*)(t.start + r * t.start_row + v * LANES) : Vector{};
+  const float *a = t.a, *b = t.b;
+  for (size k = 0; k < t.depth; k++, a += t.a_column, b += V * LANES) {
+    Vector right[V];
+#pragma GCC unroll 2
+    for (int v = 0; v < V; v++) right[v] = *(const Vector*)(b + v * LANES);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 2
+      for (int v = 0; v < V; v++) sums[r][v] += a[r * t.a_row] * right[v];
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 2
+    for (int v = 0; v < V; v++) *(Vector*)(t.c + r * t.c_row + v * LANES) = sums[r][v];
+}
+
+template <int R, int V> INLINE void multiply_rows(int rows, const Tile& tile) {
+  if (rows == R) multiply_tile<R, V>(tile);
+  else if constexpr (R > 1) multiply_rows<R - 1, V>(rows, tile);
+}
+
+// c[m][n] = start[m][n] + sum over k of a[m][k] b[k][n]; every matrix by its strides, but c by rows. `panel` is room
+// for DEPTH rows of 2 LANES columns of b.
+static void multiply(size m, size n, size k, const float* a, size a_row, size a_column, const float* b, size b_row,
+                     size b_column, const float* start, size start_row, size start_column, float* c, float* panel) {
+  float edge[ROWS * 2 * LANES];  // a tile that lies across the right edge
+  size tiles = (m + ROWS - 1) / ROWS;
+  for (size depth = 0; depth < k; depth += DEPTH)
+    for (size column = 0; column < n; column += 2 * LANES) {
+      size width = n - column < 2 * LANES ? n - column : 2 * LANES, padded = width > LANES ? 2 * LANES : LANES;
+      size part = k - depth < DEPTH ? k - depth : DEPTH;
+      pack(b + depth * b_row + column * b_column, b_row, b_column, part, width, padded, panel);
+      for (size i = 0; i < tiles; i++) {
+        size row = i * m / tiles;
+        int rows = (int)((i + 1) * m / tiles - row);
+        float* result = c + row * n + column;
+        const float* sum = start + row * start_row + column * start_column;
+        size sum_row = start_row, sum_column = start_column;
+        if (depth) sum = result, sum_row = n, sum_column = 1;
+        bool added = start || depth, across = width < padded || (added && sum_column != 1);
+        if (across && added)
+          for (int r = 0; r < rows; r++)
+            for (size j = 0; j < width; j++) edge[r * padded + j] = sum[r * sum_row + j * sum_column];
+        Tile tile{a + row * a_row + depth * a_column, panel, added ? across ? edge : sum : 0, a_row, a_column,
+                  across ? padded : sum_row, part, across ? edge : result, across ? padded : n};
+        if (padded > LANES) multiply_rows<ROWS, 2>(rows, tile);
+        else multiply_rows<ROWS, 1>(rows, tile);
+        if (across)
+          for (int r = 0; r < rows; r++)
+            for (size j = 0; j < width; j++) result[r * n + j] = edge[r * padded + j];
+      }
+    }
+}

@@ -1,0 +1,128 @@
+"""Operations as machine code: what torch computes, for each kind of operation, layout and shape."""
+
+import gymnasium as gym
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as nnf
+
+from pl_rl.compilation import CompilationError, compile_function
+
+ROWS = torch.linspace(-3, 3, 15).view(3, 5)
+SQUARE = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
+CHOICES = torch.tensor([[0, 4], [3, 3], [1, 2]])
+
+
+def gradient_of(function, x):
+    """Of a sum, so that backward operations are compiled too."""
+    x = x.detach().requires_grad_()
+    return torch.autograd.grad(function(x).float().square().sum(), x)[0]
+
+
+FUNCTIONS = {
+    "activations": (lambda x: (nnf.elu(x), nnf.silu(x), nnf.gelu(x), nnf.leaky_relu(x), x.sigmoid(), x.tanh()), [ROWS]),
+    "their gradients": (
+        lambda x: [gradient_of(f, x) for f in (nnf.elu, nnf.silu, nnf.gelu, torch.tanh, nnf.softplus)],
+        [ROWS],
+    ),
+    "powers": (lambda x: (x**2, x**3, x.abs() ** 0.5, x.abs() ** 1.7, 1 / (x + 9), x.square()), [ROWS]),
+    "integers": (lambda x: (x + 1, x * 2.5, x.float() / 2, x.abs().sum()), [CHOICES]),
+    "comparisons": (lambda x: (x > 0, (x >= 0.5) | (x != x), torch.where(x > 0, x, -2 * x), x.sign()), [ROWS]),
+    "sums": (lambda x: (x.sum(), x.sum(0), x.sum(1), x.mean(1, keepdim=True), x.t().sum(0), x.amax(1)), [ROWS]),
+    "extremes": (
+        lambda x: (x.argmax(-1), x.t().argmax(0, keepdim=True), x.amin(0), x.clamp(-1), x.clamp(max=1)),
+        [ROWS],
+    ),
+    "variances": (lambda x: (x.var(0), x.std(1, unbiased=False), nnf.layer_norm(x, (5,))), [ROWS]),
+    "softmax": (lambda x: (x.softmax(1), x.log_softmax(0), gradient_of(lambda y: y.log_softmax(1), x)), [ROWS]),
+    "views": (lambda x: (x.t().reshape(-1), x[1:, ::2] + 1, x[:, 1], x.unfold(1, 2, 3).sum(-1)), [ROWS]),
+    "gradients of views": (lambda x: [gradient_of(lambda y: y[1:, 2:4], x), gradient_of(lambda y: y[:, 1], x)], [ROWS]),
+    "pieces": (lambda x: (torch.cat([x, 2 * x], 1), torch.stack([x, -x]), *x.split([2, 3], 1)), [ROWS]),
+    "choices": (
+        lambda x, i: (x.gather(1, i), gradient_of(lambda y: y.gather(1, i), x), x.scatter(1, i[:, :1], 7.0)),
+        [ROWS, CHOICES],
+    ),
+    "constants": (lambda x: (x + torch.tensor([1.0, torch.inf, -1.0, 0.1, 2.0]), torch.full((2,), 3), x * 0.1), [ROWS]),
+    "broadcasting": (lambda x: (x[:, :1] * x[:1] + x.sum(), x.expand(2, 3, 5) - x[0], x.t() + x.t()), [ROWS]),
+    "batches of products": (lambda x: (torch.bmm(x.expand(2, 4, 4), x.t().expand(2, 4, 4)), x @ x[0]), [SQUARE]),
+    "the same twice": (lambda x: (x.exp() * x.exp(), x, x, x.t()), [ROWS]),
+    "edges": (
+        lambda x: (x.exp(), x.log(), x.tanh(), x.relu(), x.clamp(-1, 1), torch.maximum(x, -x), x.expm1()),
+        [torch.tensor([0.0, -0.0, 1e-30, -1e-6, 100.0, -100.0, torch.inf, -torch.inf, torch.nan])],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_compiled_function_is_what_torch_computes(name):
+    function, inputs = FUNCTIONS[name]
+    outputs = compile_function(lambda *arguments: tuple(function(*arguments)), inputs)(*inputs)
+    for output, expected in zip(outputs, function(*inputs), strict=True):
+        torch.testing.assert_close(output, expected, rtol=2e-6, atol=1e-6, equal_nan=True, check_stride=False)
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (8, 2, 3), (15, 33, 17), (64, 128, 300), (100, 1, 513), (3, 70, 31)])
+def test_products_of_all_shapes_and_layouts(sizes):
+    m, n, k = sizes
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(shape, generator=generator) for shape in [(m, k), (k, n)])
+    left_by_columns, right_by_columns = left.t().contiguous(), right.t().contiguous()
+    bias = torch.randn(n, generator=generator)
+
+    def products(a, b, a_by_columns, b_by_columns, c):
+        return (
+            a @ b,
+            torch.addmm(c, a, b_by_columns.t()),
+            a_by_columns.t() @ b,
+            torch.addmm(c, a_by_columns.t(), b_by_columns.t()),
+        )
+
+    inputs = [left, right, left_by_columns, right_by_columns, bias]
+    exact = left.double() @ right.double()
+    for output, added in zip(compile_function(products, inputs)(*inputs), [0, bias, 0, bias], strict=True):
+        torch.testing.assert_close(output.double(), exact + added, rtol=1e-5, atol=1e-5 * k**0.5)
+
+
+def test_elementary_functions_are_exact_to_the_last_bits():
+    x = torch.linspace(-87, 88, 100_003)
+    inputs = [x, x.exp(), x / 87, torch.linspace(-1e-3, 1e-3, 1001)]
+
+    def functions(x, positive, small, tiny):
+        return x.exp(), positive.log(), small.tanh(), tiny.tanh(), tiny.expm1()
+
+    exact = functions(*(tensor.double() for tensor in inputs))
+    for output, expected in zip(compile_function(functions, inputs)(*inputs), exact, strict=True):
+        error = (output - expected).abs() / expected.abs().clamp(min=1e-37)
+        assert error.max() < 4 * 2**-24
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (lambda x: (nn.functional.conv1d(x.view(1, 3, 5), torch.ones(1, 3, 2)),), "aten.convolution.default"),
+        (lambda x: (x.double() + 1,), "computes in torch.float64"),
+        (lambda x: (x.sort()[0],), "aten.sort.default"),
+    ],
+)
+def test_what_it_is_not_made_for_is_named(function, reason):
+    with pytest.raises(CompilationError, match=reason):
+        compile_function(function, [ROWS])
+
+
+def test_layers_that_networks_are_made_of():
+    torch.manual_seed(0)
+    space = gym.spaces.Box(-1, 1, (6,))
+    network = nn.Sequential(
+        nn.Linear(space.shape[0], 8), nn.LayerNorm(8), nn.GELU(), nn.Unflatten(1, (2, 4)), nn.Flatten()
+    )
+    parameters = list(network.parameters())
+    names = [name for name, _ in network.named_parameters()]
+
+    def gradients(obs, *values):
+        values = [value.detach().requires_grad_() for value in values]
+        outputs = torch.func.functional_call(network, dict(zip(names, values, strict=True)), obs)
+        return *torch.autograd.grad(outputs.square().mean(), values), outputs.detach()
+
+    inputs = [torch.randn(16, 6), *(parameter.detach() for parameter in parameters)]
+    for output, expected in zip(compile_function(gradients, inputs)(*inputs), gradients(*inputs), strict=True):
+        torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-6)
