@@ -79,6 +79,15 @@ def continue_logs(loggers: list[Logger], run: Path, logs: list[dict[str, Any]], 
     return missing
 
 
+def open_csv(loggers: list[Logger]) -> None:
+    """Open CSV files in a directory of which only the lock is there, which Lightning would warn of."""
+    for logger in loggers:
+        if isinstance(logger, CSVLogger):
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", r"Experiment logs directory")
+                _ = logger.experiment
+
+
 def place_aside(folder: Path, name: str) -> Path:
     """A free path in the folder for what a resume replaces."""
     replaced = folder / REPLACED

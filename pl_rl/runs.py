@@ -3,14 +3,18 @@
 A run is a ``version_N`` folder under the log root, with its event files, ``config.yaml`` and ``checkpoints/``.
 """
 
+import contextlib
 import os
 import re
 from pathlib import Path
+
+import yaml
 
 from pl_rl.checkpoints import STATE_KEY, Damaged, read_checkpoint
 from pl_rl.errors import UsageError
 
 LOG_ROOT = Path("lightning_logs")
+COMMAND_FILE = "command.yaml"
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 
 
@@ -98,6 +102,24 @@ def newest_sound_checkpoint(run: Path) -> Path:
     for path, fault in faults.items():
         print(f"passed over {shown(path)}: {fault}", flush=True)
     return max(reached, key=lambda path: reached[path])
+
+
+def note_command(run: Path, command: list[str]) -> None:
+    """Write down the command that began a run, unless there is a note."""
+    note = run / COMMAND_FILE
+    if not note.exists():
+        partial = note.with_name(f".{note.name}.partial")
+        partial.write_text(yaml.safe_dump({"command": command}, allow_unicode=True))
+        partial.replace(note)
+
+
+def run_begun_by(command: list[str], log_root: Path) -> Path | None:
+    """The newest run that a command began, word for word; ``None`` if there is none."""
+    for run in reversed(runs_under(log_root)):
+        with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
+            if yaml.safe_load((run / COMMAND_FILE).read_text()) == {"command": command}:
+                return run
+    return None
 
 
 def run_of_checkpoint(checkpoint: Path) -> Path | None:

@@ -3,8 +3,10 @@
 This package is the only place that knows jsonargparse and LightningCLI.
 """
 
+import errno
 import logging
 import re
+import signal
 import sys
 import warnings
 
@@ -17,6 +19,9 @@ from pl_rl.cli.verbs import OWN_VERBS
 from pl_rl.errors import RunFailure, UsageError
 from pl_rl.ppo import PPO
 from pl_rl.trainer import Trainer
+
+# Of the disk rather than of the program.
+STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 DESCRIPTION = """PPO whose runs can be stopped and continued.
 
@@ -37,8 +42,8 @@ def main(args: list[str] | None = None) -> None:
         if args[0] in OWN_VERBS:
             OWN_VERBS[args[0]](args[1:])
             return
-        # A flag, where jsonargparse asks for a value.
-        args = ["--branch=true" if arg == "--branch" else arg for arg in args]
+        # Flags, where jsonargparse asks for a value.
+        args = [f"{arg}=true" if arg in ("--branch", "--auto_resume") else arg for arg in args]
         CLI(
             PPO,
             save_config_callback=SaveConfig,
@@ -59,6 +64,12 @@ def main(args: list[str] | None = None) -> None:
         fail(error, status=2)
     except RunFailure as error:
         fail(error, status=1)
+    except OSError as error:
+        if error.errno not in STORAGE_ERRORS:
+            raise
+        fail(f"{error}; the checkpoints that are there are whole: continue with --ckpt_path last", status=1)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
 
 
 def _check_verb(args: list[str]) -> None:

@@ -3,6 +3,7 @@
 Shapes: ``N`` environments.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from gymnasium.vector.async_vector_env import AsyncState
 from gymnasium.vector.utils import concatenate
 
 EnvFns = Sequence[Callable[[], gym.Env[Any, Any]]]
@@ -21,6 +23,12 @@ class AsyncEnvs(AsyncVectorEnv):
 
     def __init__(self, env_fns: EnvFns) -> None:
         super().__init__(env_fns, autoreset_mode=AutoresetMode.SAME_STEP)
+
+    def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
+        """End the processes; those that are in the middle of a step, where a run was interrupted, without waiting."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*Calling `close` while waiting")
+            super().close_extras(timeout, terminate or self._state != AsyncState.DEFAULT)
 
     def _add_info(self, vector_infos: dict[str, Any], env_info: dict[str, Any], env_num: int) -> dict[str, Any]:
         """Gather what rollouts read and no more, as gathering the rest takes longer than a step."""
