@@ -36,16 +36,6 @@ def train(
     auto_resume=False,
     **settings,
 ):
-    root,
-    until,
-    ckpt_path=None,
-    seed=0,
-    trainer_class=pl_rl.Trainer,
-    branch=None,
-    callbacks=None,
-    auto_resume=False,
-    **settings,
-):
     """Train in new objects, as a new process would; the model and the trainer."""
     L.seed_everything(seed, verbose=False)
     model = pl_rl.PPO(**{**RUN, **settings})
