@@ -8,6 +8,7 @@ import logging
 import re
 import signal
 import sys
+import threading
 import warnings
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -37,6 +38,7 @@ def main(args: list[str] | None = None) -> None:
     """
     args = sys.argv[1:] if args is None else args
     _quieten_lightning()
+    threading.excepthook = _quiet_about_the_disk
     try:
         _check_verb(args)
         if args[0] in OWN_VERBS:
@@ -85,6 +87,12 @@ def _check_verb(args: list[str]) -> None:
     asks = {"-h", "--help", "--print_config"}.intersection(arg.partition("=")[0] for arg in args)
     if args[0] in ("validate", "test", "predict") and not asks and setting(args, "ckpt_path") is None:
         raise UsageError(f"{args[0]} needs a trained policy; add --ckpt_path last, or the path of a checkpoint")
+
+
+def _quiet_about_the_disk(failure: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread cannot write: that is raised where the log is next written or flushed, and said there."""
+    if not (isinstance(failure.exc_value, OSError) and failure.exc_value.errno in STORAGE_ERRORS):
+        threading.__excepthook__(failure)
 
 
 def _quieten_lightning() -> None:
