@@ -14,7 +14,8 @@ from pl_rl.auto_resume import queued_again
 from pl_rl.callbacks import PretrainedCheckpoint, RunCheckpoint, RunProgressBar, RunSummary
 from pl_rl.callbacks.run_directory import LOGS_KEY
 from pl_rl.checkpoints import read_checkpoint
-from pl_rl.cli.parsing import ConfigFile, option, setting
+from pl_rl.cli.parsing import ConfigFile, option, read_yaml, setting
+from pl_rl.cli.trust import check_names
 from pl_rl.evaluation import Episodes
 from pl_rl.ppo import PPO
 from pl_rl.runs import (
@@ -90,12 +91,16 @@ class CLI(LightningCLI):
         if Path(given).absolute() != path:
             print(f"checkpoint: {shown(path)}", flush=True)
         checkpoint = read_checkpoint(path)
-        network_from_description(checkpoint["hyper_parameters"]["network"])
         parser = self._subcommand_parsers[args[0]]
         parser.set_defaults({f"model.{name}": value for name, value in checkpoint["hyper_parameters"].items()})
         # A run without logs has no directory of its own, and what lies where it was started is not its configuration.
         run = run_of_checkpoint(path) if checkpoint[LOGS_KEY] else None
         own_config = config_of_run(run) if run is not None else None
+        named: list[Any] = [{"model": checkpoint["hyper_parameters"]}]
+        if own_config is not None and option(args, "-c", "--config") is None:
+            named.append(read_yaml(own_config))
+        check_names(path, log_root, named, args)
+        network_from_description(checkpoint["hyper_parameters"]["network"])
         if own_config is not None and option(args, "-c", "--config") is None:
             args = [args[0], "--config", str(own_config), *args[1:]]
         return [*args, "--ckpt_path", str(path)]
