@@ -46,12 +46,12 @@ class DurableCheckpointIO(TorchCheckpointIO):
             return
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
-        content = with_checksum(buffer.getvalue())
+        archive = buffer.getvalue()
         self.finish()
-        if len(content) < LARGE:
-            _write(content, Path(path))
+        if len(archive) < LARGE:
+            _write(archive, Path(path))
         else:
-            self._submit(_write, content, Path(path))
+            self._submit(_write, archive, Path(path))
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove a checkpoint, after what is being written; not at all if that fails."""
@@ -89,13 +89,13 @@ class DurableCheckpointIO(TorchCheckpointIO):
             super().remove_checkpoint(path)
 
 
-def _write(content: bytes, path: Path) -> None:
+def _write(archive: bytes, path: Path) -> None:
     # Fixed names: what a kill leaves behind is overwritten by the next save.
     partial, replaced = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.replaced")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
-            file.write(content)
+            file.write(with_checksum(archive))
             file.flush()
             os.fsync(file.fileno())
             if hasattr(os, "posix_fadvise"):
