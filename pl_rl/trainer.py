@@ -137,6 +137,8 @@ class Trainer(L.Trainer):
             missing_logs = RunDirectory.reuse(self, path, checkpoint, cut=self._goes_on(checkpoint))
             if isinstance(model, Agent):
                 model.missing_logs = missing_logs
+        if "://" in str(self.log_dir or self.default_root_dir):  # a remote store has neither locks nor one writer
+            return
         run = Path(self.log_dir or self.default_root_dir).absolute()
         if continued is not None and run.exists() and run.samefile(continued):
             return
