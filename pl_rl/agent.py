@@ -18,6 +18,7 @@ import torch
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.utilities import rank_zero_info
 
+from pl_rl.checkpoints import STATE_KEY, migrate
 from pl_rl.envs import EnvConfig, make_env, make_vector_env, vectorization_of
 from pl_rl.errors import EnvironmentFailure, UsageError
 from pl_rl.evaluation import Episodes, evaluate, record
@@ -244,6 +245,8 @@ class Agent(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another network, before Lightning fails over its tensors one by one."""
+        if STATE_KEY in checkpoint:  # a file of weights alone has no format of ours
+            migrate(checkpoint)  # the first hook that sees what Lightning read
         self.check_fit(checkpoint)
 
     def check_fit(self, checkpoint: Mapping[str, Any]) -> None:

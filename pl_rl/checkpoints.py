@@ -1,8 +1,10 @@
 """Reading checkpoints. Every file is opened with ``weights_only=True``: nothing in it is ever executed."""
 
+import hashlib
+import io
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +17,83 @@ STATE_KEY = "pl_rl"
 FORMAT_VERSION = 1
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of one of our checkpoints, on the CPU.
+# Format N to N + 1, in place. Whoever changes what a checkpoint holds raises FORMAT_VERSION, adds the step from the
+# format before, and freezes a file of the new one with ``tests/data/checkpoints/make.py``; the older files stay.
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], None]] = {}
+
+_END = b"PK\x05\x06"  # with which the last record of a zip archive begins, 22 bytes of it and the comment
+_CHECKSUM = b"pl_rl sha256 "
+
+
+def with_checksum(archive: bytes) -> bytes:
+    """What ``torch.save`` wrote, with a checksum of it all as the archive's comment, which other readers pass over."""
+    body = archive[:-2]  # the length of the comment follows
+    comment = _CHECKSUM + hashlib.sha256(body).hexdigest().encode()
+    return body + len(comment).to_bytes(2, "little") + comment
+
+
+class Damaged(UsageError):
+    """A file that is no sound checkpoint.
+
+    Attributes:
+        reason: Why not, in words.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(
+            f"{str(path)!r} is no checkpoint, or a damaged one: {reason}; use another one (--ckpt_path last takes the "
+            "newest sound one of a run)"
+        )
+        self.reason = reason
+
+
+def load_sound(path: Path) -> Any:
+    """What a file of ``torch.save`` holds, on the CPU, after its checksums were compared.
 
     Raises:
-        UsageError: If the file cannot be read, or is not one of ours.
+        Damaged: If it cannot be read, is damaged, or holds more than plain data.
     """
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # torch does not compare the checksums that it writes
+        content = path.read_bytes()
+        fault = fault_of(content)
+        if fault is None:
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load fails in as many ways as a file can be broken
-        raise UsageError(f"{str(path)!r} is no checkpoint, or a damaged one: {_reason(error)}") from error
-    if damaged is not None:
-        raise UsageError(f"{str(path)!r} is a damaged checkpoint: the checksum of {damaged} is wrong; use another one")
-    return check_content(str(path), checkpoint)
+        raise Damaged(path, _reason(error)) from error
+    raise Damaged(path, fault)
+
+
+def fault_of(content: bytes) -> str | None:
+    """What is wrong with a file's bytes, in words; without opening what they hold.
+
+    The checksums of a file that was saved without :func:`with_checksum` do not cover the spaces between its parts.
+    """
+    size = 2 + len(_CHECKSUM) + 64
+    body, tail = content[:-size], content[-size:]
+    if tail[2:].startswith(_CHECKSUM):
+        right = content == with_checksum(body + b"\0\0")
+        return None if right else "its checksum is wrong"
+    if content[-22:-18] != _END or content[-2:] != b"\0\0":
+        return "it is cut short" if content.startswith(b"PK") else "it is not what torch.save writes"
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        damaged = archive.testzip()  # torch does not compare the checksums that it writes
+    return None if damaged is None else f"the checksum of {damaged} is wrong"
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of one of our checkpoints, on the CPU and in the present format.
+
+    Raises:
+        UsageError: If the file cannot be read, is damaged, is not one of ours or comes from a newer version.
+    """
+    return check_content(str(path), load_sound(path))
 
 
 def check_content(path: str, checkpoint: Any) -> dict[str, Any]:
-    """What a file holds, if it is a checkpoint that this version reads.
+    """What a file holds, in the present format.
 
     Raises:
-        UsageError: If it is not.
+        UsageError: If it is not a checkpoint of ours, or comes from a newer version.
     """
     if not isinstance(checkpoint, dict) or STATE_KEY not in checkpoint:
         raise UsageError(f"{path!r} is not a checkpoint of pl_rl; a run's are in its checkpoints/ folder")
@@ -46,7 +103,16 @@ def check_content(path: str, checkpoint: Any) -> dict[str, Any]:
             f"{path!r} was written by a newer pl_rl (format {written}, this one reads {FORMAT_VERSION}), so "
             "upgrade pl_rl"
         )
+    migrate(checkpoint)
     return checkpoint
+
+
+def migrate(checkpoint: dict[str, Any]) -> None:
+    """Bring a checkpoint, in place, from the format that it was written in to the present one."""
+    state = checkpoint[STATE_KEY]
+    while state["format_version"] < FORMAT_VERSION:
+        MIGRATIONS[state["format_version"]](checkpoint)
+        state["format_version"] += 1
 
 
 def plain_data(value: Any) -> Any:

@@ -11,7 +11,9 @@ import shutil
 import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
@@ -74,9 +76,19 @@ def continue_logs(loggers: list[Logger], run: Path, logs: list[dict[str, Any]], 
             complete = _continue_csv(logger, files, reached.get(CSV_FILE, 0), cut)
         else:
             complete = not cut or _cut_events(files, reached)
+            _open_as_latest(logger, files)
         if not complete:
             missing.append(f"log: points before the checkpoint are not in {files.name} any more")
     return missing
+
+
+def open_csv(loggers: list[Logger]) -> None:
+    """Open CSV files in a directory of which only the lock is there, which Lightning would warn of."""
+    for logger in loggers:
+        if isinstance(logger, CSVLogger):
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", r"Experiment logs directory")
+                _ = logger.experiment
 
 
 def place_aside(folder: Path, name: str) -> Path:
@@ -110,11 +122,20 @@ def _cut_events(folder: Path, reached: dict[str, int]) -> bool:
             os.truncate(path, length)
         else:
             path.unlink()
-    # Readers take the files in the order of their names, which begin with the second that they were made in.
-    while any(f".{int(time.time())}." in path.name for path in folder.glob(EVENT_FILES)):
-        time.sleep(0.02)
     left = {path.name: path.stat().st_size for path in folder.glob(EVENT_FILES)}
     return left == reached
+
+
+def _open_as_latest(logger: TensorBoardLogger, folder: Path) -> None:
+    """Open a new event file whose name sorts behind all others.
+
+    Readers take the files in the order of their names, which begin with the second that they were made in, and a clock
+    may have been set back.
+    """
+    seconds = [int(path.name.split(".")[3]) for path in folder.glob(EVENT_FILES) if path.name.split(".")[3].isdigit()]
+    moment = max(time.time(), max(seconds, default=0) + 1)
+    with patch("tensorboard.summary.writer.event_file_writer.time", SimpleNamespace(time=lambda: moment)):
+        _ = logger.experiment
 
 
 def _continue_csv(logger: CSVLogger, folder: Path, rows: int, cut: bool) -> bool:

@@ -3,13 +3,19 @@
 A run is a ``version_N`` folder under the log root, with its event files, ``config.yaml`` and ``checkpoints/``.
 """
 
+import contextlib
 import os
 import re
 from pathlib import Path
 
+import yaml
+
+from pl_rl.checkpoints import STATE_KEY, Damaged, read_checkpoint
 from pl_rl.errors import UsageError
 
 LOG_ROOT = Path("lightning_logs")
+COMMAND_FILE = "command.yaml"
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 
 
 def packaged_configs() -> dict[str, Path]:
@@ -38,6 +44,8 @@ def find_config(name: str) -> Path:
 def find_checkpoint(name: str, log_root: Path = LOG_ROOT) -> Path:
     """A checkpoint by path, or by the bare name (``last``, ``best``, ``iteration_40``) of one in the newest run.
 
+    ``last`` is the newest *sound* one; those that were passed over are printed.
+
     Args:
         name: Path, or file name with or without ``.ckpt``.
         log_root: Folder of the ``version_N`` folders, of which the one with the highest number is meant.
@@ -51,14 +59,67 @@ def find_checkpoint(name: str, log_root: Path = LOG_ROOT) -> Path:
     if Path(name).name != name:
         raise UsageError(f"checkpoint {name!r} does not exist")
     file_name = name if path.suffix == ".ckpt" else f"{name}.ckpt"
-    runs = sorted(log_root.glob("version_*"), key=_version)
+    runs = runs_under(log_root)
     if not runs:
         raise UsageError(f"there is no file {name!r} here, and no run under {str(log_root)!r}")
     # Not an older run's where the newest has none: that would be another run, trained in the wrong belief.
-    candidate = Path(os.path.normpath(runs[-1].absolute())) / "checkpoints" / file_name
-    if not candidate.is_file():
+    folder = Path(os.path.normpath(runs[-1].absolute())) / "checkpoints"
+    if file_name == LAST and any(folder.glob("*.ckpt")):
+        return newest_sound_checkpoint(runs[-1])
+    if not (folder / file_name).is_file():
         raise UsageError(f"the newest run, {shown(runs[-1])}, has no {file_name}; give the path of another run's")
-    return candidate
+    return folder / file_name
+
+
+def runs_under(log_root: Path) -> list[Path]:
+    """The run directories, oldest first."""
+    return sorted((path for path in log_root.glob("version_*") if path.is_dir()), key=_version)
+
+
+def newest_sound_checkpoint(run: Path) -> Path:
+    """The last checkpoint of a run, or the furthest of its others if that is broken; prints which are broken, and why.
+
+    Raises:
+        UsageError: If none is sound.
+    """
+    folder = Path(os.path.normpath(run.absolute())) / "checkpoints"
+    faults: dict[Path, str] = {}
+    reached: dict[Path, int] = {}
+    last = folder / LAST
+    if not last.is_file():
+        faults[last] = "it is not there"
+    for path in [last, *sorted(set(folder.glob("*.ckpt")) - {last})]:
+        if path not in faults:
+            try:
+                reached[path] = read_checkpoint(path)[STATE_KEY]["counters"]["iteration"]
+            except UsageError as error:
+                faults[path] = error.reason if isinstance(error, Damaged) else str(error)
+        if last in reached:
+            return last
+    if not reached:
+        listed = ", ".join(f"{path.name} ({fault})" for path, fault in faults.items())
+        raise UsageError(f"{shown(run)} has no sound checkpoint: {listed}; give the path of another run's")
+    for path, fault in faults.items():
+        print(f"passed over {shown(path)}: {fault}", flush=True)
+    return max(reached, key=lambda path: reached[path])
+
+
+def note_command(run: Path, command: list[str]) -> None:
+    """Write down the command that began a run, unless there is a note."""
+    note = run / COMMAND_FILE
+    if not note.exists():
+        partial = note.with_name(f".{note.name}.partial")
+        partial.write_text(yaml.safe_dump({"command": command}, allow_unicode=True))
+        partial.replace(note)
+
+
+def run_begun_by(command: list[str], log_root: Path) -> Path | None:
+    """The newest run that a command began, word for word; ``None`` if there is none."""
+    for run in reversed(runs_under(log_root)):
+        with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
+            if yaml.safe_load((run / COMMAND_FILE).read_text()) == {"command": command}:
+                return run
+    return None
 
 
 def run_of_checkpoint(checkpoint: Path) -> Path | None:

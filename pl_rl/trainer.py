@@ -1,19 +1,30 @@
 """Lightning's Trainer, for runs that are continued."""
 
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 from lightning.fabric.plugins.io import CheckpointIO
+from lightning.pytorch.callbacks import Timer
 
 from pl_rl.agent import Agent
-from pl_rl.callbacks.lookup import all_attached
+from pl_rl.auto_resume import checkpoint_of_command, queued_again
+from pl_rl.callbacks.lookup import all_attached, attached
 from pl_rl.callbacks.pretrained import PretrainedCheckpoint
+from pl_rl.callbacks.run_checkpoint import RunCheckpoint
 from pl_rl.callbacks.run_directory import RunDirectory
+from pl_rl.callbacks.stop_on_signal import StopOnSignal, requeue_signal
 from pl_rl.checkpoint_io import DurableCheckpointIO
 from pl_rl.checkpoints import STATE_KEY, read_checkpoint
 from pl_rl.errors import UsageError
-from pl_rl.runs import LOG_ROOT, find_checkpoint
+from pl_rl.interruption import SIGNALS, Interrupted, Interruption
+from pl_rl.run_lock import locked
+from pl_rl.run_logs import open_csv
+from pl_rl.runs import LOG_ROOT, find_checkpoint, note_command, run_begun_by, run_of_checkpoint, shown
 
 
 class Trainer(L.Trainer):
@@ -25,6 +36,9 @@ class Trainer(L.Trainer):
         max_epochs: Iterations (collect and learn) at most; -1 for no limit but the model's ``total_env_steps``.
         plugins: As Lightning's; a ``CheckpointIO`` among them takes the place of :class:`DurableCheckpointIO`.
         kwargs: As Lightning's.
+
+    Attributes:
+        command: What was typed to begin this process, by which ``auto_resume`` knows its run again.
     """
 
     def __init__(self, max_epochs: int | None = -1, plugins: Any = None, **kwargs: Any) -> None:
@@ -32,6 +46,11 @@ class Trainer(L.Trainer):
         if not any(isinstance(plugin, CheckpointIO) for plugin in given):
             given = [*given, DurableCheckpointIO()]
         super().__init__(max_epochs=max_epochs, plugins=given, **kwargs)
+        self.command = list(sys.argv)
+        self._interruption = Interruption()
+        if attached(self, RunCheckpoint) is not None:
+            callbacks: list[L.Callback] = cast(Any, self).callbacks  # set by Lightning without declaring it
+            callbacks.append(StopOnSignal(self._interruption))
 
     def fit(
         self,
@@ -42,6 +61,7 @@ class Trainer(L.Trainer):
         ckpt_path: str | Path | None = None,
         weights_only: bool | None = True,
         branch: bool = False,
+        auto_resume: bool = False,
     ) -> None:
         """Train, or continue a run as if it had never stopped.
 
@@ -53,30 +73,81 @@ class Trainer(L.Trainer):
             ckpt_path: Checkpoint to go on from: a path, or ``last`` for the newest run's last one.
             weights_only: Whether the checkpoint may hold plain data only, which is all that a run's own ones hold.
             branch: Begin a run of its own at the checkpoint, in a new directory and with random numbers of its own.
+            auto_resume: Go on with the newest run that the same command began, if there is one: a command can then be
+                given again and again. Implied in a SLURM job that was queued again.
 
         Raises:
-            UsageError: If the checkpoint, or a file of pre-trained weights, cannot be used.
+            UsageError: If the checkpoint, or a file of pre-trained weights, cannot be used, or another process trains
+                in the directory.
         """
+        log_root = Path(self.default_root_dir, LOG_ROOT)
+        auto_resume = auto_resume or queued_again()
+        # The command line has found it already, as a run's checkpoint knows its settings.
+        found = ckpt_path is not None and run_of_checkpoint(Path(ckpt_path)) == run_begun_by(self.command, log_root)
+        if auto_resume and not found:
+            begun_before = checkpoint_of_command(self.command, log_root)
+            if begun_before is not None:
+                ckpt_path, branch = begun_before, False
         if isinstance(model, Agent):
             # Before processes are launched for several devices and before anything is written.
             model.check_trainer(self)
             model.branching = branch
-        path = None
+        path, checkpoint = None, None
         if ckpt_path is not None:
-            path = find_checkpoint(str(ckpt_path), Path(self.default_root_dir, LOG_ROOT))
+            path = find_checkpoint(str(ckpt_path), log_root)
             checkpoint = read_checkpoint(path)
             self._check(model, checkpoint)
-            missing_logs = [] if branch else RunDirectory.reuse(self, path, checkpoint, cut=self._goes_on(checkpoint))
-            if isinstance(model, Agent):
-                model.missing_logs = missing_logs
+            over = self._over(model, checkpoint) if auto_resume else None
+            if over is not None:
+                print(f"auto_resume: {shown(path.parent.parent)} is finished: {over}", flush=True)
+                return
         elif branch:
             raise UsageError("a branch begins at a checkpoint; add --ckpt_path last, or the path of one")
         elif isinstance(model, Agent):
             for callback in all_attached(self, PretrainedCheckpoint):
                 callback.check(model)
-        # A continued run's hyperparameters are in its logs; once more would be a second point at step 0.
-        self.enable_autolog_hparams = self.enable_autolog_hparams and (path is None or branch)
-        super().fit(model, train_dataloaders, val_dataloaders, datamodule, path, weights_only)
+        with ExitStack() as locks:
+            self._enter_run_directory(model, None if branch else path, checkpoint, locks)
+            # A continued run's hyperparameters are in its logs; once more would be a second point at step 0.
+            self.enable_autolog_hparams = self.enable_autolog_hparams and (path is None or branch)
+            with self._stopped_by_signals():
+                super().fit(model, train_dataloaders, val_dataloaders, datamodule, path, weights_only)
+
+    def _enter_run_directory(
+        self, model: L.LightningModule, path: Path | None, checkpoint: dict[str, Any] | None, locks: ExitStack
+    ) -> None:
+        """Lock the directory that the run is in or will be, continue its logs, note the command that began it.
+
+        Args:
+            model: The agent.
+            path: Of the checkpoint of the run that is continued.
+            checkpoint: Its content.
+            locks: Keeps the locks.
+
+        Raises:
+            UsageError: If another process trains there, or it cannot be written.
+        """
+        if cast(Any, self).fast_dev_run:  # writes nothing
+            return
+        continued = None
+        if path is not None and checkpoint is not None:
+            continued = run_of_checkpoint(path)
+            if continued is not None:
+                locks.enter_context(locked(continued))
+            missing_logs = RunDirectory.reuse(self, path, checkpoint, cut=self._goes_on(checkpoint))
+            if isinstance(model, Agent):
+                model.missing_logs = missing_logs
+        if "://" in str(self.log_dir or self.default_root_dir):  # a remote store has neither locks nor one writer
+            return
+        run = Path(self.log_dir or self.default_root_dir).absolute()
+        if continued is not None and run.exists() and run.samefile(continued):
+            return
+        fresh = not run.exists() or not any(run.iterdir())
+        locks.enter_context(locked(run))
+        if fresh:
+            open_csv(self.loggers)
+        if run.parent.resolve() == Path(self.default_root_dir, LOG_ROOT).resolve():
+            note_command(run, self.command)
 
     def validate(self, *args: Any, **kwargs: Any) -> Any:
         """Repeat the evaluation that training made at a checkpoint."""
@@ -90,11 +161,40 @@ class Trainer(L.Trainer):
         """Play episodes with the policy of a checkpoint."""
         return super().predict(*args, **kwargs)
 
+    @contextmanager
+    def _stopped_by_signals(self) -> Iterator[None]:
+        """Hear signals and time limits; a run without :class:`RunCheckpoint` leaves them to Lightning."""
+        signals = {*SIGNALS, requeue_signal(self) or signal.SIGUSR1}
+        timer = attached(self, Timer)
+        if timer is not None and timer.time_remaining() is not None:
+            signals.add(signal.SIGALRM)
+        if attached(self, StopOnSignal) is None:
+            yield
+            return
+        with self._interruption.listening(signals):
+            try:
+                yield
+            except Interrupted as interrupted:
+                if interrupted.signum != signal.SIGALRM:
+                    raise
+                return
+            # One that came when the run was over: the process is still to end.
+            self._interruption.leave()
+
     def _goes_on(self, checkpoint: dict[str, Any]) -> bool:
         """Whether the limits of the trainer let a run train at all after a checkpoint."""
         counters = checkpoint[STATE_KEY]["counters"]
         over = self.max_epochs is not None and 0 <= self.max_epochs <= counters["iteration"]
         return not over and not 0 <= self.max_steps <= counters["train_iter"]
+
+    def _over(self, model: L.LightningModule, checkpoint: dict[str, Any]) -> str | None:
+        """Why a run is over at a checkpoint, by the settings of the present; ``None`` if it is not."""
+        counters = checkpoint[STATE_KEY]["counters"]
+        if isinstance(model, Agent) and counters["env_steps"] >= model.total_env_steps:
+            return f"total_env_steps={model.total_env_steps:,} reached"
+        if not self._goes_on(checkpoint):
+            return "max_epochs or max_steps reached"
+        return None
 
     def _check(self, model: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Refuse what cannot be continued while the run's logs are still as they were.

@@ -1,15 +1,22 @@
 """Checkpoint files are whole or not there."""
 
+import errno
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import pl_rl
+from pl_rl import checkpoint_io
 from pl_rl.checkpoint_io import DurableCheckpointIO
+from pl_rl.checkpoints import load_sound
 from pl_rl.runs import find_checkpoint
 
 
@@ -61,3 +68,165 @@ while True:
             process.send_signal(signal.SIGKILL)
         saved = torch.load(path, weights_only=True)
         assert torch.equal(saved["a"], torch.full((500_000,), float(saved["number"])))
+
+
+# --- two are kept, and what is written is read back ------------------------------------------------------------------
+
+
+def save(path, **content):
+    durable = DurableCheckpointIO()
+    durable.save_checkpoint(content, path)
+    durable.teardown()
+
+
+def test_the_last_but_one_is_kept(tmp_path):
+    for number in range(3):
+        save(tmp_path / "last.ckpt", number=number)
+    assert [load_sound(tmp_path / name)["number"] for name in ("last.ckpt", "previous.ckpt")] == [2, 1]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["last.ckpt", "previous.ckpt"]
+
+
+def test_the_last_but_one_is_kept_on_file_systems_without_links(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "link", failing(errno.EPERM))
+    test_the_last_but_one_is_kept(tmp_path)
+
+
+def failing(number):
+    def fail(*args, **kwargs):
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+@pytest.mark.parametrize("function", ["fsync", "link", "posix_fadvise"])
+def test_whatever_fails_in_a_save_two_sound_files_are_left(tmp_path, monkeypatch, function):
+    for number in range(2):
+        save(tmp_path / "last.ckpt", number=number)
+    with monkeypatch.context() as fault:
+        fault.setattr(os, function, failing(errno.ENOSPC))
+        fault.setattr(Path, "replace", failing(errno.ENOSPC))
+        with pytest.raises(pl_rl.RunFailure, match=r"last\.ckpt' cannot be written: No space left on device; .* still"):
+            save(tmp_path / "last.ckpt", number=2)
+    assert [load_sound(tmp_path / name)["number"] for name in ("last.ckpt", "previous.ckpt")] == [1, 0]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["last.ckpt", "previous.ckpt"]
+
+
+def test_what_the_disk_garbles_never_takes_the_place_of_a_sound_file(tmp_path, monkeypatch):
+    save(tmp_path / "last.ckpt", number=1)
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read_bytes(path)[:-300])
+    with pytest.raises(pl_rl.RunFailure, match="cannot be read back, as it is cut short"):
+        save(tmp_path / "last.ckpt", number=2)
+    monkeypatch.undo()
+    assert load_sound(tmp_path / "last.ckpt") == {"number": 1}
+
+
+def test_what_could_not_be_resumed_is_refused_when_it_is_saved(tmp_path):
+    with pytest.raises(pl_rl.RunFailure, match=r"holds more than plain data.*keep what callbacks and modules save to"):
+        save(tmp_path / "last.ckpt", number=np.float64(1))
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- large files are written in the background -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def large(monkeypatch):
+    monkeypatch.setattr("pl_rl.checkpoint_io.LARGE", 1000)
+
+
+def test_a_large_state_is_copied_before_it_is_written(tmp_path, large, monkeypatch):
+    started, go_on = threading.Event(), threading.Event()
+
+    def slow_write(content, path):
+        started.set()
+        go_on.wait(10)
+        write(content, path)
+
+    write = checkpoint_io._write
+    monkeypatch.setattr(checkpoint_io, "_write", slow_write)
+    durable, state = DurableCheckpointIO(), {"a": torch.zeros(1000), "b": [1]}
+    durable.save_checkpoint(state, tmp_path / "last.ckpt")
+    assert started.wait(10) and not (tmp_path / "last.ckpt").exists()
+    state["a"] += 1
+    state["b"].append(2)
+    go_on.set()
+    durable.teardown()
+    saved = load_sound(tmp_path / "last.ckpt")
+    assert torch.equal(saved["a"], torch.zeros(1000)) and saved["b"] == [1]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("checkpoint")]
+
+
+def test_what_fails_in_the_background_is_said_by_the_next_save_or_at_the_end(tmp_path, large, monkeypatch):
+    for finish in (
+        lambda durable: durable.save_checkpoint({"a": 1}, tmp_path / "b.ckpt"),
+        DurableCheckpointIO.teardown,
+    ):
+        durable = DurableCheckpointIO()
+        with monkeypatch.context() as fault:
+            fault.setattr(os, "fsync", failing(errno.ENOSPC))
+            durable.save_checkpoint({"a": torch.zeros(1000)}, tmp_path / "last.ckpt")
+            durable._pending[0].exception(10)
+        with pytest.raises(pl_rl.RunFailure, match="No space left on device"):
+            finish(durable)
+        durable.teardown()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_old_file_goes_only_after_its_successor_is_safe(tmp_path, large, monkeypatch):
+    save(tmp_path / "old.ckpt", number=1)
+    durable = DurableCheckpointIO()
+    go_on = threading.Event()
+    write = checkpoint_io._write
+
+    def slow_write(content, path):
+        go_on.wait(10)
+        write(content, path)
+
+    with monkeypatch.context() as fault:
+        fault.setattr(checkpoint_io, "_write", slow_write)
+        fault.setattr(os, "fsync", failing(errno.ENOSPC))
+        durable.save_checkpoint({"a": torch.zeros(1000)}, tmp_path / "new.ckpt")
+        durable.remove_checkpoint(tmp_path / "old.ckpt")
+        go_on.set()
+        with pytest.raises(pl_rl.RunFailure):
+            durable.finish()
+    assert [path.name for path in tmp_path.iterdir()] == ["old.ckpt"]
+    durable.save_checkpoint({"a": torch.zeros(1000)}, tmp_path / "new.ckpt")
+    durable.remove_checkpoint(tmp_path / "old.ckpt")
+    durable.teardown()
+    assert [path.name for path in tmp_path.iterdir()] == ["new.ckpt"]
+
+
+# --- damage is found -------------------------------------------------------------------------------------------------
+
+
+def test_a_sound_file_is_read_by_torch_alone_mapped_or_not(tmp_path):
+    save(tmp_path / "last.ckpt", a=torch.arange(5))
+    for mapped in (False, True):
+        assert torch.equal(torch.load(tmp_path / "last.ckpt", weights_only=True, mmap=mapped)["a"], torch.arange(5))
+
+
+def test_every_flipped_bit_is_found(tmp_path):
+    path = tmp_path / "last.ckpt"
+    save(path, a=torch.arange(5))
+    content = path.read_bytes()
+    for bit in range(8 * len(content)):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        with pytest.raises(pl_rl.UsageError, match="no checkpoint, or a damaged one"):
+            load_sound(path)
+
+
+def test_every_cut_is_found(tmp_path):
+    path = tmp_path / "last.ckpt"
+    save(path, a=torch.arange(5))
+    content = path.read_bytes()
+    for length in range(len(content)):
+        path.write_bytes(content[:length])
+        with pytest.raises(pl_rl.UsageError, match="no checkpoint, or a damaged one"):
+            load_sound(path)
+    path.write_bytes(content + b"x")
+    with pytest.raises(pl_rl.UsageError, match="no checkpoint, or a damaged one"):
+        load_sound(path)

@@ -25,7 +25,17 @@ def _updates(request, monkeypatch):
 RUN = {**SMALL, "total_env_steps": 64 * 100, "eval_freq": 8, "eval_episodes": 2, "eval_num_envs": 2}
 
 
-def train(root, until, ckpt_path=None, seed=0, trainer_class=pl_rl.Trainer, branch=None, callbacks=None, **settings):
+def train(
+    root,
+    until,
+    ckpt_path=None,
+    seed=0,
+    trainer_class=pl_rl.Trainer,
+    branch=False,
+    callbacks=None,
+    auto_resume=False,
+    **settings,
+):
     """Train in new objects, as a new process would; the model and the trainer."""
     L.seed_everything(seed, verbose=False)
     model = pl_rl.PPO(**{**RUN, **settings})
@@ -38,7 +48,8 @@ def train(root, until, ckpt_path=None, seed=0, trainer_class=pl_rl.Trainer, bran
         enable_model_summary=False,
         log_every_n_steps=1,
     )
-    trainer.fit(model, ckpt_path=ckpt_path, **({} if branch is None else {"branch": branch}))
+    options = {"branch": branch, "auto_resume": auto_resume}
+    trainer.fit(model, ckpt_path=ckpt_path, **{name: value for name, value in options.items() if value})
     return model, trainer
 
 

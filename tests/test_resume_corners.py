@@ -2,6 +2,7 @@
 
 import functools
 import shutil
+import time
 from pathlib import Path
 
 import lightning as L
@@ -321,3 +322,15 @@ def test_an_interruption_leaves_trainer_and_process_as_they_were(tmp_path):
     assert threads == 2
     assert trainer.limit_val_batches == 1.0
     assert trainer.validate(model, verbose=False)[0]["evaluator/length_mean"] > 0
+
+
+@pytest.mark.parametrize("back", [0.5, 3600, 10**8])
+def test_a_clock_that_was_set_back_leaves_the_log_in_order(tmp_path, monkeypatch, back):
+    train(tmp_path / "whole", 6)
+    train(tmp_path / "parts", 3)
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() - back)
+    train(tmp_path / "parts", 5, last_of(tmp_path / "parts"))
+    monkeypatch.setattr(time, "time", lambda: now() - 2 * back)
+    train(tmp_path / "parts", 6, last_of(tmp_path / "parts"))
+    assert differences(tmp_path / "whole", tmp_path / "parts") == {}

@@ -6,6 +6,7 @@ from pl_rl.callbacks.progress import RunProgressBar
 from pl_rl.callbacks.resume_state import ResumeState
 from pl_rl.callbacks.run_checkpoint import RunCheckpoint
 from pl_rl.callbacks.run_directory import RunDirectory
+from pl_rl.callbacks.stop_on_signal import StopOnSignal
 from pl_rl.callbacks.summary import RunSummary
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "RunDirectory",
     "RunProgressBar",
     "RunSummary",
+    "StopOnSignal",
 ]

@@ -31,6 +31,7 @@ class RunCheckpoint(Checkpoint):
         best_model_score: Mean evaluation return of ``best.ckpt``.
         best_model_path: The file, empty before the first evaluation.
         last_model_path: Likewise for ``last.ckpt``.
+        saved_iteration: The iteration after which ``last.ckpt`` was saved, -1 before the first time.
 
     Raises:
         UsageError: If a number is out of range.
@@ -51,16 +52,16 @@ class RunCheckpoint(Checkpoint):
         self.best_model_path = ""
         self.last_model_path = ""
         self._kept: list[int] = []
-        self._saved_iteration = -1
+        self.saved_iteration = -1
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """A continued run has its files already; one that goes on in another directory has none."""
-        last, best = self._path(trainer, "last"), self._path(trainer, "best")
+        last, best = self.path(trainer, "last"), self.path(trainer, "best")
         self.last_model_path = last if Path(last).is_file() else ""
         self.best_model_path = best if Path(best).is_file() else ""
         if not self.best_model_path:
             self.best_model_score = -float("inf")
-        self._kept = [number for number in self._kept if Path(self._path(trainer, f"iteration_{number}")).is_file()]
+        self._kept = [number for number in self._kept if Path(self.path(trainer, f"iteration_{number}")).is_file()]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save before the first iteration: from here on there is something to resume.
@@ -70,12 +71,12 @@ class RunCheckpoint(Checkpoint):
         """
         agent = as_agent(pl_module)
         for name in ["last"] if trainer.ckpt_path else ["last", "best"]:
-            path = Path(self._path(trainer, name))
+            path = Path(self.path(trainer, name))
             if path.is_file() and not (trainer.ckpt_path and path.samefile(trainer.ckpt_path)):
                 # A copy, so that there is a last checkpoint at every moment.
                 shutil.copy2(path, place_aside(path.parent.parent, path.name))
         self._save_best(trainer, agent)
-        self._save_last(trainer, agent)
+        self.save_last(trainer, agent)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save what is due after this iteration."""
@@ -85,13 +86,13 @@ class RunCheckpoint(Checkpoint):
             self._keep(trainer, agent.iteration)
         self._save_best(trainer, agent)
         if is_due(agent.iteration - 1, agent.iteration, self.last_every_n_iterations):
-            self._save_last(trainer, agent)
+            self.save_last(trainer, agent)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the final state, unless the last iteration just did."""
         agent = as_agent(pl_module)
-        if agent.iteration != self._saved_iteration:
-            self._save_last(trainer, agent)
+        if agent.iteration != self.saved_iteration:
+            self.save_last(trainer, agent)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Say where a run that an environment ended can go on."""
@@ -116,8 +117,9 @@ class RunCheckpoint(Checkpoint):
         self.best_model_score = evaluation.latest["return_mean"]
         self.best_model_path = self._save(trainer, "best")
 
-    def _save_last(self, trainer: L.Trainer, agent: Agent) -> None:
-        self._saved_iteration = agent.iteration
+    def save_last(self, trainer: L.Trainer, agent: Agent) -> None:
+        """Save ``last.ckpt``."""
+        self.saved_iteration = agent.iteration
         self.last_model_path = self._save(trainer, "last")
 
     def _keep(self, trainer: L.Trainer, iteration: int) -> None:
@@ -127,14 +129,15 @@ class RunCheckpoint(Checkpoint):
         self._kept = self._kept[len(obsolete) :]
         self._save(trainer, f"iteration_{iteration}")
         for old in obsolete:
-            trainer.strategy.remove_checkpoint(self._path(trainer, f"iteration_{old}"))
+            trainer.strategy.remove_checkpoint(self.path(trainer, f"iteration_{old}"))
 
     def _save(self, trainer: L.Trainer, name: str) -> str:
-        path = self._path(trainer, name)
+        path = self.path(trainer, name)
         if not cast(Any, trainer).fast_dev_run:  # set by Lightning without declaring it
             trainer.save_checkpoint(path, weights_only=False)
         return path
 
     @staticmethod
-    def _path(trainer: L.Trainer, name: str) -> str:
+    def path(trainer: L.Trainer, name: str) -> str:
+        """Where a checkpoint of a run lies."""
         return str(Path(trainer.log_dir or trainer.default_root_dir, "checkpoints", f"{name}.ckpt").absolute())

@@ -11,6 +11,7 @@ from pl_rl.agent import Agent, as_agent
 from pl_rl.callbacks.evaluation import evaluation_of
 from pl_rl.callbacks.lookup import attached
 from pl_rl.callbacks.run_checkpoint import RunCheckpoint
+from pl_rl.interruption import Interrupted
 from pl_rl.runs import shown
 
 
@@ -30,12 +31,12 @@ class RunSummary(L.Callback):
         for name, value in self._rows(trainer, agent):
             table.add_row(name, value)
         Console().print(table)
-        _print_commands(trainer, agent)
+        print_commands(trainer, agent)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Say how to go on after an interruption."""
-        if trainer.is_global_zero:
-            _print_commands(trainer, as_agent(pl_module))
+        """Say how to go on after a failure; who stops a run says it after saving."""
+        if trainer.is_global_zero and not isinstance(exception, Interrupted):
+            print_commands(trainer, as_agent(pl_module))
 
     def _rows(self, trainer: L.Trainer, agent: Agent) -> list[tuple[str, str]]:
         evaluation = evaluation_of(trainer)
@@ -61,8 +62,8 @@ class RunSummary(L.Callback):
         return rows
 
 
-def _print_commands(trainer: L.Trainer, agent: Agent) -> None:
-    """Not in the table, which would break a command over lines."""
+def print_commands(trainer: L.Trainer, agent: Agent) -> None:
+    """How to go on and to watch; not in the table, which would break a command over lines."""
     for purpose, command in _commands(trainer, agent):
         Console().print(f"{purpose}: {command}", highlight=False, soft_wrap=True)
 

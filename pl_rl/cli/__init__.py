@@ -3,9 +3,12 @@
 This package is the only place that knows jsonargparse and LightningCLI.
 """
 
+import errno
 import logging
 import re
+import signal
 import sys
+import threading
 import warnings
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -17,6 +20,9 @@ from pl_rl.cli.verbs import OWN_VERBS
 from pl_rl.errors import RunFailure, UsageError
 from pl_rl.ppo import PPO
 from pl_rl.trainer import Trainer
+
+# Of the disk rather than of the program.
+STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 DESCRIPTION = """PPO whose runs can be stopped and continued.
 
@@ -33,13 +39,14 @@ def main(args: list[str] | None = None) -> None:
     """
     args = sys.argv[1:] if args is None else args
     _quieten_lightning()
+    threading.excepthook = _quiet_about_the_disk
     try:
         _check_verb(args)
         if args[0] in OWN_VERBS:
             OWN_VERBS[args[0]](args[1:])
             return
-        # A flag, where jsonargparse asks for a value.
-        args = ["--branch=true" if arg == "--branch" else arg for arg in args]
+        # Flags, where jsonargparse asks for a value.
+        args = [f"{arg}=true" if arg in ("--branch", "--auto_resume") else arg for arg in args]
         CLI(
             PPO,
             save_config_callback=SaveConfig,
@@ -62,6 +69,12 @@ def main(args: list[str] | None = None) -> None:
         for note in getattr(error, "__notes__", []):  # the traceback of an environment
             sys.stderr.write(f"{note}\n")
         fail(error, status=1)
+    except OSError as error:
+        if error.errno not in STORAGE_ERRORS:
+            raise
+        fail(f"{error}; the checkpoints that are there are whole: continue with --ckpt_path last", status=1)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
 
 
 def _check_verb(args: list[str]) -> None:
@@ -77,6 +90,12 @@ def _check_verb(args: list[str]) -> None:
     asks = {"-h", "--help", "--print_config"}.intersection(arg.partition("=")[0] for arg in args)
     if args[0] in ("validate", "test", "predict") and not asks and setting(args, "ckpt_path") is None:
         raise UsageError(f"{args[0]} needs a trained policy; add --ckpt_path last, or the path of a checkpoint")
+
+
+def _quiet_about_the_disk(failure: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread cannot write: that is raised where the log is next written or flushed, and said there."""
+    if not (isinstance(failure.exc_value, OSError) and failure.exc_value.errno in STORAGE_ERRORS):
+        threading.__excepthook__(failure)
 
 
 def _quieten_lightning() -> None:

@@ -5,6 +5,7 @@ import contextlib
 import difflib
 import re
 import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
@@ -17,6 +18,21 @@ from pl_rl.runs import find_config
 PROG = "python -m pl_rl"
 
 
+def read_yaml(path: Path) -> Any:
+    """The plain data in a YAML file.
+
+    Raises:
+        UsageError: If it is not YAML, or asks for more than plain data.
+    """
+    try:
+        return yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" in line {where.line + 1}" if where is not None else ""
+        problem = getattr(error, "problem", None) or str(error)
+        raise UsageError(f"config file {str(path)!r} is not valid YAML: {problem}{line}") from error
+
+
 class ConfigFile(ActionConfigFile):
     """``--config`` that also knows the configs shipped with the package."""
 
@@ -27,13 +43,7 @@ class ConfigFile(ActionConfigFile):
             UsageError: If there is none, or it is not YAML.
         """
         path = find_config(values)
-        try:
-            yaml.safe_load(path.read_text())
-        except yaml.YAMLError as error:
-            where = getattr(error, "problem_mark", None)
-            line = f" in line {where.line + 1}" if where is not None else ""
-            problem = getattr(error, "problem", None) or str(error)
-            raise UsageError(f"config file {str(path)!r} is not valid YAML: {problem}{line}") from error
+        read_yaml(path)
         self.apply_config(parser, namespace, self.dest, str(path))
 
 

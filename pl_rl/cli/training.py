@@ -11,15 +11,26 @@ from rich.console import Console
 from rich.table import Table
 
 from pl_rl.agent import network_from_description
+from pl_rl.auto_resume import queued_again
 from pl_rl.callbacks import PretrainedCheckpoint, RunCheckpoint, RunProgressBar, RunSummary
 from pl_rl.callbacks.run_directory import LOGS_KEY
 from pl_rl.checkpoints import read_checkpoint
-from pl_rl.cli.parsing import ConfigFile, option, setting
+from pl_rl.cli.parsing import ConfigFile, option, read_yaml, setting
+from pl_rl.cli.trust import check_names
 from pl_rl.errors import UsageError
 from pl_rl.evaluation import Episodes
 from pl_rl.networks import MLPActorCritic
 from pl_rl.ppo import PPO
-from pl_rl.runs import LOG_ROOT, config_of_run, find_checkpoint, run_of_checkpoint, shown
+from pl_rl.runs import (
+    LOG_ROOT,
+    config_of_run,
+    find_checkpoint,
+    newest_sound_checkpoint,
+    run_begun_by,
+    run_of_checkpoint,
+    shown,
+)
+from pl_rl.trainer import Trainer
 from pl_rl.weights import read_weights
 from pl_rl.weights.matching import fitting_settings
 
@@ -33,7 +44,7 @@ class SaveConfig(SaveConfigCallback):
             return
         # Not the run's settings but this process's.
         self.config = self.config.clone()
-        for name in ("config", "ckpt_path", "branch"):
+        for name in ("config", "ckpt_path", "branch", "auto_resume"):
             self.config.pop(name, None)
         latest = config_of_run(Path(trainer.log_dir))
         if latest is not None:
@@ -73,23 +84,34 @@ class CLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, with what a checkpoint knows about its run beneath what the user says."""
         assert isinstance(args, list)
+        self.command = [arg for arg in args if not arg.startswith("--auto_resume")]
         self.config = parser.parse_args(self._with_checkpoint(args))
 
     def _with_checkpoint(self, args: list[str]) -> list[str]:
         """The arguments with the checkpoint's full path and, unless a config is given, the run's own."""
         given = setting(args, "ckpt_path")
+        log_root = Path(setting(args, "trainer.default_root_dir") or ".", LOG_ROOT)
+        if args[0] == "fit" and (setting(args, "auto_resume") == "true" or queued_again()):
+            begun_before = run_begun_by(self.command, log_root)
+            if begun_before is not None and any((begun_before / "checkpoints").glob("*.ckpt")):
+                given = str(newest_sound_checkpoint(begun_before))
+                args = [*args, "--branch=false"]
         if given is None or args[0] not in self._subcommand_parsers:
             return args
-        path = find_checkpoint(given, Path(setting(args, "trainer.default_root_dir") or ".", LOG_ROOT))
+        path = find_checkpoint(given, log_root)
         if Path(given).absolute() != path:
             print(f"checkpoint: {shown(path)}", flush=True)
         checkpoint = read_checkpoint(path)
-        network_from_description(checkpoint["hyper_parameters"]["network"])
         parser = self._subcommand_parsers[args[0]]
         parser.set_defaults({f"model.{name}": value for name, value in checkpoint["hyper_parameters"].items()})
         # A run without logs has no directory of its own, and what lies where it was started is not its configuration.
         run = run_of_checkpoint(path) if checkpoint[LOGS_KEY] else None
         own_config = config_of_run(run) if run is not None else None
+        named: list[Any] = [{"model": checkpoint["hyper_parameters"]}]
+        if own_config is not None and option(args, "-c", "--config") is None:
+            named.append(read_yaml(own_config))
+        check_names(path, log_root, named, args)
+        network_from_description(checkpoint["hyper_parameters"]["network"])
         if own_config is not None and option(args, "-c", "--config") is None:
             args = [args[0], "--config", str(own_config), *args[1:]]
         return [*args, "--ckpt_path", str(path)]
@@ -138,7 +160,9 @@ class CLI(LightningCLI):
             callbacks.append(self._get(self.config_init, "checkpoint"))
         if self.subcommand == "fit":
             callbacks.append(RunSummary())
-        return self._instantiate_trainer(trainer_config, callbacks)
+        trainer = cast(Trainer, self._instantiate_trainer(trainer_config, callbacks))
+        trainer.command = self.command
+        return trainer
 
     def before_predict(self) -> None:
         """Tell the model where videos go."""

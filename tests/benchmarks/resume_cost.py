@@ -17,6 +17,7 @@ import torch
 
 import pl_rl
 from pl_rl.callbacks import RunCheckpoint
+from pl_rl.checkpoint_io import DurableCheckpointIO
 from pl_rl.envs import make_env, make_vector_env, restore_envs
 from pl_rl.rollout import RolloutCollector
 
@@ -91,8 +92,22 @@ def checkpoint_cost(env: pl_rl.EnvConfig) -> tuple[float, int, float]:
         return stopwatch.save_seconds, path.stat().st_size, restore_seconds
 
 
+def saving_cost(mebibytes: int) -> tuple[float, float]:
+    """Seconds that a save keeps training waiting, and until the file is safe; medians of five."""
+    content = {str(part): torch.randn(mebibytes * 2**20 // 40) for part in range(10)}
+    waits, wholes = [], []
+    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
+        for _ in range(5):
+            durable, started = DurableCheckpointIO(), time.perf_counter()
+            durable.save_checkpoint(content, Path(folder, "last.ckpt"))
+            waits.append(time.perf_counter() - started)
+            durable.teardown()
+            wholes.append(time.perf_counter() - started)
+    return statistics.median(waits), statistics.median(wholes)
+
+
 def main() -> None:
-    """Print a row for each environment."""
+    """Print a row for each environment, and for each size of a file."""
     torch.set_num_threads(1)
     print(f"{'environment':28}{'recording':>10}{'checkpoint':>12}{'bytes':>11}{'restore':>10}")
     for name, vectorization in ENVIRONMENTS:
@@ -105,6 +120,9 @@ def main() -> None:
             continue
         save, size, restore = checkpoint_cost(env)
         print(f"{label:28}{recording_cost(env):>+10.1%}{1e3 * save:>9.1f} ms{size:>11,}{1e3 * restore:>7.0f} ms")
+    for mebibytes in (1, 4, 7, 10, 100):
+        waiting, whole = saving_cost(mebibytes)
+        print(f"{mebibytes:3} MiB: training waits {1e3 * waiting:.0f} ms, the file is safe after {1e3 * whole:.0f} ms")
 
 
 if __name__ == "__main__":

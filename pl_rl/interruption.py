@@ -1,0 +1,108 @@
+"""Signals that ask a run to leave, as schedulers and people send them.
+
+Exit statuses are the shell's, 128 and the signal's number: 143 for SIGTERM, 130 for SIGINT (Ctrl-C), 138 for SIGUSR1.
+"""
+
+import mmap
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+# Within which a signal to a group of processes has reached all of them.
+GROUP_SECONDS = 0.05
+
+
+class Interrupted(SystemExit):
+    """Ends the process with the status that the signal has; 0 for SIGALRM, by which a time limit ends a run.
+
+    Attributes:
+        signum: The signal.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(0 if signum == signal.SIGALRM else 128 + signum)
+        self.signum = signum
+
+    @property
+    def name(self) -> str:
+        """The signal for people."""
+        return "max_time" if self.signum == signal.SIGALRM else signal.Signals(self.signum).name
+
+
+class Interruption:
+    """Listens to signals and either leaves at once or remembers them, as the run allows.
+
+    A second signal ends the process at once, whatever it does.
+
+    Attributes:
+        at_once: Whether a run loses nothing if it is left wherever it is.
+        received: The signal that has come, if one has.
+    """
+
+    def __init__(self) -> None:
+        self.at_once = True
+        self.received: int | None = None
+        self._process = 0
+        # Shared with worker processes, which are forked later and inherit the handler.
+        self._finishing = mmap.mmap(-1, 1)
+
+    @contextmanager
+    def listening(self, signals: Iterable[int] = SIGNALS) -> Iterator[None]:
+        """Handle the signals in this block; only the main thread can, so in others nothing happens."""
+        self.at_once, self.received, self._process = True, None, os.getpid()
+        self._finishing[0] = 0
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {signum: signal.signal(signum, self._handle) for signum in signals}
+        try:
+            yield
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, signal.SIG_DFL if handler is None else handler)
+
+    def leave(self) -> None:
+        """End the run if a signal has come.
+
+        Raises:
+            Interrupted: If one has.
+        """
+        if self.received is not None:
+            self._finishing[0] = 0
+            raise Interrupted(self.received)
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            self._handle_in_worker(signum)
+        elif signum == signal.SIGALRM:
+            if self.at_once:  # elsewhere Lightning's Timer ends the run after this iteration
+                self.received = signum
+                self.leave()
+        elif self.received is not None:
+            _die(signum)
+        else:
+            self.received = signum
+            when = "now" if self.at_once else "after this iteration"
+            # Not print, which must not be called while it is interrupted itself.
+            os.write(2, f"\n{Interrupted(signum).name}: stopping {when}; once more stops at once\n".encode())
+            if self.at_once:
+                self.leave()
+            self._finishing[0] = 1
+
+    def _handle_in_worker(self, signum: int) -> None:
+        """Environments go on until the run lets them go, unless they are terminated by it alone."""
+        if signum == signal.SIGTERM:
+            time.sleep(GROUP_SECONDS)
+            if not self._finishing[0]:
+                _die(signum)
+
+
+def _die(signum: int) -> None:
+    signal.signal(signum, signal.SIG_DFL)
+    os.kill(os.getpid(), signum)

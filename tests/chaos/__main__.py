@@ -1,0 +1,44 @@
+"""``python -m tests.chaos [--seed N]``: the table of what runs survive; exit status 1 if anything was lost."""
+
+import argparse
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from tests.chaos.scenarios import Chaos, Outcome
+
+
+def main() -> None:
+    """Do it all and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=random.randrange(2**32), help="Of the random moments.")
+    parser.add_argument("--only", help="Name of a single scenario.")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"seed {args.seed}", flush=True)
+    scenarios = ["kills", "signals", "full_disk", "read_only", "cut_and_flipped", "nothing_sound"]
+    scenarios += ["two_processes", "clock", "workers"]
+    outcomes: list[Outcome] = []
+    with tempfile.TemporaryDirectory(prefix="pl_rl-chaos-") as folder:
+        chaos = Chaos(Path(folder), args.seed)
+        for name in scenarios if args.only is None else [args.only]:
+            started = time.monotonic()
+            outcome = getattr(chaos, name)()
+            outcomes += outcome if isinstance(outcome, list) else [outcome]
+            print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+    print("| what happened | tried | survived exactly | refused clearly | lost |\n|---|---|---|---|---|")
+    for outcome in outcomes:
+        print(f"| {outcome.what} | {outcome.tried:,} | {outcome.exact:,} | {outcome.refused:,} | {len(outcome.lost)} |")
+    for outcome in outcomes:
+        for loss in outcome.lost:
+            print(f"lost: {outcome.what}: {loss}")
+    short = [outcome.what for outcome in outcomes if outcome.tried != outcome.exact + outcome.refused]
+    sys.exit(1 if short or any(outcome.lost for outcome in outcomes) else 0)
+
+
+if __name__ == "__main__":
+    main()
