@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from pl_rl.compilation import Compiled
@@ -60,6 +60,19 @@ class EagerActing(Acting):
         return outputs, values, actions
 
 
+class _Decision(nn.Module):
+    """A network and its distribution as one module, whose parameters a compiled function takes as arguments."""
+
+    def __init__(self, network: ActorCritic) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Outputs of the policy, values and actions."""
+        outputs, values = self.network(obs)
+        return outputs, values, self.network.distribution.sample(outputs, noise)
+
+
 class CompiledActing(Acting):
     """Network and sampling as one function, for one number of environments, from and into the rollout's own memory.
 
@@ -76,10 +89,11 @@ class CompiledActing(Acting):
         noise = network.distribution.noise((len(obs),), torch.Generator())
         # Modules' own dictionaries, in which a buffer that is replaced is found too.
         self._places = []
-        self._names = [name for name, _ in [*network.named_parameters(), *network.named_buffers()]]
+        self._decision = _Decision(network)
+        self._names = [name for name, _ in [*self._decision.named_parameters(), *self._decision.named_buffers()]]
         for full_name in self._names:
             prefix, _, name = full_name.rpartition(".")
-            module = network.get_submodule(prefix)
+            module = self._decision.get_submodule(prefix)
             self._places.append((module._parameters if name in module._parameters else module._buffers, name))
         self._compiled = Compiled(self._act, [obs, noise, *self._tensors()])
 
@@ -98,8 +112,8 @@ class CompiledActing(Acting):
 
     def _act(self, obs: Tensor, noise: Tensor, *state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What is compiled."""
-        outputs, values = functional_call(self.network, dict(zip(self._names, state, strict=True)), (obs,))
-        return outputs, values, self.network.distribution.sample(outputs, noise)
+        decided = functional_call(self._decision, dict(zip(self._names, state, strict=True)), (obs, noise))
+        return cast(tuple[Tensor, Tensor, Tensor], decided)
 
     def begin(self, obs: Tensor, noise: Tensor) -> None:
         """Prepare a call for the first step; the others differ by their addresses."""
