@@ -61,14 +61,14 @@ class EagerActing(Acting):
 
 
 class _Decision(nn.Module):
-    """Network and sampling in one module, so that the parameters of both can be given from outside."""
+    """A network and its distribution as one module, whose parameters a compiled function takes as arguments."""
 
     def __init__(self, network: ActorCritic) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Policy outputs, values and actions."""
+        """Outputs of the policy, values and actions."""
         outputs, values = self.network(obs)
         return outputs, values, self.network.distribution.sample(outputs, noise)
 
@@ -88,8 +88,8 @@ class CompiledActing(Acting):
         super().__init__(network)
         noise = network.distribution.noise((len(obs),), torch.Generator())
         # Modules' own dictionaries, in which a buffer that is replaced is found too.
-        self._decision = _Decision(network)
         self._places = []
+        self._decision = _Decision(network)
         self._names = [name for name, _ in [*self._decision.named_parameters(), *self._decision.named_buffers()]]
         for full_name in self._names:
             prefix, _, name = full_name.rpartition(".")
@@ -112,9 +112,8 @@ class CompiledActing(Acting):
 
     def _act(self, obs: Tensor, noise: Tensor, *state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What is compiled."""
-        state_dict = dict(zip(self._names, state, strict=True))
-        decided: tuple[Tensor, Tensor, Tensor] = functional_call(self._decision, state_dict, (obs, noise))
-        return decided
+        decided = functional_call(self._decision, dict(zip(self._names, state, strict=True)), (obs, noise))
+        return cast(tuple[Tensor, Tensor, Tensor], decided)
 
     def begin(self, obs: Tensor, noise: Tensor) -> None:
         """Prepare a call for the first step; the others differ by their addresses."""

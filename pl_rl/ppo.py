@@ -34,7 +34,7 @@ from pl_rl.runs import shown
 from pl_rl.schedule import is_due
 from pl_rl.updates import CompiledUpdates, EagerUpdates, Updates
 
-# Compiling takes some seconds, once for a network and a machine, and saves up to a millisecond of each update.
+# Compiling takes a second or two, once for a network and a machine, and saves about a millisecond of each update.
 COMPILE_FROM = 1000
 
 APPROX_KL = PPOLoss.METRICS.index("approx_kl")

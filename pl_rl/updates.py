@@ -97,7 +97,7 @@ class CompiledUpdates(Updates):
     ) -> None:
         super().__init__(loss, optimizer, max_grad_norm)
         _check_optimizer(optimizer)
-        self.description = f"compiled by {find_compiler()}"
+        self.description = f"compiled by {find_compiler()}, from C++ of pl_rl"
         self._parameters = [param for group in optimizer.param_groups for param in group["params"]]
         trained = set(self._parameters)
         names = {param: name for name, param in loss.named_parameters()}

@@ -1,4 +1,4 @@
-"""Choosing actions: the compiled function does what single operations do."""
+"""Acting: one compiled function decides what the modules of the network do."""
 
 import gymnasium as gym
 import pytest
@@ -8,50 +8,71 @@ from pl_rl import MLPActorCritic
 from pl_rl.acting import CompiledActing, EagerActing
 from pl_rl.errors import CompilationError
 from pl_rl.networks import CNNActorCritic
+from tests.support import fit, small_ppo
 
-VECTORS = gym.spaces.Box(-1, 1, (3,))
-STEPS = 5
-
-
-def decided(acting, obs, noise):
-    """The decisions of a rollout, its observations filled in step by step."""
-    rollout = torch.zeros_like(obs)
-    acting.begin(rollout, noise)
-    for t in range(len(obs)):
-        rollout[t] = obs[t]
-        acting.act(t)
-    return acting.decided()
+OBS = gym.spaces.Box(-1, 1, (3,))
+SPACES = [gym.spaces.Discrete(4, start=2), gym.spaces.MultiDiscrete([2, 5]), gym.spaces.Box(-1, 1, (2,))]
 
 
-@pytest.mark.parametrize("num_envs", [1, 8])
-@pytest.mark.parametrize(
-    "actions",
-    [
-        gym.spaces.Discrete(4, start=2),
-        gym.spaces.MultiDiscrete([3, 2]),
-        gym.spaces.Box(-1, 1, (2,)),
-    ],
-    ids=["discrete", "multi_discrete", "continuous"],
-)
-def test_compiled_decisions_are_those_of_single_operations(actions, num_envs):
+def make_acting(space, num_envs=5):
     torch.manual_seed(0)
-    network = MLPActorCritic(VECTORS, actions)
+    network = MLPActorCritic(OBS, space, encoder_sizes=(8,), log_std_init=-1.0)
+    compiled = CompiledActing(network, torch.zeros(num_envs, 3))
+    compiled.load()
+    return network, EagerActing(network), compiled
+
+
+def rollout(acting, obs, noise):
+    """What is decided on observations that come one after another."""
+    given = torch.full_like(obs, torch.nan)
+    acting.begin(given, noise)
+    actions = []
+    for t in range(len(obs)):
+        given[t] = obs[t]
+        actions.append(acting.act(t).clone())
+    decided = acting.decided()
+    assert torch.equal(torch.stack(actions), decided[2])
+    return decided
+
+
+@pytest.mark.parametrize("space", SPACES, ids=["discrete", "multi-discrete", "continuous"])
+def test_a_compiled_function_decides_what_the_network_does(space):
+    network, eager, compiled = make_acting(space)
     generator = torch.Generator().manual_seed(1)
+    for _ in range(2):
+        obs, noise = torch.randn(4, 5, 3, generator=generator), network.distribution.noise((4, 5), generator)
+        for ours, expected in zip(rollout(compiled, obs, noise), rollout(eager, obs, noise), strict=True):
+            torch.testing.assert_close(ours, expected)
+        with torch.no_grad():  # takes effect in the next rollout
+            for parameter in network.parameters():
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+
+
+def test_a_rollout_is_not_overwritten_by_the_next():
+    network, _, compiled = make_acting(SPACES[0])
+    obs, noise = torch.randn(4, 5, 3), network.distribution.noise((4, 5), torch.Generator())
+    first = rollout(compiled, obs, noise)
+    before = [tensor.clone() for tensor in first]
+    rollout(compiled, -obs, noise)
+    assert all(torch.equal(tensor, kept) for tensor, kept in zip(first, before, strict=True))
+
+
+def test_parameters_that_were_moved_are_found():
+    network, eager, compiled = make_acting(SPACES[2])
     for parameter in network.parameters():
-        with torch.no_grad():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-    obs = torch.randn(STEPS, num_envs, *VECTORS.shape, generator=generator)
-    noise = network.distribution.noise((STEPS, num_envs), generator)
-    with torch.no_grad():
-        expected = decided(EagerActing(network), obs, noise)
-        compiled = CompiledActing(network, obs[0])
-        compiled.load()
-        for ours, theirs in zip(decided(compiled, obs, noise), expected, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-        for parameter in network.parameters():
-            parameter *= 0.5  # read at each rollout
-        for ours, theirs in zip(decided(compiled, obs, noise), decided(EagerActing(network), obs, noise), strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+        parameter.data = parameter.data + 0.5
+    obs, noise = torch.randn(2, 5, 3), network.distribution.noise((2, 5), torch.Generator())
+    for ours, expected in zip(rollout(compiled, obs, noise), rollout(eager, obs, noise), strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
+def test_a_compiled_run_acts_by_a_compiled_function(env):
+    model = small_ppo(env=env, compile_update=True)
+    acting = []
+    model.on_train_epoch_end = lambda: acting.append(type(model.collector.acting))
+    fit(model, max_epochs=2)
+    assert acting == [CompiledActing] * 2
 
 
 def test_convolutions_are_left_to_single_operations():
