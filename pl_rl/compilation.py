@@ -25,7 +25,7 @@ from torch._decomp import core_aten_decompositions, get_decompositions
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pl_rl.codegen import generate
+from pl_rl import codegen
 from pl_rl.errors import CompilationError
 
 NATIVE = Path(__file__).parent / "native"
@@ -119,7 +119,7 @@ class Compiled:
         # Each in memory of its own, from its beginning, as ``generate`` takes for granted.
         example = [tensor.detach().clone(memory_format=torch.contiguous_format) for tensor in example]
         graph = _trace(function, example)
-        source = generate(graph)
+        source = codegen.generate(graph)
         self._expected = [(tensor.shape, tensor.dtype) for tensor in example]
         returned: Any = graph.graph.output_node().args[0]
         self.results = [torch.empty(node.meta["val"].shape, dtype=node.meta["val"].dtype) for node in returned]
@@ -191,6 +191,12 @@ def find_compiler() -> str | None:
     return version.partition("\n")[0] or None
 
 
+def describe_machine_code() -> str:
+    """What the bits of results depend on: the compiler, and a digest of what writes C++ and for which processor."""
+    writer = Path(codegen.__file__).read_text()
+    return f"compiled by {find_compiler()}, code {_digest([writer, _included(), FLAGS, _processor()])[:8]}"
+
+
 def _command() -> str:
     return os.environ.get("CXX", "g++")
 
@@ -248,9 +254,15 @@ def _check(graph: fx.GraphModule) -> None:
 
 def _key(source: str) -> str:
     """Of all that decides what is compiled."""
-    included = [path.read_text() for path in sorted(NATIVE.iterdir())]
-    parts = [source, included, FLAGS, find_compiler(), _processor()]
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+    return _digest([source, _included(), FLAGS, find_compiler(), _processor()])[:32]
+
+
+def _included() -> list[str]:
+    return [path.read_text() for path in sorted(NATIVE.iterdir())]
+
+
+def _digest(parts: list[Any]) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 @cache

@@ -249,14 +249,16 @@ class PPO(Agent):
         return PPOLoss(self.network, self.vf_coef, self.ent_coef, self.clip_vloss)
 
     def _example(self) -> Minibatch:
-        """A minibatch of the right shapes and types."""
+        """A minibatch of the right shapes and types, with a gradient."""
         space, distribution, size = self.network.observation_space, self.network.distribution, self.minibatch_size
         assert space.shape is not None
-        obs = torch.zeros((size, *space.shape), dtype=self.collector.obs_dtype)
-        noise = distribution.noise((size,), torch.Generator())
+        generator = torch.Generator().manual_seed(0)
+        obs = torch.rand((size, *space.shape), generator=generator).to(self.collector.obs_dtype)
         with torch.no_grad():
-            actions = distribution.sample(torch.zeros(size, distribution.num_outputs), noise)
-        return Minibatch(obs, actions, *(torch.zeros(size) for _ in range(4)))
+            outputs = torch.zeros(size, distribution.num_outputs)
+            actions = distribution.sample(outputs, distribution.noise((size,), generator))
+            log_probs = distribution.log_prob(outputs, actions)
+        return Minibatch(obs, actions, log_probs, *torch.randn(3, size, generator=generator).unbind())
 
     def training_step(self, rollout: Rollout, batch_idx: int) -> None:
         """One PPO iteration: learn from a rollout in several passes, then say how it went."""

@@ -17,12 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from pl_rl.compilation import Compiled, Library, find_compiler
+from pl_rl.compilation import Compiled, Library, describe_machine_code
 from pl_rl.errors import CompilationError
 from pl_rl.loss import Minibatch, PPOLoss
 
 # Parts of a minibatch whose intermediate results fit a processor's cache, and that threads share among themselves.
 CHUNK_SIZE = 512
+# Of a gradient's length, by which two orders of summation may differ; some 1e-6 are seen.
+MOST_ROUNDING = 1e-3
 
 
 class Updates(ABC):
@@ -97,7 +99,7 @@ class CompiledUpdates(Updates):
     ) -> None:
         super().__init__(loss, optimizer, max_grad_norm)
         _check_optimizer(optimizer)
-        self.description = f"compiled by {find_compiler()}, from C++ of pl_rl"
+        self.description = describe_machine_code()
         self._parameters = [param for group in optimizer.param_groups for param in group["params"]]
         trained = set(self._parameters)
         names = {param: name for name, param in loss.named_parameters()}
@@ -134,6 +136,7 @@ class CompiledUpdates(Updates):
         self._addresses: list[int] = []
         self._shares: list[int] = []
         self._checked = False
+        self._compare(example)
 
     def _gradient(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """What is compiled: the gradient of each parameter, and the metrics.
@@ -147,6 +150,21 @@ class CompiledUpdates(Updates):
         state = dict(zip([*self._names, *self._constants], [*parameters, *values[len(parameters) :]], strict=True))
         loss, metrics = functional_call(self.loss, state, (minibatch, clip_coef))
         return *torch.autograd.grad(loss, parameters, materialize_grads=True), metrics
+
+    def _compare(self, example: Minibatch) -> None:
+        """Whether the gradient is the one that PyTorch computes.
+
+        Raises:
+            CompilationError: If it is another one.
+        """
+        clip_coef = torch.tensor(0.2)
+        self.gradient(example, clip_coef)
+        loss, _ = self.loss(example, clip_coef)
+        gradients = torch.autograd.grad(loss, self._parameters, materialize_grads=True)
+        expected = torch.cat([gradient.flatten() for gradient in gradients])
+        difference = (self._mean_gradient - expected).norm() / expected.norm().clamp(min=1e-6)
+        if not difference < MOST_ROUNDING:
+            raise CompilationError(f"its gradient differs from PyTorch's by {difference:.1e} of its length")
 
     @contextmanager
     def iteration(self) -> Iterator[None]:

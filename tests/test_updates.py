@@ -6,7 +6,7 @@ import gymnasium as gym
 import pytest
 import torch
 
-from pl_rl import MLPActorCritic
+from pl_rl import MLPActorCritic, codegen
 from pl_rl.compilation import CompilationError
 from pl_rl.loss import Minibatch, PPOLoss
 from pl_rl.updates import CompiledUpdates, EagerUpdates
@@ -83,6 +83,13 @@ def test_compiled_updates_do_what_eager_ones_do(kind, settings):
     torch.testing.assert_close(run(compiled, minibatch), run(eager, minibatch), rtol=1e-4, atol=1e-5)
     assert_same(eager, compiled)
     assert not torch.equal(networks[0].actor[0].weight, make_network(kind).actor[0].weight)
+
+
+def test_a_gradient_that_is_not_pytorchs_is_refused(monkeypatch):
+    monkeypatch.setitem(codegen.AS_RESULT, torch.ops.aten.exp.default, "expm1_of({0})")
+    network = make_network()
+    with pytest.raises(CompilationError, match="its gradient differs from PyTorch's by"):
+        make_updates(CompiledUpdates, network, make_minibatch(network))
 
 
 def test_parameters_that_made_fewer_steps_are_corrected_as_such():
