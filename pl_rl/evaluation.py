@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -89,11 +90,11 @@ def record(
     if find_spec("moviepy") is None:
         raise UsageError("recording videos needs a package more; pip install 'pl-rl[video]'")
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame draws without a screen
-    single = make_env(env_config, render_mode="rgb_array")
-    if single.render_mode != "rgb_array":
-        raise UsageError(f"environment {env_config.id!r} does not render images, so there is nothing to record")
+    if sys.platform == "linux" and "DISPLAY" not in os.environ:
+        os.environ.setdefault("MUJOCO_GL", "egl")  # and so does MuJoCo
+    _check_drawable(env_config)
     recorded = gym.wrappers.RecordVideo(
-        single,
+        make_env(env_config, render_mode="rgb_array"),
         str(directory),
         episode_trigger=lambda episode: episode < num_episodes,
         name_prefix=env_config.id.replace("/", "-"),
@@ -102,8 +103,25 @@ def record(
     env = gym.vector.SyncVectorEnv([lambda: recorded], autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
     try:
         return play(network, env, num_episodes, seed, deterministic, normalizer)
+    finally:
+        env.close()
+
+
+def _check_drawable(env_config: EnvConfig) -> None:
+    """Draw one picture, before a folder for videos is made."""
+    env = make_env(env_config, render_mode="rgb_array")
+    if env.render_mode != "rgb_array":
+        raise UsageError(f"environment {env_config.id!r} does not render images, so there is nothing to record")
+    try:
+        env.reset()
+        env.render()
     except gym.error.DependencyNotInstalled as error:
         raise UsageError(f"recording {env_config.id!r} needs a package more: {error}") from error
+    except Exception as error:  # simulators raise all sorts
+        raise UsageError(
+            f"environment {env_config.id!r} cannot be drawn here, {type(error).__name__}: {error}; without a screen, "
+            "MuJoCo's need EGL or, with MUJOCO_GL=osmesa, OSMesa"
+        ) from error
     finally:
         env.close()
 

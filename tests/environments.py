@@ -121,5 +121,18 @@ class Spaces(Counter):
         return np.full(self.observation_space.shape, self.steps, np.float32)
 
 
-for env_class in (Counter, ShortOrLong, Recorder, Identity, Images, Spaces):
+class Undrawable(Counter):
+    """Says that it renders images, and fails to."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
+
+    def __init__(self, render_mode=None):
+        super().__init__(truncate_at=3)
+        self.render_mode = render_mode
+
+    def render(self):
+        raise AttributeError("no attribute 'glGetError'")
+
+
+for env_class in (Counter, ShortOrLong, Recorder, Identity, Images, Spaces, Undrawable):
     gym.register(f"PlRlTest/{env_class.__name__}-v0", env_class)

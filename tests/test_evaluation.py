@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from pl_rl import EnvConfig, MLPActorCritic
+from pl_rl import EnvConfig, MLPActorCritic, UsageError
 from pl_rl.envs import make_env
-from pl_rl.evaluation import Episodes, evaluate
+from pl_rl.evaluation import Episodes, evaluate, record
 
 
 def policy_for(config):
@@ -107,3 +107,10 @@ def test_an_evaluation_closes_its_environments(monkeypatch):
     monkeypatch.setattr(gym.Env, "close", lambda env: closed.append(env))
     play("PlRlTest/Counter-v0", num_envs=2, num_episodes=2, truncate_at=3)
     assert len(closed) == 2
+
+
+def test_an_environment_that_cannot_be_drawn_is_refused_in_a_sentence(tmp_path):
+    config = EnvConfig("PlRlTest/Undrawable-v0")
+    with pytest.raises(UsageError, match=r"Undrawable-v0' cannot be drawn here, AttributeError: no attribute 'glGet"):
+        record(policy_for(config), config, 1, 0, tmp_path / "clips")
+    assert not list(tmp_path.iterdir())
