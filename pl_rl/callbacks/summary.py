@@ -1,7 +1,6 @@
 """The closing words of a run."""
 
 import shlex
-import time
 
 import lightning as L
 from rich.console import Console
@@ -18,9 +17,9 @@ from pl_rl.runs import shown
 class RunSummary(L.Callback):
     """Prints what was reached, where it is, and the commands to go on with it and to watch it."""
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock."""
-        self._started = time.monotonic()
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note how long the run had trained before, now that a resume has restored it."""
+        self._before = as_agent(pl_module).elapsed_seconds
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the table."""
@@ -40,7 +39,7 @@ class RunSummary(L.Callback):
 
     def _rows(self, trainer: L.Trainer, agent: Agent) -> list[tuple[str, str]]:
         evaluation = evaluation_of(trainer)
-        seconds = time.monotonic() - self._started
+        seconds = agent.elapsed_seconds - self._before
         rows = [
             ("ended", agent.stop_reason or "a limit of the trainer was reached"),
             ("trained", f"{agent.env_steps:,} env steps, {agent.train_iter:,} train iterations"),
