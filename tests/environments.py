@@ -63,6 +63,7 @@ class Identity(gym.Env):
     ``box`` minus the distance between the action and the target, which lies between its asymmetric bounds.
     """
 
+    # Read, never changed.
     ACTION_SPACES = {  # noqa: RUF012
         "discrete": Discrete(4, start=3),
         "multi_discrete": MultiDiscrete([3, 2]),
@@ -124,6 +125,7 @@ class Spaces(Counter):
 class Undrawable(Counter):
     """Says that it renders images, and fails to."""
 
+    # Gymnasium declares it without ClassVar.
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
 
     def __init__(self, render_mode=None):

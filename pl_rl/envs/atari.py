@@ -41,5 +41,6 @@ class EpisodicLife(gym.Wrapper[Any, Any, Any, Any]):
         return obs, info
 
     def _lives_left(self) -> int:
+        # Only ALE's environments, the innermost ones here, have it.
         lives: int = self.env.unwrapped.ale.lives()  # type: ignore[attr-defined]
         return lives

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -141,7 +142,7 @@ def test_no_worker_outlives_a_parent_that_was_killed(state):
         "print(*(child.pid for child in multiprocessing.active_children()), flush=True)\n"
         + ("env.step(np.zeros(2, np.int64))" if state == "stuck" else "input()")
     )
-    root = os.path.dirname(os.path.dirname(faulty.__file__))  # noqa: PTH120
+    root = Path(faulty.__file__).parents[1]
     parent = subprocess.Popen(
         [sys.executable, "-c", code], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -170,7 +171,6 @@ def test_workers_leave_signals_to_their_parent():
 
 def _runs(pid):
     try:
-        with open(f"/proc/{pid}/stat") as stat:  # noqa: PTH123
-            return stat.read().rsplit(")", 1)[1].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False

@@ -54,23 +54,27 @@ def same(one, other):
     return all(np.array_equal(a, b) for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=True))
 
 
+def assert_restored_after(steps, config):
+    """Saved after some steps, environments go on in new ones as they would have gone on themselves."""
+    env = make_vector_env(config, 3)
+    obs, _ = env.reset(seed=5)
+    seen = walk(env, obs, steps, np.random.default_rng(0))
+    obs = seen[-1][0] if seen else obs.copy()
+    saved = save_envs(env)
+    expected = walk(env, obs, 300, np.random.default_rng(1))
+    env.close()
+    other = make_vector_env(config, 3)
+    other.reset(seed=99)
+    assert restore_envs(other, saved, obs, open_returns_of(seen)) is None
+    assert same(walk(other, obs, 300, np.random.default_rng(1)), expected)
+    other.close()
+
+
 @pytest.mark.parametrize("config", ENVIRONMENTS, ids=str)
 def test_restored_environments_go_on_observation_for_observation(config):
     # 1,250 steps pass several anchors and, everywhere, several ends of episodes.
     for steps in (0, 1, 57, 1250):
-        env = make_vector_env(config, 3)
-        obs, _ = env.reset(seed=5)
-        seen = walk(env, obs, steps, np.random.default_rng(0))
-        obs = seen[-1][0] if seen else obs.copy()
-        saved = save_envs(env)
-        expected = walk(env, obs, 300, np.random.default_rng(1))
-        env.close()
-
-        other = make_vector_env(config, 3)
-        other.reset(seed=99)
-        assert restore_envs(other, saved, obs, open_returns_of(seen)) is None
-        assert same(walk(other, obs, 300, np.random.default_rng(1)), expected)
-        other.close()
+        assert_restored_after(steps, config)
 
 
 def test_a_replay_may_change_between_this_process_and_workers():

@@ -8,8 +8,8 @@ import pytest
 
 import tests.uncertain_environments  # noqa: F401  (registers environments)
 from pl_rl import EnvConfig, UsageError
-from pl_rl.envs import make_env, make_vector_env, restore_envs, save_envs
-from tests.envs.test_replay import open_returns_of, same, walk
+from pl_rl.envs import make_env, make_vector_env
+from tests.envs.test_replay import assert_restored_after
 from tests.support import fit, small_ppo
 
 FLATTEN = "gymnasium.wrappers.FlattenObservation"
@@ -61,18 +61,7 @@ def test_the_state_of_wrappers_comes_back(vectorization):
     """Also over anchors: statistics of a wrapper are those of all episodes since the run began."""
     config = EnvConfig("PlRlTest/NoisyWalk-v0", vectorization, wrappers=STATEFUL)
     for steps in (0, 57, 1250):
-        env = make_vector_env(config, 3)
-        obs, _ = env.reset(seed=5)
-        seen = walk(env, obs, steps, np.random.default_rng(0))
-        obs = seen[-1][0] if seen else obs.copy()
-        saved = save_envs(env)
-        expected = walk(env, obs, 300, np.random.default_rng(1))
-        env.close()
-        other = make_vector_env(config, 3)
-        other.reset(seed=99)
-        assert restore_envs(other, saved, obs, open_returns_of(seen)) is None
-        assert same(walk(other, obs, 300, np.random.default_rng(1)), expected)
-        other.close()
+        assert_restored_after(steps, config)
 
 
 def test_a_wrapper_for_training_changes_training_and_not_evaluation():
