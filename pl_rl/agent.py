@@ -136,13 +136,17 @@ class Agent(L.LightningModule):
     @property
     def elapsed_seconds(self) -> float:
         """Training time, over all resumes."""
-        return self._elapsed_before + time.monotonic() - self._started[0]
+        return self._elapsed_before + self.elapsed_seconds_here
+
+    @property
+    def elapsed_seconds_here(self) -> float:
+        """Training time of this process's part of the run."""
+        return time.monotonic() - self._started[0]
 
     @property
     def env_steps_per_second(self) -> float:
         """Average over this process's part of the run."""
-        then, env_steps = self._started
-        return (self.env_steps - env_steps) / max(time.monotonic() - then, 1e-9)
+        return (self.env_steps - self._started[1]) / max(self.elapsed_seconds_here, 1e-9)
 
     def setup(self, stage: str) -> None:
         """Begin a run: fresh counters, random streams and environments (a resume then overwrites them)."""

@@ -17,10 +17,6 @@ from pl_rl.runs import shown
 class RunSummary(L.Callback):
     """Prints what was reached, where it is, and the commands to go on with it and to watch it."""
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note how long the run had trained before, now that a resume has restored it."""
-        self._before = as_agent(pl_module).elapsed_seconds
-
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the table."""
         if not trainer.is_global_zero:
@@ -39,11 +35,10 @@ class RunSummary(L.Callback):
 
     def _rows(self, trainer: L.Trainer, agent: Agent) -> list[tuple[str, str]]:
         evaluation = evaluation_of(trainer)
-        seconds = agent.elapsed_seconds - self._before
         rows = [
             ("ended", agent.stop_reason or "a limit of the trainer was reached"),
             ("trained", f"{agent.env_steps:,} env steps, {agent.train_iter:,} train iterations"),
-            ("time", f"{seconds:.1f} s, {agent.elapsed_seconds:.1f} s over all resumes"),
+            ("time", f"{agent.elapsed_seconds_here:.1f} s, {agent.elapsed_seconds:.1f} s over all resumes"),
             ("speed", f"{agent.env_steps_per_second:,.0f} env steps/s"),
         ]
         if evaluation.train_iter is not None:
