@@ -43,6 +43,11 @@ class Episodes(NamedTuple):
         return statistics
 
 
+def shown_return(value: float) -> str:
+    """A return in words: three decimals below 10, as those of many environments lie between 0 and 1, else one."""
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
+
+
 def evaluate(
     network: ActorCritic,
     env_config: EnvConfig,

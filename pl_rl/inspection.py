@@ -8,6 +8,7 @@ from torch import Tensor
 from pl_rl.agent import STATISTICS
 from pl_rl.callbacks.pretrained import lineage_rows
 from pl_rl.checkpoints import STATE_KEY, read_checkpoint
+from pl_rl.evaluation import shown_return
 from pl_rl.runs import run_of_checkpoint, shown
 
 
@@ -73,5 +74,5 @@ def _evaluation(callbacks: dict[str, Any]) -> str:
     state = callbacks.get("PeriodicEvaluation", {})
     if not state.get("latest"):
         return "none yet"
-    latest = f"{state['latest']['return_mean']:.1f} at train_iter {state['train_iter']:,}"
-    return f"best return {state['best_return']:.1f}, latest {latest}"
+    latest = f"{shown_return(state['latest']['return_mean'])} at train_iter {state['train_iter']:,}"
+    return f"best return {shown_return(state['best_return'])}, latest {latest}"

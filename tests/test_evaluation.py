@@ -9,7 +9,7 @@ import torch
 
 from pl_rl import EnvConfig, MLPActorCritic, UsageError
 from pl_rl.envs import make_env
-from pl_rl.evaluation import Episodes, evaluate, record
+from pl_rl.evaluation import Episodes, evaluate, record, shown_return
 
 
 def policy_for(config):
@@ -114,3 +114,9 @@ def test_an_environment_that_cannot_be_drawn_is_refused_in_a_sentence(tmp_path):
     with pytest.raises(UsageError, match=r"Undrawable-v0' cannot be drawn here, AttributeError: no attribute 'glGet"):
         record(policy_for(config), config, 1, 0, tmp_path / "clips")
     assert not list(tmp_path.iterdir())
+
+
+def test_small_returns_are_shown_with_more_decimals():
+    assert [shown_return(value) for value in (0.9612, -0.25, 9.5, 10.0, -1234.56)] == [
+        "0.961", "-0.250", "9.500", "10.0", "-1234.6",
+    ]  # fmt: skip

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from pl_rl.agent import Agent, as_agent
 from pl_rl.callbacks.evaluation import evaluation_of
+from pl_rl.evaluation import shown_return
 
 REFRESH_SECONDS = 0.1
 
@@ -46,7 +47,7 @@ class RunProgressBar(ProgressBar):
             TextColumn("iteration {task.fields[iteration]:,}"),
             BarColumn(bar_width=None),
             TextColumn("{task.completed:,.0f}/{task.total:,.0f} env steps ·"),
-            TextColumn("return {task.fields[train_return]:.1f}, evaluated {task.fields[eval_return]:.1f} ·"),
+            TextColumn("return {task.fields[train_return]}, evaluated {task.fields[eval_return]} ·"),
             TextColumn("{task.fields[speed]:,.0f} steps/s ·"),
             TimeRemainingColumn(),
             TextColumn("left"),
@@ -80,9 +81,10 @@ class RunProgressBar(ProgressBar):
         evaluation = evaluation_of(trainer)
         if evaluation.train_iter is not None and evaluation.train_iter != self._reported:
             self._reported = evaluation.train_iter
+            best, latest = shown_return(evaluation.best_return), shown_return(evaluation.latest["return_mean"])
             self._console.print(
                 f"train_iter {agent.train_iter:,}  env_steps {agent.env_steps:,}/{agent.total_env_steps:,}  "
-                f"evaluation return {evaluation.latest['return_mean']:.1f} (best {evaluation.best_return:.1f})  "
+                f"evaluation return {latest} (best {best})  "
                 f"{agent.env_steps_per_second:,.0f} steps/s",
                 highlight=False,
                 soft_wrap=True,
@@ -97,7 +99,7 @@ class RunProgressBar(ProgressBar):
 def _fields(trainer: L.Trainer, agent: Agent) -> dict[str, Any]:
     return {
         "iteration": agent.iteration,
-        "train_return": agent.collector.episodes.mean_return(),
-        "eval_return": evaluation_of(trainer).latest.get("return_mean", float("nan")),
+        "train_return": shown_return(agent.collector.episodes.mean_return()),
+        "eval_return": shown_return(evaluation_of(trainer).latest.get("return_mean", float("nan"))),
         "speed": agent.env_steps_per_second,
     }

@@ -10,6 +10,7 @@ from pl_rl.agent import Agent, as_agent
 from pl_rl.callbacks.evaluation import evaluation_of
 from pl_rl.callbacks.lookup import attached
 from pl_rl.callbacks.run_checkpoint import RunCheckpoint
+from pl_rl.evaluation import shown_return
 from pl_rl.interruption import Interrupted
 from pl_rl.runs import shown
 
@@ -42,12 +43,8 @@ class RunSummary(L.Callback):
             ("speed", f"{agent.env_steps_per_second:,.0f} env steps/s"),
         ]
         if evaluation.train_iter is not None:
-            rows.append(
-                (
-                    "return",
-                    f"best {evaluation.best_return:.1f}, latest {evaluation.latest['return_mean']:.1f}",
-                )
-            )
+            best, latest = shown_return(evaluation.best_return), shown_return(evaluation.latest["return_mean"])
+            rows.append(("return", f"best {best}, latest {latest}"))
         checkpoint = _checkpoint(trainer)
         if checkpoint is not None:
             rows.append(("last checkpoint", shown(checkpoint.last_model_path)))

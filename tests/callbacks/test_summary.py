@@ -7,6 +7,7 @@ import pytest
 
 from pl_rl import cli
 from pl_rl.callbacks import RunCheckpoint, RunSummary
+from pl_rl.evaluation import shown_return
 from tests.support import MemoryLogger, fit, small_ppo
 
 RUN = ["--model.env", "CartPole-v1", "--model.num_envs", "4", "--model.num_steps", "16", "--model.minibatch_size", "32"]
@@ -24,7 +25,7 @@ def test_the_table_says_what_was_reached_and_where_it_is(capsys, monkeypatch):
     returns = logger.values("evaluator_iter/return_mean")
     assert "total_env_steps=512 reached" in out
     assert "512 env steps, 32 train iterations" in out
-    assert f"best {max(returns):.1f}, latest {returns[-1]:.1f}" in out
+    assert f"best {shown_return(max(returns))}, latest {shown_return(returns[-1])}" in out
     assert "checkpoints/last.ckpt" in out
     assert "checkpoints/best.ckpt" in out
 
