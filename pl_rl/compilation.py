@@ -11,9 +11,11 @@ import hashlib
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import weakref
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -78,7 +80,10 @@ class _Compiler:
         written.write_text(source)
         self._library = written.with_suffix(".so")
         command = [_command(), *FLAGS, f"-I{NATIVE}", "-o", str(self._library), str(written)]
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        weakref.finalize(self, _end, self._process)  # a run that is asked to leave does not wait for it
 
     def finish(self) -> None:
         """Wait for it.
@@ -92,6 +97,13 @@ class _Compiler:
                 errors = [line for line in output.splitlines() if "error" in line] or [output.strip() or "no reason"]
                 raise CompilationError(f"compiling failed: {errors[0]}")
             self._library.replace(self._path)
+
+
+def _end(compiler: subprocess.Popen[str]) -> None:
+    """Leave no process behind, nor those that it started."""
+    if compiler.poll() is None:
+        os.killpg(compiler.pid, signal.SIGKILL)
+        compiler.wait()
 
 
 class Compiled:

@@ -1,5 +1,7 @@
 """A small model, a quiet trainer, and ways to read what was logged."""
 
+from pathlib import Path
+
 import lightning as L
 import torch
 from lightning.pytorch.loggers import Logger
@@ -88,3 +90,11 @@ def event_scalars(run):
     events = EventAccumulator(str(run), size_guidance={"scalars": 0})
     events.Reload()
     return {tag: [(point.step, point.value) for point in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def is_running(pid):
+    """Whether there is such a process, and it has not ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

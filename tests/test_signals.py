@@ -17,7 +17,7 @@ import pl_rl
 from pl_rl.callbacks import RunCheckpoint
 from pl_rl.interruption import Interrupted, Interruption
 from pl_rl.verification import compare_runs
-from tests.support import SMALL, counters_in, same_bits
+from tests.support import SMALL, counters_in, is_running, same_bits
 from tests.test_resume import RUN, differences, last_of, run_of, train
 
 STATUS = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 138}
@@ -299,6 +299,34 @@ def test_a_process_in_the_middle_of_a_long_rollout_leaves_within_seconds(tmp_pat
     assert "go on: python -m pl_rl fit --ckpt_path lightning_logs/version_0/checkpoints/last.ckpt" in out
     assert finish(start(tmp_path, "--ckpt_path=last", "--trainer.enable_progress_bar=false"))[0] == 0
     assert [name for name, text in compare_runs(whole, run_of(tmp_path)).items() if text] == []
+
+
+SLOW_COMPILER = """#!/bin/sh
+if [ "$1" = --version ]; then echo slow 1.0; exit; fi
+sleep 600 & echo $! > child.tmp; mv child.tmp child
+wait
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group", [False, True])
+def test_a_signal_while_the_update_is_compiled_ends_the_compiler_too(tmp_path, group):
+    compiler = tmp_path / "slow-compiler"
+    compiler.write_text(SLOW_COMPILER)
+    compiler.chmod(0o755)
+    env = {"CXX": str(compiler), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    args = ["--model.env.id=CartPole-v1", "--model.compile_update=true", "--trainer.enable_progress_bar=false"]
+    process = start(tmp_path, *args, env=env, group=True)
+    until = time.monotonic() + 120
+    while not (tmp_path / "child").is_file():
+        assert time.monotonic() < until and process.poll() is None, finish(process)
+        time.sleep(0.02)
+    (os.killpg if group else os.kill)(process.pid, signal.SIGINT)
+    status, out, err = finish(process)
+    assert status == 130, err
+    assert "Stopped by SIGINT before training began." in out
+    assert not is_running(int((tmp_path / "child").read_text()))
+    assert [path.name for path in (tmp_path / "cache" / "pl_rl").iterdir() if path.is_dir()] == []
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from pl_rl import evaluation as evaluation_module
 from pl_rl.callbacks import RunCheckpoint
 from pl_rl.cli import main
 from pl_rl.envs import make_vector_env
-from tests.support import counters_in, fit, same_bits, small_ppo
+from tests.support import counters_in, fit, is_running, same_bits, small_ppo
 
 ANYWHERE = {
     "raises": r"raised ZeroDivisionError: the pole is infinitely long \(given the action [01]\)",
@@ -152,9 +152,9 @@ def test_no_worker_outlives_a_parent_that_was_killed(state):
     parent.kill()
     parent.communicate()
     deadline = time.monotonic() + 10
-    while any(_runs(pid) for pid in pids) and time.monotonic() < deadline:
+    while any(is_running(pid) for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not any(_runs(pid) for pid in pids)
+    assert not any(is_running(pid) for pid in pids)
 
 
 def test_workers_leave_signals_to_their_parent():
@@ -167,10 +167,3 @@ def test_workers_leave_signals_to_their_parent():
         env.step(np.zeros(2, np.int64))
     env.close()
     assert no_child_is_left()
-
-
-def _runs(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
