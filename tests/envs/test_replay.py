@@ -19,6 +19,8 @@ ENVIRONMENTS = [
     EnvConfig("MountainCarContinuous-v0"),
     EnvConfig("PlRlTest/NoisyWalk-v0"),
     EnvConfig("PlRlTest/NoisyWalk-v0", "async"),
+    EnvConfig("PlRlTest/Imprecise-v0"),
+    EnvConfig("PlRlTest/Imprecise-v0", "async"),
 ]
 
 
