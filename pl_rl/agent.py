@@ -432,8 +432,9 @@ def network_from_description(description: Mapping[str, Any]) -> NetworkFactory:
     module, _, name = path.rpartition(".")
     try:
         cls = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(f"the network class {path!r} cannot be imported: {error}") from error
+    except Exception as error:  # whatever the module does
+        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise UsageError(f"the network class {path!r} cannot be imported: {what}") from error
     if not (isinstance(cls, type) and issubclass(cls, ActorCritic)):
         raise UsageError(f"{path!r} is not a network; it must be a subclass of pl_rl.ActorCritic")
     return partial(cls, **init_args)

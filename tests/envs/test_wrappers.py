@@ -110,6 +110,23 @@ def test_a_wrapper_that_cannot_be_made_is_answered_in_a_sentence(wrapper, senten
         make_env(EnvConfig("CartPole-v1", wrappers=[wrapper]))
 
 
+@pytest.mark.parametrize(
+    ("code", "sentence"),
+    [
+        ("raise RuntimeError('no licence')", "RuntimeError: no licence"),
+        ("None.name", "AttributeError: 'NoneType' object has no attribute 'name'"),
+        ("def (", r"SyntaxError: invalid syntax \(broken.py, line 1\)"),
+    ],
+)
+def test_the_module_of_a_class_may_fail_in_any_way(code, sentence, tmp_path, monkeypatch):
+    (tmp_path / "broken.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UsageError, match=f"the wrapper 'broken.Wrapper' cannot be imported: {sentence}"):
+        make_env(EnvConfig("CartPole-v1", wrappers=["broken.Wrapper"]))
+    with pytest.raises(UsageError, match=f"the network class 'broken.Net' cannot be imported: {sentence}"):
+        small_ppo(network={"class_path": "broken.Net", "init_args": {}})
+
+
 def test_imported_modules_register_environments():
     gym.registry.pop("PlRlTest/Late-v0", None)
     sys.modules.pop("tests.late_environment", None)
