@@ -52,7 +52,16 @@ class SaveConfig(SaveConfigCallback):
             self.already_saved = settings == yaml.safe_load(latest.read_text())
             number = 1 + len(list(latest.parent.glob("config_resume*.yaml")))
             self.config_filename = f"config_resume{number}.yaml"
+        if "://" in trainer.log_dir:
+            super().setup(trainer, pl_module, stage)
+            return
+        # Beside its place first: half a configuration would be taken for the run's by every resume to come.
+        name, self.config_filename = self.config_filename, ".config.partial"
+        partial = Path(trainer.log_dir, self.config_filename)
+        partial.unlink(missing_ok=True)
         super().setup(trainer, pl_module, stage)
+        if partial.exists():  # not where it was saved before
+            partial.replace(partial.with_name(name))
 
 
 class CLI(LightningCLI):
