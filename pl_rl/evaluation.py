@@ -22,6 +22,7 @@ from pl_rl.normalization import ObservationNormalizer
 
 # Atari's own limit, the largest in common use, is 27,000 steps of four frames.
 LONGEST_EPISODE = 100_000
+LIMIT_EPISODES = "give the environment a limit with --model.env.kwargs '{\"max_episode_steps\": N}'"
 
 
 class Episodes(NamedTuple):
@@ -169,9 +170,11 @@ def play(
         open_lengths += 1
         endless = (open_lengths >= LONGEST_EPISODE) & (remaining > 0)
         if endless.any():
+            first = int(np.argmax(endless))
             rank_zero_info(
-                f"Evaluation cut {endless.sum()} episode(s) that had not ended after {LONGEST_EPISODE:,} steps; give "
-                "the environment a limit with --model.env.kwargs '{\"max_episode_steps\": N}'."
+                f"Evaluation cut {endless.sum()} episode(s) that had not ended after {LONGEST_EPISODE:,} steps, "
+                f"the first of environment {first} at a return of {shown_return(float(open_returns[first]))}; "
+                f"{LIMIT_EPISODES}."
             )
         for i in np.flatnonzero(terminated | truncated | endless):
             if remaining[i]:
