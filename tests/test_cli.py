@@ -213,6 +213,7 @@ FIT = ["fit", "--config", "small.yaml"]
         ([*FIT, "--model.gama", "0.9"], r"--model\.gama.*did you mean --model\.gamma\?"),
         ([*FIT, "--zzz", "1"], "[Uu]nrecognized.*--zzz"),
         ([*FIT, "--model.gamma", "high"], "model.gamma.*float.*high"),
+        ([*FIT, "--seed_everything", "-1"], "seed_everything=-1 is no seed; use a number from 0 to 4294967295"),
         ([*FIT, "--model.gamma", "2"], "gamma=2.0 must lie between 0 and 1"),
         ([*FIT, "--model.num_envs", "2.5"], "model.num_envs.*int.*2.5"),
         ([*FIT, "--model.minibatch_size", "60"], "64 is not divisible by minibatch_size=60; use 32 or 64"),

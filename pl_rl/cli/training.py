@@ -128,6 +128,12 @@ class CLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Nothing: the checkpoint's hyperparameters are defaults; LightningCLI would let them override the user."""
 
+    def _set_seed(self) -> None:
+        seed = self._get(self.config, "seed_everything")
+        if not 0 <= seed < 2**32:  # False and True, which are no seed and any, lie within
+            raise UsageError(f"seed_everything={seed} is no seed; use a number from 0 to {2**32 - 1}")
+        super()._set_seed()
+
     def before_instantiate_classes(self) -> None:
         """Make the network as a file has it; leave no run directory behind where nothing is trained."""
         config = self.config[self.subcommand]
