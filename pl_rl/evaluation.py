@@ -16,6 +16,7 @@ from torch import Tensor
 from pl_rl.distributions import to_numpy
 from pl_rl.envs import AnyVectorEnv, EnvConfig, make_env, make_vector_env
 from pl_rl.envs.faults import check_finite
+from pl_rl.envs.parallel import SyncEnvs
 from pl_rl.errors import EnvironmentFailure, UsageError
 from pl_rl.networks import ActorCritic
 from pl_rl.normalization import ObservationNormalizer
@@ -92,6 +93,7 @@ def record(
 
     Raises:
         UsageError: If the environment cannot be rendered, or a package for it or for writing videos is missing.
+        EnvironmentFailure: If it fails.
     """
     if find_spec("moviepy") is None:
         raise UsageError("recording videos needs a package more; pip install 'pl-rl[video]'")
@@ -106,7 +108,7 @@ def record(
         name_prefix=env_config.id.replace("/", "-"),
         disable_logger=True,
     )
-    env = gym.vector.SyncVectorEnv([lambda: recorded], autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
+    env = SyncEnvs([lambda: recorded])
     try:
         return play(network, env, num_episodes, seed, deterministic, normalizer)
     finally:
