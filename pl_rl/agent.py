@@ -21,7 +21,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from pl_rl.checkpoints import STATE_KEY, migrate
 from pl_rl.envs import EnvConfig, make_env, make_vector_env, vectorization_of
 from pl_rl.errors import EnvironmentFailure, UsageError
-from pl_rl.evaluation import Episodes, evaluate, record
+from pl_rl.evaluation import LIMIT_EPISODES, LONGEST_EPISODE, Episodes, evaluate, record, shown_return
 from pl_rl.networks import ActorCritic
 from pl_rl.normalization import ObservationNormalizer, RewardScaler
 from pl_rl.rollout import Rollout, RolloutCollector
@@ -110,6 +110,7 @@ class Agent(L.LightningModule):
         self._before_fit: tuple[int | float, int] | None = None
         self._elapsed_before = 0.0
         self._started = (time.monotonic(), 0)
+        self._told_of_endless = False
 
     @property
     def collector(self) -> RolloutCollector:
@@ -164,6 +165,7 @@ class Agent(L.LightningModule):
             self.parent = None
             self.between_iterations = True
             self._elapsed_before = 0.0
+            self._told_of_endless = False
             generator = torch.Generator().manual_seed(derive_seed(self.run_seed, Stream.SAMPLING))
             env = make_vector_env(self.env_config, self.num_envs, training=True)
             if self.env_config.vectorization == "auto":
@@ -341,7 +343,22 @@ class Agent(L.LightningModule):
                 failure.when = f"at its step {step:,} (iteration {self.iteration + 1:,})"
             raise
         self.env_steps += self.num_steps * self.num_envs
+        self._tell_of_endless_episodes()
         return rollout
+
+    def _tell_of_endless_episodes(self) -> None:
+        """Once, as such a run has no returns to show, and takes ever longer to resume."""
+        episodes = self.collector.episodes
+        longest = int(episodes.open_lengths.argmax())
+        steps, episode_return = int(episodes.open_lengths[longest]), float(episodes.open_returns[longest])
+        if self._told_of_endless or steps < LONGEST_EPISODE:
+            return
+        self._told_of_endless = True
+        rank_zero_info(
+            f"Environment {longest} has not ended its episode after {steps:,} steps (iteration {self.iteration + 1:,}),"
+            f" at a return of {shown_return(episode_return)}: until it ends that is in no mean, and a resume makes all "
+            f"the steps again; {LIMIT_EPISODES}."
+        )
 
     def _log_statistics(self, group: str, episodes: Episodes) -> None:
         statistics = {f"{group}/{name}": value for name, value in episodes.statistics().items()}
@@ -432,8 +449,9 @@ def network_from_description(description: Mapping[str, Any]) -> NetworkFactory:
     module, _, name = path.rpartition(".")
     try:
         cls = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(f"the network class {path!r} cannot be imported: {error}") from error
+    except Exception as error:  # whatever the module does
+        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise UsageError(f"the network class {path!r} cannot be imported: {what}") from error
     if not (isinstance(cls, type) and issubclass(cls, ActorCritic)):
         raise UsageError(f"{path!r} is not a network; it must be a subclass of pl_rl.ActorCritic")
     return partial(cls, **init_args)

@@ -56,7 +56,7 @@ class Categorical(ActionDistribution):
     def __init__(self, space: gym.spaces.Discrete) -> None:
         super().__init__()
         self.num_outputs = int(space.n)
-        self._start = space.start
+        self._start, self._dtype = space.start, space.dtype
 
     def noise(self, batch_shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Standard Gumbel variates ``[..., P]``."""
@@ -80,8 +80,8 @@ class Categorical(ActionDistribution):
         return -(log_probs.exp() * log_probs).sum(-1)
 
     def to_env(self, actions: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
-        """Shifted to the space's ``start``."""
-        return actions.astype(np.int64) + self._start
+        """Shifted to the space's ``start`` and in its type."""
+        return np.asarray(actions.astype(np.int64) + self._start, self._dtype)
 
 
 class MultiCategorical(ActionDistribution):
@@ -90,7 +90,7 @@ class MultiCategorical(ActionDistribution):
     def __init__(self, space: gym.spaces.MultiDiscrete) -> None:
         super().__init__()
         self._sizes = [int(n) for n in space.nvec.flatten()]
-        self._start, self._shape = space.start, space.shape
+        self._start, self._shape, self._dtype = space.start, space.shape, space.dtype
         self.num_outputs = sum(self._sizes)
 
     def noise(self, batch_shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -118,8 +118,8 @@ class MultiCategorical(ActionDistribution):
         return -torch.stack([(lp.exp() * lp).sum(-1) for lp in log_probs], -1).sum(-1)
 
     def to_env(self, actions: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
-        """Shifted to the space's ``start`` and in its shape."""
-        return actions.astype(np.int64).reshape(-1, *self._shape) + self._start
+        """Shifted to the space's ``start``, in its shape and type."""
+        return np.asarray(actions.astype(np.int64).reshape(-1, *self._shape) + self._start, self._dtype)
 
 
 class DiagonalGaussian(ActionDistribution):

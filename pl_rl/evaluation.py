@@ -16,12 +16,14 @@ from torch import Tensor
 from pl_rl.distributions import to_numpy
 from pl_rl.envs import AnyVectorEnv, EnvConfig, make_env, make_vector_env
 from pl_rl.envs.faults import check_finite
+from pl_rl.envs.parallel import SyncEnvs
 from pl_rl.errors import EnvironmentFailure, UsageError
 from pl_rl.networks import ActorCritic
 from pl_rl.normalization import ObservationNormalizer
 
 # Atari's own limit, the largest in common use, is 27,000 steps of four frames.
 LONGEST_EPISODE = 100_000
+LIMIT_EPISODES = "give the environment a limit with --model.env.kwargs '{\"max_episode_steps\": N}'"
 
 
 class Episodes(NamedTuple):
@@ -91,6 +93,7 @@ def record(
 
     Raises:
         UsageError: If the environment cannot be rendered, or a package for it or for writing videos is missing.
+        EnvironmentFailure: If it fails.
     """
     if find_spec("moviepy") is None:
         raise UsageError("recording videos needs a package more; pip install 'pl-rl[video]'")
@@ -105,7 +108,7 @@ def record(
         name_prefix=env_config.id.replace("/", "-"),
         disable_logger=True,
     )
-    env = gym.vector.SyncVectorEnv([lambda: recorded], autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
+    env = SyncEnvs([lambda: recorded])
     try:
         return play(network, env, num_episodes, seed, deterministic, normalizer)
     finally:
@@ -169,9 +172,11 @@ def play(
         open_lengths += 1
         endless = (open_lengths >= LONGEST_EPISODE) & (remaining > 0)
         if endless.any():
+            first = int(np.argmax(endless))
             rank_zero_info(
-                f"Evaluation cut {endless.sum()} episode(s) that had not ended after {LONGEST_EPISODE:,} steps; give "
-                "the environment a limit with --model.env.kwargs '{\"max_episode_steps\": N}'."
+                f"Evaluation cut {endless.sum()} episode(s) that had not ended after {LONGEST_EPISODE:,} steps, "
+                f"the first of environment {first} at a return of {shown_return(float(open_returns[first]))}; "
+                f"{LIMIT_EPISODES}."
             )
         for i in np.flatnonzero(terminated | truncated | endless):
             if remaining[i]:

@@ -219,7 +219,10 @@ class RolloutCollector:
             self.episodes.add(rewards[t], ended)
             if ended is not None:
                 for i in np.flatnonzero(truncated[t] & ~terminated[t]):
-                    final_obs[t, int(i)] = self._as_input(infos["final_obs"][i]).to(obs.dtype)
+                    final = torch.as_tensor(infos["final_obs"][i])
+                    # One that is not finite stays as it is, as the normaliser would clip what is infinite.
+                    seen = self._as_input(final) if final.isfinite().all() else final
+                    final_obs[t, int(i)] = seen.to(obs.dtype)
         check_finite(obs, rewards, self._obs, final_obs)
         outputs, values, actions = self.acting.decided()
         values, next_values = self._with_next_values(values, final_obs)

@@ -56,6 +56,8 @@ def find_checkpoint(name: str, log_root: Path = LOG_ROOT) -> Path:
     path = Path(os.path.normpath(Path(name).absolute()))
     if path.is_file():
         return path
+    if Path(name).name != name and path.is_dir():
+        raise UsageError(f"{name!r} is a folder; name a checkpoint in it, as in RUN_DIR/checkpoints/last.ckpt")
     if Path(name).name != name:
         raise UsageError(f"checkpoint {name!r} does not exist")
     file_name = name if path.suffix == ".ckpt" else f"{name}.ckpt"

@@ -213,6 +213,7 @@ FIT = ["fit", "--config", "small.yaml"]
         ([*FIT, "--model.gama", "0.9"], r"--model\.gama.*did you mean --model\.gamma\?"),
         ([*FIT, "--zzz", "1"], "[Uu]nrecognized.*--zzz"),
         ([*FIT, "--model.gamma", "high"], "model.gamma.*float.*high"),
+        ([*FIT, "--seed_everything", "-1"], "seed_everything=-1 is no seed; use a number from 0 to 4294967295"),
         ([*FIT, "--model.gamma", "2"], "gamma=2.0 must lie between 0 and 1"),
         ([*FIT, "--model.num_envs", "2.5"], "model.num_envs.*int.*2.5"),
         ([*FIT, "--model.minibatch_size", "60"], "64 is not divisible by minibatch_size=60; use 32 or 64"),
@@ -224,11 +225,15 @@ FIT = ["fit", "--config", "small.yaml"]
         ([*FIT, "--trainer.precision", "3"], "precision"),
         ([*FIT, "--ckpt_path", "nosuch.ckpt"], "there is no file 'nosuch.ckpt' here"),
         ([*FIT, "--ckpt_path", "folder/nosuch.ckpt"], "checkpoint 'folder/nosuch.ckpt' does not exist"),
+        ([*FIT, "--ckpt_path", "./empty"], "'./empty' is a folder; name a checkpoint in it, as in RUN_DIR/checkpoints"),
         ([*FIT, "--ckpt_path", "small.yaml"], "'.*small.yaml' is no checkpoint, or a damaged one"),
         (["fit", "--config", "nosuch.yaml"], "no config file 'nosuch.yaml' here.*shipped are.*cartpole.yaml"),
         (["fit", "--config", "wrong_key.yaml"], r"num_env\b.*did you mean --model\.num_envs\?"),
         (["fit", "--config", "wrong_type.yaml"], "num_envs.*int.*many"),
         (["fit", "--config", "no_yaml.yaml"], "is not valid YAML"),
+        (["fit", "--config", "binary.yaml"], "config file 'binary.yaml' is not text in UTF-8: .* at byte 4"),
+        (["fit", "--config", "blank.yaml"], "config file 'blank.yaml' holds nothing, where there are to be settings"),
+        (["fit", "--config", "list.yaml"], "config file 'list.yaml' holds a list, where there are to be settings"),
         (["validate"], "validate needs a trained policy; add --ckpt_path last"),
         (["test", "--config", "small.yaml"], "test needs a trained policy"),
         (["predict", "--ckpt_path", "last"], "there is no file 'last' here, and no run under 'lightning_logs'"),
@@ -243,6 +248,9 @@ def test_bad_input_is_answered_in_one_sentence(args, message, config, capsys):
     Path("wrong_key.yaml").write_text(text.replace("num_envs: 4", "num_env: 4"))
     Path("wrong_type.yaml").write_text(text.replace("num_envs: 4", "num_envs: many"))
     Path("no_yaml.yaml").write_text("model: [1, 2\n")
+    Path("binary.yaml").write_bytes(b"abcd\xff")
+    Path("blank.yaml").write_text("# to be written\n")
+    Path("list.yaml").write_text("- model\n")
     Path("empty").mkdir()
     torch.save({"state_dict": {}}, "foreign.ckpt")
     with pytest.raises(SystemExit) as ended:

@@ -1,5 +1,6 @@
 """Continuing, extending and branching from the command line."""
 
+import errno
 from pathlib import Path
 
 import lightning as L
@@ -10,6 +11,7 @@ import yaml
 import pl_rl
 from pl_rl import cli
 from pl_rl.callbacks import RunCheckpoint
+from pl_rl.cli.parsing import Parser
 from pl_rl.verification import compare_runs
 from tests.support import SMALL as SMALL_MODEL
 from tests.support import counters_in, event_scalars
@@ -103,6 +105,23 @@ def test_the_first_configuration_is_kept_and_only_others_are_added(config):
     fit("--ckpt_path", "last", "--trainer.max_epochs", 5)
     assert [name for name in files_in(RUN) if "config" in name] == ["config.yaml", "config_resume1.yaml"]
     assert (RUN / "config.yaml").read_text() == first
+
+
+def test_a_configuration_is_written_whole_or_not_at_all(config, monkeypatch):
+    fit("--config", config, "--trainer.max_epochs", 2)
+    save = Parser.save
+
+    def disk_is_full(parser, settings, path, **kwargs):
+        save(parser, settings, path, **kwargs)
+        Path(path).write_text(Path(path).read_text()[:100])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(Parser, "save", disk_is_full)
+        fit("--ckpt_path", "last", "--trainer.max_epochs", 3)
+    fit("--ckpt_path", "last", "--trainer.max_epochs", 4)
+    assert counters_in(LAST)["iteration"] == 4
+    assert [name for name in files_in(RUN) if "config" in name] == ["config.yaml", "config_resume1.yaml"]
 
 
 def test_a_run_of_a_script_is_continued_with_what_its_checkpoint_knows():

@@ -134,6 +134,16 @@ def test_choices_are_shifted_to_the_start_of_the_space():
 
 
 @pytest.mark.parametrize(
+    "space", [Discrete(3, dtype=np.int32), MultiDiscrete([2, 3], dtype=np.int8), Box(-1.0, 1.0, (2,), np.float64)]
+)
+def test_actions_have_the_type_of_the_space(space):
+    """Worker processes convert them, so without this it would depend on where an environment is stepped."""
+    distribution = make_distribution(space)
+    actions = distribution.mode(torch.zeros(4, distribution.num_outputs)).numpy()
+    assert all(action in space for action in distribution.to_env(actions))
+
+
+@pytest.mark.parametrize(
     "space",
     [gym.spaces.MultiBinary(3), Box(0, 5, (2,), np.int64), gym.spaces.Dict({"a": Discrete(2)})],
     ids=["multi_binary", "integer_box", "dict"],

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from pl_rl import EnvConfig, MLPActorCritic, UsageError
+from pl_rl import EnvConfig, MLPActorCritic, RunFailure, UsageError
 from pl_rl.envs import make_env
 from pl_rl.evaluation import Episodes, evaluate, record, shown_return
 
@@ -120,3 +120,11 @@ def test_small_returns_are_shown_with_more_decimals():
     assert [shown_return(value) for value in (0.9612, -0.25, 9.5, 10.0, -1234.56)] == [
         "0.961", "-0.250", "9.500", "10.0", "-1234.6",
     ]  # fmt: skip
+
+
+def test_an_environment_that_fails_while_it_is_filmed_is_named(tmp_path, monkeypatch):
+    config = EnvConfig("CartPole-v1")
+    policy = policy_for(config)
+    monkeypatch.setattr("gymnasium.envs.classic_control.cartpole.CartPoleEnv.step", lambda env, action: 1 / 0)
+    with pytest.raises(RunFailure, match=r"environment 0 raised ZeroDivisionError: .*, at step 1 of an evaluation"):
+        record(policy, config, 1, 0, tmp_path / "clips")

@@ -329,7 +329,7 @@ def test_environments_that_break_the_rules_are_restarted_and_named(tmp_path, env
     train(tmp_path, 4, env=env)
     capsys.readouterr()
     model, _ = train(tmp_path, 6, last_of(tmp_path), env=env)
-    assert account(capsys)[-1].startswith("not exact: environments: restarted, as a replay of their seeds and actions")
+    assert account(capsys)[-1].startswith("not exact: environments: restarted, as a replay of environment ")
     assert model.iteration == 6
 
 
@@ -355,7 +355,7 @@ def test_another_number_of_environments_is_said_to_restart_them(tmp_path, capsys
     train(tmp_path, 4)
     capsys.readouterr()
     train(tmp_path, 5, last_of(tmp_path), num_envs=8)
-    assert account(capsys)[-1] == "not exact: environments: restarted, as the state of 4 environments does not fit"
+    assert account(capsys)[-1] == "not exact: environments: restarted, as the state of 4 environments does not fit 8"
 
 
 def test_another_network_is_refused_and_the_log_left_alone(tmp_path):

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from pl_rl import EnvConfig, MLPActorCritic
+from pl_rl import EnvConfig, MLPActorCritic, RunFailure
 from pl_rl import functional as F
 from pl_rl.envs import make_vector_env
+from pl_rl.normalization import ObservationNormalizer
 from pl_rl.rollout import EpisodeStatistics, RolloutCollector
 from tests.networks import LinearValue
 
@@ -90,6 +91,23 @@ def test_an_episode_both_terminated_and_truncated_has_no_future():
 def test_an_episode_cut_by_the_end_of_the_rollout_at_its_time_limit_is_bootstrapped_with_its_final_observation():
     rollout = counter_rollout(truncate_at=5)
     assert rollout.next_values[-1].item() == 51
+
+
+def test_an_infinite_final_observation_is_refused_where_the_normaliser_would_clip_it():
+    collector = collector_of("PlRlTest/Counter-v0", network=LinearValue, truncate_at=3)
+    collector.normalizer = ObservationNormalizer(collector.env.single_observation_space)
+    step = collector.env.step
+
+    def broken(actions):
+        taken = step(actions)
+        if "final_obs" in taken[4]:
+            taken[4]["final_obs"][0][:] = np.inf
+        return taken
+
+    collector.env.step = broken
+    with pytest.raises(RunFailure, match="environment 0 gave an observation whose number 0 of 1 is inf") as caught:
+        collector.collect()
+    assert caught.value.step == 3
 
 
 @pytest.mark.parametrize(

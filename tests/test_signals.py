@@ -12,6 +12,7 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import Timer
 
 import pl_rl
 from pl_rl.callbacks import RunCheckpoint
@@ -220,6 +221,18 @@ def test_a_time_limit_ends_a_long_iteration_and_the_model_is_what_was_saved(tmp_
     assert same_bits(model.state_dict(), saved["state_dict"])
     train(tmp_path / "parts", 6, "last", callbacks=rarely())
     assert differences(tmp_path / "whole", tmp_path / "parts") == {}
+
+
+def test_each_process_has_the_whole_time_limit(tmp_path):
+    class Slow(L.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            time.sleep(0.3)
+
+    reached = []
+    for ckpt_path in (None, "last"):
+        train(tmp_path, 100, ckpt_path, callbacks=[Timer({"seconds": 1}), Slow(), *rarely()])
+        reached.append(counters_in(last_of(tmp_path))["iteration"])
+    assert 0 < reached[0] < reached[1]
 
 
 # --- the handler -----------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import time
+from typing import Any
 
 import lightning as L
 import torch
@@ -14,7 +15,7 @@ from rich.console import Console
 
 from pl_rl.agent import Agent, as_agent
 from pl_rl.callbacks.evaluation import evaluation_of
-from pl_rl.callbacks.lookup import attached
+from pl_rl.callbacks.lookup import all_attached, attached
 from pl_rl.callbacks.run_checkpoint import RunCheckpoint
 from pl_rl.callbacks.summary import RunSummary, print_commands
 from pl_rl.checkpoints import STATE_KEY
@@ -47,6 +48,15 @@ class StopOnSignal(Checkpoint):
         self._most_updates = 0
         self._train_iter = 0
         self._training = False
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """A time limit is that of a process, as a scheduler gives it.
+
+        Lightning's Timer would count the time of the processes before, so that a command which is given again by
+        ``auto_resume`` would end at once for ever after.
+        """
+        for timer in all_attached(trainer, Timer):
+            checkpoint["callbacks"].pop(timer.state_key, None)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """RunCheckpoint has just saved: the first iteration, of unknown length, may be left."""

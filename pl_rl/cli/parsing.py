@@ -22,10 +22,16 @@ def read_yaml(path: Path) -> Any:
     """The plain data in a YAML file.
 
     Raises:
-        UsageError: If it is not YAML, or asks for more than plain data.
+        UsageError: If it cannot be read, is not YAML, or asks for more than plain data.
     """
     try:
-        return yaml.safe_load(path.read_text())
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"config file {str(path)!r} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"config file {str(path)!r} is not text in UTF-8: {error.reason} at byte {error.start}"
+        ) from error
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f" in line {where.line + 1}" if where is not None else ""
@@ -40,10 +46,15 @@ class ConfigFile(ActionConfigFile):
         """Parse the file.
 
         Raises:
-            UsageError: If there is none, or it is not YAML.
+            UsageError: If there is none, or it is no YAML with settings in it.
         """
         path = find_config(values)
-        read_yaml(path)
+        settings = read_yaml(path)
+        if not isinstance(settings, dict):
+            raise UsageError(
+                f"config file {str(path)!r} holds {'nothing' if settings is None else f'a {type(settings).__name__}'}, "
+                "where there are to be settings by name; --print_config prints what it may say"
+            )
         self.apply_config(parser, namespace, self.dest, str(path))
 
 
@@ -81,8 +92,8 @@ def setting(args: list[str], name: str) -> str | None:
     given = option(args, f"--{name}")
     config = option(args, "-c", "--config")
     if given is None and config is not None:
-        with contextlib.suppress(yaml.YAMLError, AttributeError, TypeError, KeyError):
-            value = yaml.safe_load(find_config(config).read_text())
+        with contextlib.suppress(TypeError, KeyError):
+            value = read_yaml(find_config(config))
             for part in name.split("."):
                 value = value[part]
             return value if value is None else str(value)

@@ -52,7 +52,16 @@ class SaveConfig(SaveConfigCallback):
             self.already_saved = settings == yaml.safe_load(latest.read_text())
             number = 1 + len(list(latest.parent.glob("config_resume*.yaml")))
             self.config_filename = f"config_resume{number}.yaml"
+        if "://" in trainer.log_dir:
+            super().setup(trainer, pl_module, stage)
+            return
+        # Beside its place first: half a configuration would be taken for the run's by every resume to come.
+        name, self.config_filename = self.config_filename, ".config.partial"
+        partial = Path(trainer.log_dir, self.config_filename)
+        partial.unlink(missing_ok=True)
         super().setup(trainer, pl_module, stage)
+        if partial.exists():  # not where it was saved before
+            partial.replace(partial.with_name(name))
 
 
 class CLI(LightningCLI):
@@ -118,6 +127,12 @@ class CLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: the checkpoint's hyperparameters are defaults; LightningCLI would let them override the user."""
+
+    def _set_seed(self) -> None:
+        seed = self._get(self.config, "seed_everything")
+        if not 0 <= seed < 2**32:  # False and True, which are no seed and any, lie within
+            raise UsageError(f"seed_everything={seed} is no seed; use a number from 0 to {2**32 - 1}")
+        super()._set_seed()
 
     def before_instantiate_classes(self) -> None:
         """Make the network as a file has it; leave no run directory behind where nothing is trained."""

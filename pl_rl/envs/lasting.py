@@ -52,7 +52,7 @@ LASTING_STATES: dict[type[Any], LastingState] = {
     ),
     NormalizeReward: LastingState(_save_reward_normalizer, _load_reward_normalizer),
 }
-"""By the class of a wrapper; add your own wrapper's here."""
+"""By the class of a wrapper, or of its nearest base that is here; add your own wrapper's."""
 
 
 def save_lasting(env: AnyEnv) -> list[Arrays]:
@@ -74,7 +74,7 @@ def needs_new_object(env: AnyEnv) -> bool:
 
 def _lasting(env: AnyEnv) -> Iterator[tuple[gym.Wrapper[Any, Any, Any, Any], LastingState]]:
     while isinstance(env, gym.Wrapper):
-        lasting = LASTING_STATES.get(type(env))
+        lasting = next((LASTING_STATES[cls] for cls in type(env).__mro__ if cls in LASTING_STATES), None)
         if lasting is not None:
             yield env, lasting
         env = env.env

@@ -121,7 +121,8 @@ class ReplayEnv(gym.Wrapper[Any, Any, Any, Any]):
                 self.replayed_return = 0.0
                 obs, _ = self.env.reset()
                 next_reset = next(waiting)
-        return np.array(obs)
+        # In the type of the space, as a vector environment keeps it: many environments give float64 for float32.
+        return np.array(obs, self.observation_space.dtype)
 
     def _recording_step(self) -> Callable[[Any], tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]]:
         """``step`` with a memory; a closure, since looking up attributes would double what it costs."""

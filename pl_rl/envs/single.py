@@ -97,9 +97,10 @@ def _wrapper_class(path: str) -> type[gym.Wrapper[Any, Any, Any, Any]]:
     module_name, _, name = path.rpartition(".")
     try:
         module = import_module(module_name)
+    except Exception as error:  # whatever the module does
+        raise UsageError(f"the wrapper {path!r} cannot be imported: {_said(error)}") from error
+    try:
         cls = getattr(module, name)
-    except (ImportError, ValueError) as error:
-        raise UsageError(f"the wrapper {path!r} cannot be imported: {error}") from error
     except AttributeError as error:
         nearest = difflib.get_close_matches(name, dir(module), n=1)
         hint = f"; did you mean {module_name}.{nearest[0]}?" if nearest else ""

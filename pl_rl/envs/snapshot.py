@@ -125,14 +125,22 @@ def restore_envs(
         return f"they were stepped by a {saved['class']}, and are by a {type(env).__name__}"
     restored = snapshot.restore(env, saved["state"])
     if len(obs) != env.num_envs:
-        return f"the state of {len(obs)} environments does not fit"
-    same = (
-        restored is not None
-        and np.array_equal(restored.obs, obs, equal_nan=True)
-        and (restored.open_returns is None or np.array_equal(restored.open_returns, open_returns, equal_nan=True))
-    )
-    if not same:
-        return "a replay of their seeds and actions led elsewhere, so they do not depend on these alone"
+        return f"the state of {len(obs)} environments does not fit {env.num_envs}"
+    if restored is None:
+        return (
+            "a replay of their seeds and actions failed, so they depend on more than these, or are others than before"
+        )
+    for i in range(env.num_envs):
+        differs = None
+        if not np.array_equal(restored.obs[i], obs[i], equal_nan=True):
+            differs = "the observation"
+        elif restored.open_returns is not None and restored.open_returns[i] != open_returns[i]:
+            differs = "the rewards"
+        if differs is not None:
+            return (
+                f"a replay of environment {i}'s seed and actions led elsewhere, by {differs}, so it depends on more "
+                "than these, or is another one than before"
+            )
     return None
 
 

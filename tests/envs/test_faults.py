@@ -93,12 +93,27 @@ def test_a_failing_evaluation_says_that_it_was_one(fault):
         fit(agent)
 
 
-def test_an_evaluation_of_endless_episodes_ends(monkeypatch, capfd):
+def test_an_evaluation_of_endless_episodes_ends(monkeypatch, caplog):
+    caplog.set_level("INFO")
     monkeypatch.setattr(evaluation_module, "LONGEST_EPISODE", 50)
     agent = small_ppo(env=EnvConfig("PlRlTest/Endless-v0"), eval_freq=1000, eval_episodes=6, eval_num_envs=2)
     trainer = fit(agent)
     (episodes,) = trainer.predict(agent)
     assert episodes.lengths == [50, 50]
+    sentence = (
+        "cut 2 episode(s) that had not ended after 50 steps, the first of environment 0 at a return of 50.0; give"
+    )
+    assert sentence in caplog.text
+
+
+def test_an_episode_without_an_end_is_told_once(monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.setattr("pl_rl.agent.LONGEST_EPISODE", 50)
+    fit(small_ppo(env=EnvConfig("PlRlTest/Endless-v0"), total_env_steps=4 * 16 * 8))
+    told = [line for line in caplog.messages if "not ended its episode" in line]
+    assert len(told) == 1
+    sentence = "Environment 0 has not ended its episode after 64 steps (iteration 4), at a return of 64.0: "
+    assert told[0].startswith(sentence) and told[0].endswith("max_episode_steps\": N}'.")
 
 
 def test_the_command_line_says_it_in_its_last_line_after_the_traceback(capsys):

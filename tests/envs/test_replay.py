@@ -19,6 +19,8 @@ ENVIRONMENTS = [
     EnvConfig("MountainCarContinuous-v0"),
     EnvConfig("PlRlTest/NoisyWalk-v0"),
     EnvConfig("PlRlTest/NoisyWalk-v0", "async"),
+    EnvConfig("PlRlTest/Imprecise-v0"),
+    EnvConfig("PlRlTest/Imprecise-v0", "async"),
 ]
 
 
@@ -116,7 +118,18 @@ def test_a_failing_replay_is_said_and_does_not_raise():
     seen = walk(env, obs, 200, np.random.default_rng(0))  # past an anchor, which does not bring the hoard back
     other = make_vector_env(EnvConfig("PlRlTest/Hoarder-v0"), 2)
     other.reset(seed=5)
-    assert "led elsewhere" in restore_envs(other, save_envs(env), seen[-1][0], open_returns_of(seen, 2))
+    failure = restore_envs(other, save_envs(env), seen[-1][0], open_returns_of(seen, 2))
+    assert "environment 0's seed and actions led elsewhere, by the observation" in failure
+
+
+def test_the_environment_that_differs_is_named():
+    env = make_vector_env(EnvConfig("PlRlTest/NoisyWalk-v0"), 3)
+    obs, _ = env.reset(seed=5)
+    seen = walk(env, obs, 30, np.random.default_rng(0))
+    returns = open_returns_of(seen)
+    returns[1] += 1
+    failure = restore_envs(env, save_envs(env), seen[-1][0], returns)
+    assert "environment 1's seed and actions led elsewhere, by the rewards" in failure
 
 
 def test_an_unknown_vector_environment_is_said_not_to_be_saved_until_it_is_registered(monkeypatch):

@@ -64,6 +64,15 @@ def test_the_state_of_wrappers_comes_back(vectorization):
         assert_restored_after(steps, config)
 
 
+class Normalized(gym.wrappers.NormalizeObservation):
+    """A class of somebody's own."""
+
+
+def test_the_state_of_a_derived_wrapper_comes_back():
+    wrapper = f"{__name__}.{Normalized.__name__}"
+    assert_restored_after(1250, EnvConfig("PlRlTest/NoisyWalk-v0", wrappers=[wrapper]))
+
+
 def test_a_wrapper_for_training_changes_training_and_not_evaluation():
     scale = {"class_path": "gymnasium.wrappers.ClipReward", "init_args": {"min_reward": 0, "max_reward": 0.5}}
     model = small_ppo(env=EnvConfig("CartPole-v1", train_wrappers=[scale]), eval_freq=8, total_env_steps=512)
@@ -108,6 +117,23 @@ def test_a_training_wrapper_that_changes_a_space_is_refused():
 def test_a_wrapper_that_cannot_be_made_is_answered_in_a_sentence(wrapper, sentence):
     with pytest.raises(UsageError, match=sentence):
         make_env(EnvConfig("CartPole-v1", wrappers=[wrapper]))
+
+
+@pytest.mark.parametrize(
+    ("code", "sentence"),
+    [
+        ("raise RuntimeError('no licence')", "RuntimeError: no licence"),
+        ("None.name", "AttributeError: 'NoneType' object has no attribute 'name'"),
+        ("def (", r"SyntaxError: invalid syntax \(broken.py, line 1\)"),
+    ],
+)
+def test_the_module_of_a_class_may_fail_in_any_way(code, sentence, tmp_path, monkeypatch):
+    (tmp_path / "broken.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UsageError, match=f"the wrapper 'broken.Wrapper' cannot be imported: {sentence}"):
+        make_env(EnvConfig("CartPole-v1", wrappers=["broken.Wrapper"]))
+    with pytest.raises(UsageError, match=f"the network class 'broken.Net' cannot be imported: {sentence}"):
+        small_ppo(network={"class_path": "broken.Net", "init_args": {}})
 
 
 def test_imported_modules_register_environments():
