@@ -27,7 +27,7 @@ def make_env(config: EnvConfig, training: bool = False, render_mode: str | None 
     import_modules(config)
     env = _make_unwrapped(config, render_mode)
     for wrapper in config.wrapped(training):
-        env = _wrap(env, wrapper)
+        env = wrap(env, wrapper)
     return env
 
 
@@ -65,8 +65,13 @@ def _make_unwrapped(config: EnvConfig, render_mode: str | None) -> AnyEnv:
         ) from error
 
 
-def _wrap(env: AnyEnv, wrapper: ClassPath) -> AnyEnv:
-    path, init_args = _parts(wrapper)
+def wrap(env: AnyEnv, wrapper: ClassPath) -> AnyEnv:
+    """The environment in a wrapper.
+
+    Raises:
+        UsageError: If the wrapper cannot be imported or made.
+    """
+    path, init_args = wrapper_parts(wrapper)
     cls = _wrapper_class(path)
     try:
         inspect.signature(cls).bind(env, **init_args)
@@ -80,8 +85,12 @@ def _wrap(env: AnyEnv, wrapper: ClassPath) -> AnyEnv:
         ) from error
 
 
-def _parts(wrapper: ClassPath) -> tuple[str, dict[str, Any]]:
-    """Class path and arguments."""
+def wrapper_parts(wrapper: ClassPath) -> tuple[str, dict[str, Any]]:
+    """Class path and arguments.
+
+    Raises:
+        UsageError: If it is neither a path nor such a mapping.
+    """
     if isinstance(wrapper, str):
         return wrapper, {}
     if isinstance(wrapper, dict) and isinstance(wrapper.get("class_path"), str):
