@@ -2,6 +2,8 @@
 
 import difflib
 import inspect
+import os
+import traceback
 from importlib import import_module
 from typing import Any
 
@@ -61,8 +63,17 @@ def _make_unwrapped(config: EnvConfig, render_mode: str | None) -> AnyEnv:
         ) from error
     except Exception as error:  # whatever its constructor does
         raise UsageError(
-            f"environment {config.id!r} with kwargs={config.kwargs} cannot be made: {_said(error)}"
+            f"environment {config.id!r} with kwargs={config.kwargs} cannot be made: {_said(error)}{_of_drawing(error)}"
         ) from error
+
+
+def _of_drawing(error: Exception) -> str:
+    """The way out where MuJoCo cannot load the library that it is to draw with, which it does when it is imported."""
+    library = os.environ.get("MUJOCO_GL")
+    modules = {frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)}
+    if library is None or "mujoco" not in modules:
+        return ""
+    return f"; MuJoCo is to draw with MUJOCO_GL={library}, which does not work here: unset it, or try MUJOCO_GL=egl"
 
 
 def wrap(env: AnyEnv, wrapper: ClassPath) -> AnyEnv:
