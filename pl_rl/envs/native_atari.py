@@ -6,6 +6,7 @@ Source: https://ale.farama.org/vector-environment/
 """
 
 from collections.abc import Callable
+from threading import Thread
 from typing import Any
 
 import gymnasium as gym
@@ -104,6 +105,16 @@ class NativeAtariEnvs(SyncEnvs):
         for env, action in zip(self.envs, actions, strict=True):
             env.unwrapped.begin(action)  # type: ignore[attr-defined]
         return super().step(actions)
+
+    def set_attr(self, name: str, values: Any) -> None:
+        """Set an attribute of each game to its own of ``N`` values, of all at the same time: a replay takes long."""
+        # Daemons, so that a signal can end the process meanwhile.
+        each = zip(self.envs, values, strict=True)
+        threads = [Thread(target=setattr, args=(env, name, value), daemon=True) for env, value in each]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
 
 
 def atari_game_fn(config: EnvConfig, training: bool) -> Callable[[], AnyEnv]:
