@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pl_rl import EnvConfig, UsageError
-from pl_rl.envs import make_env, make_vector_env, vectorization_of
+from pl_rl.envs import make_env, make_vector_env, replayed_steps, restore_envs, save_envs, vectorization_of
 from pl_rl.envs.native_atari import atari_game_fn
 from pl_rl.networks import CNNActorCritic
 from tests.envs.test_families import shipped
@@ -189,6 +189,19 @@ def test_an_action_that_there_is_not_is_refused():
     with pytest.raises(ValueError, match=r"action 6 is not in Discrete\(6\)"):
         game.step(6)
     game.step(5)
+
+
+def test_what_cannot_be_replayed_is_said_and_not_waited_for():
+    env = make_vector_env(shipped("pong", "native"), 2)
+    env.reset(seed=0)
+    for _ in range(3):
+        obs, *_ = env.step(np.zeros(2, np.int64))
+    saved = save_envs(env)
+    assert replayed_steps(saved) == 6
+    assert restore_envs(env, saved, obs.copy(), np.zeros(2)) is None
+    saved["state"][1]["actions"][2] = 6
+    assert "led elsewhere" in restore_envs(env, saved, obs.copy(), np.zeros(2))
+    env.close()
 
 
 def test_a_run_says_which_it_takes(caplog):
