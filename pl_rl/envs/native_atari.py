@@ -20,10 +20,23 @@ from pl_rl.envs.single import AnyEnv, wrap, wrapper_parts
 
 ATARI_ENTRY_POINT = "ale_py.env:AtariEnv"
 
-# What the C++ code stands in for, with the arguments that it takes, and those that it has one value for.
 STANDARD_WRAPPERS = ["gymnasium.wrappers.AtariPreprocessing", "gymnasium.wrappers.FrameStackObservation"]
-DEFAULTS = {"noop_max": 30, "frame_skip": 4, "screen_size": 84, "stack_size": None}
-TAKEN = {*DEFAULTS, "game", "repeat_action_probability", "full_action_space", "max_num_frames_per_episode"}
+# They leave actions as they are, so a step may begin before its action has come through them.
+OUTER_WRAPPERS = {"pl_rl.envs.atari.EpisodicLife", "gymnasium.wrappers.ClipReward"}
+
+# Arguments of the environment and of the standard wrappers which the C++ code has too, with the defaults that they
+# have there; None must be stated, as a number.
+TAKEN = {
+    "game": None,
+    "repeat_action_probability": 0.25,
+    "full_action_space": False,
+    "max_num_frames_per_episode": None,
+    "noop_max": 30,
+    "frame_skip": 4,
+    "screen_size": 84,
+    "stack_size": None,
+}
+# Arguments which it has one value for.
 FIXED = {
     "frameskip": 1,
     "terminal_on_life_loss": False,
@@ -32,8 +45,6 @@ FIXED = {
     "scale_obs": False,
     "padding_type": "reset",
 }
-# They leave actions as they are, so a step may begin before its action has come through them.
-OUTER_WRAPPERS = {"pl_rl.envs.atari.EpisodicLife", "gymnasium.wrappers.ClipReward"}
 
 
 class AtariGame(gym.Env[npt.NDArray[np.uint8], Any]):
@@ -43,8 +54,8 @@ class AtariGame(gym.Env[npt.NDArray[np.uint8], Any]):
     makes 1 to ``noop_max``, and they do not count towards the limit of frames.
 
     Args:
-        **settings: Arguments of ``AtariVectorEnv``. Each game has one for itself: a step of one game alone, such as
-            that with which :class:`~pl_rl.envs.atari.EpisodicLife` goes on, cannot be had of several in one.
+        **settings: Arguments of ``AtariVectorEnv``. Each game has one of its own, since several games in one make all
+            steps together, and :class:`~pl_rl.envs.atari.EpisodicLife` goes on with a step in one game alone.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -144,12 +155,12 @@ def _settings(config: EnvConfig, training: bool) -> dict[str, Any]:
     for path in paths[standard:]:
         if path not in OUTER_WRAPPERS:
             raise NoNativeVectorization(config.id, f"the wrapper {path}")
-    stated = {**DEFAULTS, **gym.spec(config.id).kwargs, **config.kwargs, **arguments[0], **arguments[1]}
+    stated = {**TAKEN, "frameskip": 4, **gym.spec(config.id).kwargs, **config.kwargs, **arguments[0], **arguments[1]}
     for name, value in stated.items():
         if not (name in TAKEN and isinstance(value, str | int | float)) and value != FIXED.get(name, ...):
             raise NoNativeVectorization(config.id, f"{name}={value!r}")
     return {
-        **{name: stated[name] for name in TAKEN - {"frame_skip", "screen_size", "stack_size"}},
+        **{name: stated[name] for name in TAKEN.keys() - {"frame_skip", "screen_size", "stack_size"}},
         "frameskip": stated["frame_skip"],
         "img_height": stated["screen_size"],
         "img_width": stated["screen_size"],

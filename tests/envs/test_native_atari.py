@@ -131,13 +131,15 @@ def test_auto_takes_it_for_the_shipped_configs(training):
         env.close()
 
 
+# With fewer arguments stated than ALE's own have.
+gym.register("PlRlTest/Pong-v0", "ale_py.env:AtariEnv", kwargs={"game": "pong"})
 OTHER = {
     "wrappers that do not begin with gymnasium.wrappers.AtariPreprocessing": EnvConfig("ALE/Pong-v5", "native"),
     "the wrapper gymnasium.wrappers.TimeAwareObservation": atari(further=["gymnasium.wrappers.TimeAwareObservation"]),
     "mode=1": atari(mode=1),
     "max_episode_steps=100": atari(max_episode_steps=100),
-    "max_num_frames_per_episode=None": atari(max_num_frames_per_episode=None),
-    "frameskip=4": atari(frameskip=4),
+    "max_num_frames_per_episode=None": atari("PlRlTest/Pong-v0"),
+    "frameskip=2": atari(frameskip=2),
     "grayscale_obs=False": atari(preprocessing={"grayscale_obs": False}),
     "terminal_on_life_loss=True": atari(preprocessing={"terminal_on_life_loss": True}),
     "padding_type='zero'": atari(stacking={"padding_type": "zero"}),
@@ -146,7 +148,7 @@ OTHER = {
 
 @pytest.mark.parametrize("what", OTHER)
 def test_what_does_not_translate_is_named(what):
-    with pytest.raises(UsageError, match=f"'ALE/.*' has no native .* that goes with {what}.*; use auto"):
+    with pytest.raises(UsageError, match=f"'.*' has no native .* that goes with {what}.*; use auto"):
         make_vector_env(OTHER[what], 2, training=True)
 
 
@@ -155,6 +157,10 @@ def test_auto_takes_the_wrappers_for_what_does_not_translate():
     assert vectorization_of(env) == "sync"
     assert env.single_observation_space.shape == (4, 84, 84, 3)
     env.close()
+
+
+def test_what_is_not_stated_is_as_in_the_environment():
+    make_vector_env(atari("PlRlTest/Pong-v0", max_num_frames_per_episode=100), 1).close()
 
 
 def test_what_is_stated_as_the_default_translates():
