@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import sys
+import traceback
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -126,12 +127,22 @@ def _check_drawable(env_config: EnvConfig) -> None:
     except gym.error.DependencyNotInstalled as error:
         raise UsageError(f"recording {env_config.id!r} needs a package more: {error}") from error
     except Exception as error:  # simulators raise all sorts
+        _drop_quietly(error)
         raise UsageError(
             f"environment {env_config.id!r} cannot be drawn here, {type(error).__name__}: {error}; without a screen, "
             "MuJoCo's need EGL or, with MUJOCO_GL=osmesa, OSMesa"
         ) from error
     finally:
         env.close()
+
+
+def _drop_quietly(error: Exception) -> None:
+    """Let go of the half-made things that raised it: MuJoCo's print a traceback of their own when they go."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        traceback.clear_frames(error.__traceback__)
+    finally:
+        sys.unraisablehook = hook
 
 
 @torch.no_grad()

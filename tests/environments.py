@@ -122,6 +122,16 @@ class Spaces(Counter):
         return np.full(self.observation_space.shape, self.steps, np.float32)
 
 
+class _HalfMade:
+    """Cannot be made, nor then be forgotten, like a viewer of MuJoCo without its library."""
+
+    def __init__(self):
+        raise AttributeError("no attribute 'glGetError'")
+
+    def __del__(self):
+        raise AttributeError("no attribute 'opengl_context'")
+
+
 class Undrawable(Counter):
     """Says that it renders images, and fails to."""
 
@@ -133,7 +143,7 @@ class Undrawable(Counter):
         self.render_mode = render_mode
 
     def render(self):
-        raise AttributeError("no attribute 'glGetError'")
+        return _HalfMade()
 
 
 for env_class in (Counter, ShortOrLong, Recorder, Identity, Images, Spaces, Undrawable):

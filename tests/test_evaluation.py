@@ -1,6 +1,10 @@
 """Playing whole episodes: which are counted, and that nothing else is touched."""
 
+import gc
+import os
 import random
+import subprocess
+import sys
 
 import gymnasium as gym
 import numpy as np
@@ -109,10 +113,14 @@ def test_an_evaluation_closes_its_environments(monkeypatch):
     assert len(closed) == 2
 
 
-def test_an_environment_that_cannot_be_drawn_is_refused_in_a_sentence(tmp_path):
+def test_an_environment_that_cannot_be_drawn_is_refused_in_a_sentence(tmp_path, monkeypatch):
+    printed = []
+    monkeypatch.setattr(sys, "unraisablehook", printed.append)
     config = EnvConfig("PlRlTest/Undrawable-v0")
     with pytest.raises(UsageError, match=r"Undrawable-v0' cannot be drawn here, AttributeError: no attribute 'glGet"):
         record(policy_for(config), config, 1, 0, tmp_path / "clips")
+    gc.collect()
+    assert not printed
     assert not list(tmp_path.iterdir())
 
 
@@ -128,3 +136,18 @@ def test_an_environment_that_fails_while_it_is_filmed_is_named(tmp_path, monkeyp
     monkeypatch.setattr("gymnasium.envs.classic_control.cartpole.CartPoleEnv.step", lambda env, action: 1 / 0)
     with pytest.raises(RunFailure, match=r"environment 0 raised ZeroDivisionError: .*, at step 1 of an evaluation"):
         record(policy, config, 1, 0, tmp_path / "clips")
+
+
+def test_a_library_for_drawing_that_does_not_load_is_named(tmp_path):
+    """MuJoCo asks for it when it is imported, whether anything is drawn or not."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pl_rl", "fit", "--config", "hopper.yaml"],
+        env={**os.environ, "MUJOCO_GL": "crayon"},
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: environment 'Hopper-v5'")
+    assert "MUJOCO_GL=crayon, which does not work here: unset it, or try MUJOCO_GL=egl" in line

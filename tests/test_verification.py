@@ -92,6 +92,14 @@ def test_simulators_go_on_bit_for_bit(config, settings, vectorization):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("game", ["pong", "breakout"])
+def test_native_atari_goes_on_bit_for_bit(game):
+    """Over anchors, lives and games, evaluations included."""
+    run = ["--config", f"{game}.yaml", *SHORT, "--model.eval_freq", "30", "--model.env.vectorization", "native"]
+    assert verify("--iterations", "30", "--kills", "3", *run) == 0
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("vectorization", ["sync", "async"])
 @pytest.mark.parametrize("env", ["HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Humanoid-v5"])
 def test_mujoco_goes_on_bit_for_bit(env, vectorization):

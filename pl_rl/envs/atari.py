@@ -11,6 +11,8 @@ class EpisodicLife(gym.Wrapper[Any, Any, Any, Any]):
     The value function then learns that a life is dear (https://www.nature.com/articles/nature14236, methods, "training
     details"). A seeded reset begins a new game.
 
+    Lives are those in the ``info`` of ALE's environments.
+
     Attributes:
         reset_goes_on: Whether the next reset without a seed goes on with the game rather than beginning a new one.
     """
@@ -23,7 +25,7 @@ class EpisodicLife(gym.Wrapper[Any, Any, Any, Any]):
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """One step, which also terminates the episode if it costs a life."""
         obs, reward, terminated, truncated, info = self.env.step(action)
-        lives = self._lives_left()
+        lives = info["lives"]
         self.reset_goes_on = lives < self._lives and not (terminated or truncated)
         self._lives = lives
         return obs, reward, terminated or self.reset_goes_on, truncated, info
@@ -36,11 +38,6 @@ class EpisodicLife(gym.Wrapper[Any, Any, Any, Any]):
             ended = terminated or truncated
         if ended:
             obs, info = self.env.reset(seed=seed, options=options)
-        self._lives = self._lives_left()
+        self._lives = info["lives"]
         self.reset_goes_on = False
         return obs, info
-
-    def _lives_left(self) -> int:
-        # Only ALE's environments, the innermost ones here, have it.
-        lives: int = self.env.unwrapped.ale.lives()  # type: ignore[attr-defined]
-        return lives

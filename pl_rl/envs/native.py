@@ -9,8 +9,18 @@ from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.spaces import MultiDiscrete
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from pl_rl.errors import UsageError
+
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float32]
+
+
+class NoNativeVectorization(UsageError):
+    """An environment has no vectorised code, or has something that does not go with it."""
+
+    def __init__(self, env_id: str, what: str | None = None) -> None:
+        lacks = f" that goes with {what}" if what else ""
+        super().__init__(f"environment {env_id!r} has no native vectorization{lacks}; use auto, sync or async")
 
 
 class Trusted(MultiDiscrete):

@@ -2,6 +2,8 @@
 
 import difflib
 import inspect
+import os
+import traceback
 from importlib import import_module
 from typing import Any
 
@@ -27,7 +29,7 @@ def make_env(config: EnvConfig, training: bool = False, render_mode: str | None 
     import_modules(config)
     env = _make_unwrapped(config, render_mode)
     for wrapper in config.wrapped(training):
-        env = _wrap(env, wrapper)
+        env = wrap(env, wrapper)
     return env
 
 
@@ -61,12 +63,26 @@ def _make_unwrapped(config: EnvConfig, render_mode: str | None) -> AnyEnv:
         ) from error
     except Exception as error:  # whatever its constructor does
         raise UsageError(
-            f"environment {config.id!r} with kwargs={config.kwargs} cannot be made: {_said(error)}"
+            f"environment {config.id!r} with kwargs={config.kwargs} cannot be made: {_said(error)}{_of_drawing(error)}"
         ) from error
 
 
-def _wrap(env: AnyEnv, wrapper: ClassPath) -> AnyEnv:
-    path, init_args = _parts(wrapper)
+def _of_drawing(error: Exception) -> str:
+    """The way out where MuJoCo cannot load the library that it is to draw with, which it does when it is imported."""
+    library = os.environ.get("MUJOCO_GL")
+    modules = {frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)}
+    if library is None or "mujoco" not in modules:
+        return ""
+    return f"; MuJoCo is to draw with MUJOCO_GL={library}, which does not work here: unset it, or try MUJOCO_GL=egl"
+
+
+def wrap(env: AnyEnv, wrapper: ClassPath) -> AnyEnv:
+    """The environment in a wrapper.
+
+    Raises:
+        UsageError: If the wrapper cannot be imported or made.
+    """
+    path, init_args = wrapper_parts(wrapper)
     cls = _wrapper_class(path)
     try:
         inspect.signature(cls).bind(env, **init_args)
@@ -80,8 +96,12 @@ def _wrap(env: AnyEnv, wrapper: ClassPath) -> AnyEnv:
         ) from error
 
 
-def _parts(wrapper: ClassPath) -> tuple[str, dict[str, Any]]:
-    """Class path and arguments."""
+def wrapper_parts(wrapper: ClassPath) -> tuple[str, dict[str, Any]]:
+    """Class path and arguments.
+
+    Raises:
+        UsageError: If it is neither a path nor such a mapping.
+    """
     if isinstance(wrapper, str):
         return wrapper, {}
     if isinstance(wrapper, dict) and isinstance(wrapper.get("class_path"), str):

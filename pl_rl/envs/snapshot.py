@@ -8,6 +8,7 @@ import numpy.typing as npt
 import torch
 
 from pl_rl.envs.native import SameStepCartPoleVectorEnv
+from pl_rl.envs.native_atari import NativeAtariEnvs
 from pl_rl.envs.parallel import SyncEnvs
 from pl_rl.envs.vector import AnyVectorEnv
 from pl_rl.envs.workers import AsyncEnvs
@@ -87,6 +88,7 @@ SNAPSHOTS: dict[type[AnyVectorEnv], Snapshot] = {
     SameStepCartPoleVectorEnv: Snapshot(_save_cartpole, _restore_cartpole),
     SyncEnvs: Snapshot(_save_replays, _restore_replays),
     AsyncEnvs: Snapshot(_save_replays, _restore_replays),
+    NativeAtariEnvs: Snapshot(_save_replays, _restore_replays),
 }
 """By class; add your own vector environment's here."""
 
@@ -99,7 +101,7 @@ def save_envs(env: AnyVectorEnv) -> dict[str, Any] | None:
 
 def replayed_steps(saved: dict[str, Any] | None) -> int:
     """How many steps, over all environments, are to be made again when this is restored."""
-    if saved is None or _kind(saved["class"]) != SyncEnvs.__name__:
+    if saved is None or saved["class"] not in (SyncEnvs.__name__, NativeAtariEnvs.__name__):
         return 0
     return sum(len(replay["actions"]) for replay in saved["state"])
 

@@ -5,7 +5,6 @@ Every vector environment that comes out of here resets an ended episode within t
 ``infos["final_obs"]``. So each step of a rollout is a real transition.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -13,7 +12,8 @@ from gymnasium.vector import VectorEnv
 
 from pl_rl.envs.choice import workers_pay
 from pl_rl.envs.config import EnvConfig
-from pl_rl.envs.native import NATIVE_VECTOR_ENVS
+from pl_rl.envs.native import NATIVE_VECTOR_ENVS, NoNativeVectorization
+from pl_rl.envs.native_atari import ATARI_ENTRY_POINT, NativeAtariEnvs, atari_game_fn
 from pl_rl.envs.parallel import SyncEnvs
 from pl_rl.envs.replay import ReplayEnv
 from pl_rl.envs.single import import_modules, make_env
@@ -33,19 +33,15 @@ def make_vector_env(config: EnvConfig, num_envs: int, training: bool = False) ->
 
     Raises:
         UsageError: As :func:`~pl_rl.envs.make_env`, and where ``native`` is asked of an environment that has no such
-            code, or that has wrappers, which vectorised code cannot have.
+            code, or has settings or wrappers that it cannot have.
     """
     import_modules(config)
-    native = None if config.wrapped(training) else _native_class(config)
-    if config.vectorization == "native" and native is None:
-        lacks = (
-            "has no native vectorization that goes with wrappers"
-            if _native_class(config)
-            else "has no native vectorization"
-        )
-        raise UsageError(f"environment {config.id!r} {lacks}; use auto, sync or async")
-    if native is not None and config.vectorization in ("auto", "native"):
-        return _make_native(native, config, num_envs)
+    if config.vectorization in ("auto", "native"):
+        try:
+            return _make_native(config, num_envs, training)
+        except NoNativeVectorization:
+            if config.vectorization == "native":
+                raise
     env_fns = [lambda: ReplayEnv(lambda: make_env(config, training))] * num_envs
     in_workers = config.vectorization == "async"
     if config.vectorization == "auto" and training:
@@ -58,15 +54,19 @@ def vectorization_of(env: AnyVectorEnv) -> str:
     return {SyncEnvs: "sync", AsyncEnvs: "async"}.get(type(env), "native")
 
 
-def _native_class(config: EnvConfig) -> Callable[..., AnyVectorEnv] | None:
+def _make_native(config: EnvConfig, num_envs: int, training: bool) -> AnyVectorEnv:
     registered = gym.registry.get(config.id)
-    if registered is None or not isinstance(registered.vector_entry_point, str):
-        return None
-    return NATIVE_VECTOR_ENVS.get(registered.vector_entry_point)
-
-
-def _make_native(native: Callable[..., AnyVectorEnv], config: EnvConfig, num_envs: int) -> AnyVectorEnv:
-    registered = gym.registry[config.id]
+    if registered is None:
+        raise NoNativeVectorization(config.id)
+    if registered.entry_point == ATARI_ENTRY_POINT:
+        make_game = atari_game_fn(config, training)
+        return NativeAtariEnvs([lambda: ReplayEnv(make_game)] * num_envs)
+    entry_point = registered.vector_entry_point
+    native = NATIVE_VECTOR_ENVS.get(entry_point) if isinstance(entry_point, str) else None
+    if native is None:
+        raise NoNativeVectorization(config.id)
+    if config.wrapped(training):
+        raise NoNativeVectorization(config.id, "wrappers")
     defaults = {**registered.kwargs, "max_episode_steps": registered.max_episode_steps}
     try:
         return native(num_envs=num_envs, **{**defaults, **config.kwargs})

@@ -63,7 +63,7 @@ def test_bipedalwalker_is_not_exact_without_a_new_object(monkeypatch):
     assert not restores(shipped("bipedalwalker", "sync"), 1200, num_envs=4)[0]
 
 
-@pytest.mark.parametrize("vectorization", ["sync", "async"])
+@pytest.mark.parametrize("vectorization", ["sync", "async", "native"])
 def test_atari_over_anchors_lives_and_games(vectorization):
     for steps in (40, 600):
         exact, anchors = restores(shipped("breakout", vectorization), steps)
