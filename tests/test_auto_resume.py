@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import yaml
 
 import pl_rl
 from pl_rl import cli
+from pl_rl.rollout import RolloutCollector
 from pl_rl.run_lock import locked
 from pl_rl.verification import compare_runs
 from tests.support import SMALL, counters_in, fit, small_ppo
@@ -49,6 +51,17 @@ def change(**settings):
     config = yaml.safe_load(Path("small.yaml").read_text())
     config["model"] |= settings
     Path("small.yaml").write_text(yaml.safe_dump(config))
+
+
+def test_a_time_limit_asks_for_the_command_again_until_the_run_is_finished(monkeypatch):
+    collect = RolloutCollector.collect
+    monkeypatch.setattr(RolloutCollector, "collect", lambda self: time.sleep(0.25) or collect(self))
+    statuses = [75]
+    while statuses[-1] == 75:
+        statuses.append(go("--trainer.max_time", "00:00:00:01"))
+        assert counters_in(LAST)["iteration"] >= len(statuses) - 1
+    assert statuses == [75] * (len(statuses) - 1) + [0] and len(statuses) > 2
+    assert counters_in(LAST)["env_steps"] == SMALL["total_env_steps"]
 
 
 def test_the_same_command_begins_continues_and_is_finished(capsys, monkeypatch, tmp_path):
@@ -140,6 +153,7 @@ def test_a_script_can_do_it_too(tmp_path, monkeypatch):
 HOLD = """
 import sys, time
 from pathlib import Path
+from pl_rl.rollout import RolloutCollector
 from pl_rl.run_lock import locked
 with locked(Path(sys.argv[1])):
     print("locked", flush=True)

@@ -1,11 +1,14 @@
 """The verbs of Lightning's Trainer: fit, validate, test, predict."""
 
+import os
+import sys
 from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
 import yaml
 from jsonargparse import Namespace
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from rich.console import Console
 from rich.table import Table
@@ -13,6 +16,7 @@ from rich.table import Table
 from pl_rl.agent import network_from_description
 from pl_rl.auto_resume import queued_again
 from pl_rl.callbacks import PretrainedCheckpoint, RunCheckpoint, RunProgressBar, RunSummary
+from pl_rl.callbacks.lookup import attached
 from pl_rl.callbacks.run_directory import LOGS_KEY
 from pl_rl.checkpoints import read_checkpoint
 from pl_rl.cli.parsing import ConfigFile, option, read_yaml, setting
@@ -33,6 +37,9 @@ from pl_rl.runs import (
 from pl_rl.trainer import Trainer
 from pl_rl.weights import read_weights
 from pl_rl.weights.matching import fitting_settings
+
+TIME_LIMIT_STATUS = os.EX_TEMPFAIL
+"""Exit status of a run that its time limit ended: the command is to be given again."""
 
 
 class SaveConfig(SaveConfigCallback):
@@ -133,6 +140,13 @@ class CLI(LightningCLI):
         if not 0 <= seed < 2**32:  # False and True, which are no seed and any, lie within
             raise UsageError(f"seed_everything={seed} is no seed; use a number from 0 to {2**32 - 1}")
         super()._set_seed()
+
+    def after_fit(self) -> None:
+        """Tell a scheduler where a time limit ended a run that is not over."""
+        timer = attached(self.trainer, Timer)
+        left = None if timer is None else timer.time_remaining()
+        if left is not None and left <= 0 and self.model.stop_reason is None:
+            sys.exit(TIME_LIMIT_STATUS)
 
     def before_instantiate_classes(self) -> None:
         """Make the network as a file has it; leave no run directory behind where nothing is trained."""
