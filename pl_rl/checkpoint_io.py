@@ -53,6 +53,15 @@ class DurableCheckpointIO(TorchCheckpointIO):
         else:
             self._submit(_write, archive, Path(path))
 
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Read a checkpoint, after what is being written, which may be this one.
+
+        Raises:
+            RunFailure: If that could not be written or read back.
+        """
+        self.finish()
+        return super().load_checkpoint(path, *args, **kwargs)
+
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove a checkpoint, after what is being written; not at all if that fails."""
         if self._pending:

@@ -406,6 +406,8 @@ def _check_settings(ppo: PPO) -> None:
     for name in ("learning_rate", "clip_coef", "max_grad_norm", "target_kl"):
         if getattr(ppo, name) is not None and not getattr(ppo, name) > 0:
             raise UsageError(f"{name}={getattr(ppo, name)} must be positive")
+    if not ppo.env_config.timeout > 0:
+        raise UsageError(f"env.timeout={ppo.env_config.timeout} must be positive, in seconds")
     for name in ("gamma", "gae_lambda"):
         if not 0 <= getattr(ppo, name) <= 1:
             raise UsageError(f"{name}={getattr(ppo, name)} must lie between 0 and 1")

@@ -157,6 +157,16 @@ def test_a_large_state_is_copied_before_it_is_written(tmp_path, large, monkeypat
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("checkpoint")]
 
 
+def test_what_is_being_written_is_waited_for_to_be_read(tmp_path, large, monkeypatch):
+    write = checkpoint_io._write
+    monkeypatch.setattr(checkpoint_io, "_write", lambda *args: time.sleep(0.2) or write(*args))
+    durable = DurableCheckpointIO()
+    for number in (1, 2):
+        durable.save_checkpoint({"a": torch.zeros(1000), "number": number}, tmp_path / "last.ckpt")
+        assert durable.load_checkpoint(tmp_path / "last.ckpt", weights_only=True)["number"] == number
+    durable.teardown()
+
+
 def test_what_fails_in_the_background_is_said_by_the_next_save_or_at_the_end(tmp_path, large, monkeypatch):
     for finish in (
         lambda durable: durable.save_checkpoint({"a": 1}, tmp_path / "b.ckpt"),

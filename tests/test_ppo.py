@@ -330,6 +330,7 @@ def test_any_logger_works(kind, tmp_path):
         ({"clip_coef": -0.1}, "clip_coef=-0.1 must be positive"),
         ({"max_grad_norm": 0.0}, "max_grad_norm=0.0 must be positive"),
         ({"target_kl": -1.0}, "target_kl=-1.0 must be positive"),
+        ({"env": EnvConfig("CartPole-v1", timeout=0.0)}, "env.timeout=0.0 must be positive, in seconds"),
         ({"gamma": 1.5}, "gamma=1.5 must lie between 0 and 1"),
         ({"gae_lambda": -0.5}, "gae_lambda=-0.5 must lie between 0 and 1"),
         ({"eval_freq": -1}, "eval_freq=-1 must not be negative; 0 turns evaluation off"),
