@@ -3,7 +3,7 @@
 A small network's update is a few hundred operations of a few microseconds each, most of it spent on the way from
 Python to the operation. As one function that knows all shapes it is a single call, of little more than its matrix
 products. What is compiled for a machine is kept in ``$XDG_CACHE_HOME/pl_rl`` (``~/.cache/pl_rl``), named by its source:
-the first run of a network pays a second, and a run that is resumed gets the same bits.
+the first run of a network pays a few seconds, and a run that is resumed gets the same bits.
 """
 
 import ctypes
@@ -205,8 +205,8 @@ def find_compiler() -> str | None:
 
 def describe_machine_code() -> str:
     """What the bits of results depend on: the compiler, and a digest of what writes C++ and for which processor."""
-    writer = Path(codegen.__file__).read_text()
-    return f"compiled by {find_compiler()}, code {_digest([writer, _included(), FLAGS, _processor()])[:8]}"
+    writer = [path.read_text() for path in sorted(Path(codegen.__file__).parent.glob("*.py"))]
+    return f"compiled by {find_compiler()}, code {_digest([*writer, _included(), FLAGS, _processor()])[:8]}"
 
 
 def _command() -> str:
@@ -226,6 +226,7 @@ def _trace(function: Callable[..., Sequence[Tensor]], example: Sequence[Tensor])
     _check(graph)
     decompositions = {**core_aten_decompositions(), **get_decompositions(ALSO_DECOMPOSED)}
     decompositions[torch.ops.aten.native_layer_norm.default] = _layer_norm
+    decompositions |= codegen.DECOMPOSITIONS
     for operation in NOT_DECOMPOSED:
         decompositions.pop(operation, None)
     try:

@@ -32,10 +32,12 @@ from pl_rl.networks import MLPActorCritic
 from pl_rl.rollout import Rollout
 from pl_rl.runs import shown
 from pl_rl.schedule import is_due
-from pl_rl.updates import CompiledUpdates, EagerUpdates, Updates
+from pl_rl.updates import CompiledUpdates, EagerUpdates, Updates, count_flops
 
-# Compiling takes a second or two, once for a network and a machine, and saves about a millisecond of each update.
+# Compiling takes a few seconds, once for a network and a machine. It saves about a millisecond of an update, and of a
+# large one a millisecond for each so many floating-point operations.
 COMPILE_FROM = 1000
+FLOPS_OF_A_MILLISECOND = 2**27
 
 APPROX_KL = PPOLoss.METRICS.index("approx_kl")
 
@@ -72,8 +74,8 @@ class PPO(Agent):
         max_grad_norm: Largest norm of the gradient over all parameters; null does not clip.
         target_kl: End an iteration's updates when a minibatch's KL divergence exceeds 1.5 times this; null never does.
         compile_update: Make updates as one compiled function, which is faster and rounds differently. Where null, a run
-            of 1,000 updates or more does, if its network and optimiser and the machine allow it, and a resumed run
-            does as before.
+            of 1,000 updates or more does, with a large network also a shorter one, if its network and optimiser and the
+            machine allow it, and a resumed run does as before.
         eval_freq: Train iterations (gradient updates) between evaluations; 0 never evaluates.
         eval_episodes: Episodes of an evaluation.
         eval_num_envs: Environments of an evaluation.
@@ -219,12 +221,12 @@ class PPO(Agent):
         return {"updates": self._updates.description}
 
     def _make_updates(self) -> Updates:
-        """Compiled or eager, by a rule that a run's length decides and a resumed run's past."""
+        """Compiled or eager, by a rule of a run's length and its network, or as a resumed run did before."""
         compiled = self.compile_update
         if compiled is None:
             compiled = self._compiled_before
         if compiled is None:
-            compiled = self.total_env_steps * self.update_epochs // self.minibatch_size >= COMPILE_FROM
+            compiled = self._is_worth_compiling()
         if not compiled:
             return self._eager
         try:
@@ -245,6 +247,13 @@ class PPO(Agent):
         self.collector.acting = acting
         return updates
 
+    def _is_worth_compiling(self) -> bool:
+        """By the run's length and the work of an update, neither of which changes when the run is repeated."""
+        updates = self.total_env_steps * self.update_epochs // self.minibatch_size
+        if updates >= COMPILE_FROM or self.device.type != "cpu":
+            return updates >= COMPILE_FROM
+        return updates * count_flops(self._loss(), self._example()) >= COMPILE_FROM * FLOPS_OF_A_MILLISECOND
+
     def _loss(self) -> PPOLoss:
         return PPOLoss(self.network, self.vf_coef, self.ent_coef, self.clip_vloss)
 
@@ -253,7 +262,8 @@ class PPO(Agent):
         space, distribution, size = self.network.observation_space, self.network.distribution, self.minibatch_size
         assert space.shape is not None
         generator = torch.Generator().manual_seed(0)
-        obs = torch.rand((size, *space.shape), generator=generator).to(self.collector.obs_dtype)
+        largest = 256 if self.collector.obs_dtype == torch.uint8 else 1  # black images would have no gradient
+        obs = (largest * torch.rand((size, *space.shape), generator=generator)).to(self.collector.obs_dtype)
         with torch.no_grad():
             outputs = torch.zeros(size, distribution.num_outputs)
             actions = distribution.sample(outputs, distribution.noise((size,), generator))
@@ -348,7 +358,7 @@ class PPO(Agent):
     def _minibatches(self, samples: Minibatch) -> Iterator[Minibatch]:
         for _ in range(self.update_epochs):
             order = torch.randperm(len(samples.obs), generator=self.collector.generator).to(self.device)
-            shuffled = Minibatch(*(field[order] for field in samples))
+            shuffled = Minibatch(*(field.index_select(0, order) for field in samples))
             if self.norm_adv:
                 advantages = F.normalize(shuffled.advantages.view(-1, self.minibatch_size))
                 shuffled = shuffled._replace(advantages=advantages.flatten())

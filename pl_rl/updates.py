@@ -15,14 +15,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
 
 from pl_rl.compilation import Compiled, Library, describe_machine_code
 from pl_rl.errors import CompilationError
 from pl_rl.loss import Minibatch, PPOLoss
 
-# Parts of a minibatch whose intermediate results fit a processor's cache, and that threads share among themselves.
+# Parts of a minibatch whose intermediate results fit a processor's cache, and that threads share among themselves: of
+# expensive samples as many as make a thread worth its while, but not so few that averaging gradients costs as much.
 CHUNK_SIZE = 512
+LEAST_CHUNK_SIZE = 64
+CHUNK_FLOPS = 2**28
 # Of a gradient's length, by which two orders of summation may differ; some 1e-6 are seen.
 MOST_ROUNDING = 1e-3
 
@@ -87,8 +92,8 @@ class EagerUpdates(Updates):
 class CompiledUpdates(Updates):
     """The gradient as one compiled function, clipping and Adam as another, on the parameters where they lie.
 
-    A large minibatch is worked through in chunks of a size that depends on the minibatch alone, on as many threads as
-    there are processors; their gradients are averaged in order, so the number of threads does not change the result.
+    A large minibatch is worked through in chunks whose size depends on the minibatch and the network alone, on as many
+    threads as there are processors; gradients are averaged in order, so the number of threads does not change a result.
 
     Raises:
         CompilationError: If this network, this optimiser or this machine does not allow it.
@@ -110,7 +115,7 @@ class CompiledUpdates(Updates):
         self._names = [names[param] for param in self._parameters]
         tensors = [*loss.named_parameters(), *loss.named_buffers()]
         self._constants = {name: tensor.detach() for name, tensor in tensors if tensor not in trained}
-        chunks = _number_of_chunks(len(example.obs))
+        chunks = _number_of_chunks(len(example.obs), count_flops(loss, example))
         self._threads = min(chunks, _processors())
         self._minibatch = [(field.shape, field.dtype) for field in example]
         part = [field[: len(field) // chunks].contiguous() for field in example]
@@ -119,9 +124,10 @@ class CompiledUpdates(Updates):
         inputs = [*part, torch.zeros(()), *values, *self._constants.values()]
         compiled = Compiled(self._gradient, inputs, self._threads)
         adam = Library('#include "adam.cpp"\n')
-        self._step = adam.load().step
+        self._step, self._average = adam.load().step, adam.load().average
         pointer, size = ctypes.c_void_p, ctypes.c_size_t
         self._step.argtypes, self._step.restype = [pointer, size, pointer, size, ctypes.c_float, pointer], None
+        self._average.argtypes, self._average.restype = [pointer, size, size, pointer], None
         compiled.load()
         self._gradients = torch.zeros(chunks, sum(param.numel() for param in self._parameters))
         self._mean_gradient = self._gradients[0] if chunks == 1 else torch.zeros_like(self._gradients[0])
@@ -226,7 +232,7 @@ class CompiledUpdates(Updates):
         work(0)
         for other in others:
             other.result()
-        torch.mean(self._gradients, 0, out=self._mean_gradient)
+        self._average(self._gradients.data_ptr(), *self._gradients.shape, self._mean_gradient.data_ptr())
         return metrics.mean(0)
 
     def step(self) -> Tensor:
@@ -261,6 +267,24 @@ class CompiledUpdates(Updates):
             state["step"] = torch.zeros(())
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(param), torch.zeros_like(param)
         return state
+
+
+def count_flops(loss: PPOLoss, minibatch: Minibatch) -> int:
+    """Floating-point operations of matrix products and convolutions in a gradient; 0 where they cannot be told.
+
+    It is a measure of time that does not change from run to run, and is found without computing or changing anything.
+    """
+    try:
+        with FakeTensorMode() as mode, FlopCounterMode(display=False) as counter:
+            tensors = [*loss.named_parameters(), *loss.named_buffers()]
+            state: dict[str, Tensor] = {name: mode.from_tensor(tensor) for name, tensor in tensors}
+            example = Minibatch(*map(mode.from_tensor, minibatch))
+            value, _ = functional_call(loss, state, (example, mode.from_tensor(torch.tensor(0.2))))
+            trained = [tensor for tensor in state.values() if tensor.requires_grad]
+            torch.autograd.grad(value, trained, allow_unused=True)
+    except Exception:  # of a network that does more than operations on tensors
+        return 0
+    return int(counter.get_total_flops())
 
 
 class _Settings(ctypes.Structure):
@@ -310,7 +334,8 @@ def _processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 
 
-def _number_of_chunks(minibatch_size: int) -> int:
-    """As many equal chunks as leave each with ``CHUNK_SIZE`` samples or more."""
-    most = max(1, minibatch_size // CHUNK_SIZE)
+def _number_of_chunks(minibatch_size: int, flops: int) -> int:
+    """As many equal chunks as leave each with ``CHUNK_FLOPS``, and with the least number of samples or more."""
+    least = min(CHUNK_SIZE, max(LEAST_CHUNK_SIZE, math.ceil(CHUNK_FLOPS * minibatch_size / max(1, flops))))
+    most = max(1, minibatch_size // least)
     return next(number for number in range(most, 0, -1) if minibatch_size % number == 0)

@@ -110,6 +110,18 @@ class Images(Counter):
         return np.zeros((8, 8, 3), np.uint8)
 
 
+class Pictures(Counter):
+    """Observes random pictures, large enough for convolutions; episodes have 10 steps."""
+
+    observation_space = Box(0, 255, (2, 36, 36), np.uint8)
+
+    def __init__(self):
+        super().__init__(truncate_at=10)
+
+    def _obs(self):
+        return self.np_random.integers(0, 256, self.observation_space.shape, np.uint8)
+
+
 class Spaces(Counter):
     """Observes and takes vectors of any length."""
 
@@ -146,5 +158,5 @@ class Undrawable(Counter):
         return _HalfMade()
 
 
-for env_class in (Counter, ShortOrLong, Recorder, Identity, Images, Spaces, Undrawable):
+for env_class in (Counter, ShortOrLong, Recorder, Identity, Images, Pictures, Spaces, Undrawable):
     gym.register(f"PlRlTest/{env_class.__name__}-v0", env_class)

@@ -3,6 +3,7 @@
 import gymnasium as gym
 import pytest
 import torch
+from torch import nn
 
 from pl_rl import MLPActorCritic
 from pl_rl.acting import CompiledActing, EagerActing
@@ -75,7 +76,32 @@ def test_a_compiled_run_acts_by_a_compiled_function(env):
     assert acting == [CompiledActing] * 2
 
 
-def test_convolutions_are_left_to_single_operations():
-    images = gym.spaces.Box(0, 255, (36, 36, 2), "uint8")
-    with pytest.raises(CompilationError, match="convolution"):
-        CompiledActing(CNNActorCritic(images, gym.spaces.Discrete(4)), torch.zeros(2, 36, 36, 2, dtype=torch.uint8))
+@pytest.mark.parametrize("num_envs", [1, 8])
+@pytest.mark.parametrize("shape", [(4, 84, 84), (40, 36, 3)], ids=["channels first", "channels last"])
+def test_images_are_decided_on_alike(num_envs, shape):
+    network = CNNActorCritic(gym.spaces.Box(0, 255, shape, "uint8"), gym.spaces.Discrete(6))
+    generator = torch.Generator().manual_seed(1)
+    obs = torch.randint(0, 256, (3, num_envs, *shape), generator=generator, dtype=torch.uint8)
+    noise = network.distribution.noise((3, num_envs), generator)
+    compiled = CompiledActing(network, obs[0])
+    compiled.load()
+    for acting in (decided := [compiled, EagerActing(network)]):
+        acting.begin(obs, noise)
+        for t in range(3):
+            acting.act(t)
+    for ours, expected in zip(*(acting.decided() for acting in decided), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+class Pooled(CNNActorCritic):
+    """Uses an operation that there is no source for."""
+
+    def _features(self, obs):
+        pooled = nn.functional.max_pool2d(obs.float(), 2)
+        return super()._features(pooled.repeat_interleave(2, -1).repeat_interleave(2, -2))
+
+
+def test_what_cannot_be_compiled_is_left_to_single_operations():
+    images = gym.spaces.Box(0, 255, (2, 36, 36), "uint8")
+    with pytest.raises(CompilationError, match="max_pool2d"):
+        CompiledActing(Pooled(images, gym.spaces.Discrete(4)), torch.zeros(2, 2, 36, 36, dtype=torch.uint8))

@@ -1,11 +1,14 @@
 """Operations as machine code: what torch computes, for each kind of operation, layout and shape."""
 
+import platform
+
 import gymnasium as gym
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as nnf
 
+from pl_rl import compilation
 from pl_rl.compilation import CompilationError, compile_function
 
 ROWS = torch.linspace(-3, 3, 15).view(3, 5)
@@ -83,6 +86,103 @@ def test_products_of_all_shapes_and_layouts(sizes):
         torch.testing.assert_close(output.double(), exact + added, rtol=1e-5, atol=1e-5 * k**0.5)
 
 
+def test_few_long_rows_by_long_columns():
+    generator = torch.Generator().manual_seed(0)
+    for m, n, k in [(1, 6, 512), (5, 7, 1003), (8, 1, 513), (8, 16, 3136)]:
+        left, right = (torch.randn(shape, generator=generator) for shape in [(m, k), (n, k)])
+        bias = torch.randn(n, generator=generator)
+        products = compile_function(lambda a, b, c: (a @ b.t(), torch.addmm(c, a, b.t())), [left, right, bias])
+        exact = left.double() @ right.t().double()
+        for output, added in zip(products(left, right, bias), [0, bias], strict=True):
+            torch.testing.assert_close(output.double(), exact + added, rtol=1e-5, atol=1e-5 * k**0.5)
+
+
+# Images, filters, stride, padding.
+CONVOLUTIONS = {
+    "deep Q-learning, first": ((2, 4, 84, 84), (32, 4, 8, 8), 4, 0),
+    "deep Q-learning, second": ((2, 32, 20, 20), (64, 32, 4, 4), 2, 0),
+    "deep Q-learning, third": ((3, 64, 9, 9), (64, 64, 3, 3), 1, 0),
+    "odd": ((3, 5, 11, 13), (7, 5, 3, 2), (2, 3), (1, 2)),
+    "padded": ((2, 16, 12, 10), (20, 16, 5, 5), 2, 2),
+    "a single pixel": ((4, 3, 6, 6), (33, 3, 6, 6), 1, 0),
+    "1 x 1 filters": ((2, 33, 5, 7), (70, 33, 1, 1), 1, 0),
+    "wide lines": ((1, 2, 20, 75), (50, 2, 2, 18), 1, (0, 3)),
+    "pixels that are left out": ((2, 3, 11, 12), (4, 3, 2, 2), 4, 0),
+    "one of everything": ((1, 1, 5, 6), (1, 1, 2, 3), 1, 0),
+    "one channel": ((3, 1, 6, 5), (4, 1, 1, 1), 1, 0),
+    "stride beyond the filters": ((2, 3, 8, 9), (5, 3, 1, 2), 3, 1),
+}
+
+
+def check_convolution(name, bias=True):
+    images, filters, stride, padding = CONVOLUTIONS[name]
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(images, generator=generator), torch.randn(filters, generator=generator)]
+    inputs += [torch.randn(filters[0], generator=generator)] if bias else []
+
+    def convolve(*given):
+        given = [tensor.detach().requires_grad_() for tensor in given]
+        output = nnf.conv2d(*given, stride=stride, padding=padding)
+        return output.detach(), *torch.autograd.grad(output.square().sum(), given)
+
+    outputs = compile_function(convolve, inputs)(*inputs)
+    for output, expected in zip(outputs, convolve(*(tensor.double() for tensor in inputs)), strict=True):
+        scale = expected.abs().max()
+        torch.testing.assert_close(output / scale, (expected / scale).float(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolutions_and_their_gradients(name):
+    check_convolution(name)
+
+
+def test_convolutions_without_bias():
+    check_convolution("odd", bias=False)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="other machines have other names for their vectors")
+@pytest.mark.parametrize("machine", ["x86-64", "x86-64-v3"])
+@pytest.mark.parametrize("name", ["odd", "padded", "wide lines"])
+def test_shorter_vectors(machine, name, monkeypatch):
+    flags = [f"-march={machine}" if flag == "-march=native" else flag for flag in compilation.FLAGS]
+    monkeypatch.setattr(compilation, "FLAGS", flags)
+    check_convolution(name)
+
+
+@pytest.mark.parametrize("trained", [("images",), ("filters",), ("bias",), ("images", "bias")])
+def test_gradients_of_a_convolution_that_nobody_asks_for_are_left_out(trained):
+    given = {"images": torch.randn(2, 3, 7, 8), "filters": torch.randn(4, 3, 3, 3), "bias": torch.randn(4)}
+
+    def gradients(images, filters, bias):
+        tensors = {"images": images, "filters": filters, "bias": bias}
+        tensors = {name: tensor.detach().requires_grad_(name in trained) for name, tensor in tensors.items()}
+        output = nnf.conv2d(tensors["images"], tensors["filters"], tensors["bias"], padding=1).tanh()
+        return torch.autograd.grad(output.square().sum(), [tensors[name] for name in trained])
+
+    inputs = list(given.values())
+    for output, expected in zip(compile_function(gradients, inputs)(*inputs), gradients(*inputs), strict=True):
+        torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_images_of_all_layouts_and_types():
+    """Bytes, channels last, views; elements that become part of a convolution, those that others read too."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (2, 9, 8, 3), generator=generator, dtype=torch.uint8)
+    weight = torch.randn(4, 3, 3, 3, generator=generator)
+
+    def convolve(pixels, weight):
+        weight = weight.detach().requires_grad_()
+        images = (pixels.float() / 255).permute(0, 3, 1, 2)
+        first = nnf.conv2d(images, weight)
+        again = nnf.conv2d(images[:, :, 1:, ::2], weight, stride=2)
+        loss = first.relu().flatten(1).sum(1).mean() + again.sum() + (first * images.sum()).mean()
+        return torch.autograd.grad(loss, weight)[0], first.detach(), again.detach().flatten(1)
+
+    inputs = [pixels, weight]
+    for output, expected in zip(compile_function(convolve, inputs)(*inputs), convolve(*inputs), strict=True):
+        torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-4, check_stride=False)
+
+
 def test_elementary_functions_are_exact_to_the_last_bits():
     x = torch.linspace(-87, 88, 100_003)
     inputs = [x, x.exp(), x / 87, torch.linspace(-1e-3, 1e-3, 1001)]
@@ -99,7 +199,10 @@ def test_elementary_functions_are_exact_to_the_last_bits():
 @pytest.mark.parametrize(
     ("function", "reason"),
     [
-        (lambda x: (nn.functional.conv1d(x.view(1, 3, 5), torch.ones(1, 3, 2)),), "aten.convolution.default"),
+        (lambda x: (nnf.conv1d(x.view(1, 3, 5), torch.ones(1, 3, 2)),), r"aten.convolution.default with dimensions=1"),
+        (lambda x: (nnf.conv2d(x.view(1, 1, 3, 5), x[:2, :2].reshape(1, 1, 2, 2), dilation=2),), "with dilation=2"),
+        (lambda x: (nnf.conv2d(x.view(1, 3, 1, 5), x.view(3, 1, 1, 5), groups=3),), "with groups=3"),
+        (lambda x: (nnf.conv_transpose2d(x.view(1, 1, 3, 5), x.view(1, 1, 3, 5)),), "with transposed=True"),
         (lambda x: (x.double() + 1,), "computes in torch.float64"),
         (lambda x: (x.sort()[0],), "aten.sort.default"),
     ],

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from pl_rl import PPO, EnvConfig, MLPActorCritic, UsageError
+from pl_rl import PPO, CNNActorCritic, EnvConfig, MLPActorCritic, UsageError
 from tests.networks import LinearValue
 from tests.support import (
     MemoryLogger,
@@ -549,6 +549,25 @@ def test_long_runs_compile_their_updates_and_short_ones_do_not(monkeypatch):
     assert description(compile_update=False, total_env_steps=10**6) == "eager"
     monkeypatch.setattr("pl_rl.compilation.find_compiler", lambda: None)
     assert description(total_env_steps=10**6) == "eager"
+
+
+def test_shorter_runs_of_larger_networks_compile_too(monkeypatch):
+    def compiles(**settings):
+        model = small_ppo(**settings)
+        fit(model, max_epochs=1, callbacks=[Reader()])
+        return read[-1] != "eager"
+
+    class Reader(L.Callback):
+        def on_train_start(self, trainer, pl_module):
+            read.append(pl_module.rounding()["updates"])
+
+    read = []
+    monkeypatch.setattr("pl_rl.ppo.FLOPS_OF_A_MILLISECOND", 2**20)
+    pixels = {"env": "PlRlTest/Pictures-v0", "network": CNNActorCritic}
+    assert not compiles()
+    assert compiles(**pixels)
+    assert not compiles(**pixels, total_env_steps=64)
+    assert not compiles(**pixels, compile_update=False)
 
 
 def test_compiling_is_no_training_time(monkeypatch):

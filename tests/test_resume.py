@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 import pl_rl
+import tests.environments
 import tests.uncertain_environments  # noqa: F401  (registers environments)
 from pl_rl.callbacks import ResumeState, RunCheckpoint
 from pl_rl.verification import compare_runs, read_scalars
@@ -84,6 +85,7 @@ def differences(one, other):
         {"env": "PlRlTest/NoisyWalk-v0"},
         {"env": "PlRlTest/ClipsInPlace-v0"},
         {"env": "CartPole-v1", "anneal_lr": True, "anneal_clip": True, "clip_vloss": True},
+        {"env": "PlRlTest/Pictures-v0", "network": pl_rl.CNNActorCritic, "eval_freq": 0},
         {"env": "CartPole-v1", "target_kl": 0.001, "eval_deterministic": False},
     ],
     ids=lambda settings: "-".join(map(str, settings.values())),

@@ -6,7 +6,7 @@ import gymnasium as gym
 import pytest
 import torch
 
-from pl_rl import MLPActorCritic, codegen
+from pl_rl import CNNActorCritic, MLPActorCritic, codegen, updates
 from pl_rl.compilation import CompilationError
 from pl_rl.loss import Minibatch, PPOLoss
 from pl_rl.updates import CompiledUpdates, EagerUpdates
@@ -21,9 +21,16 @@ def make_network(kind="discrete"):
     return MLPActorCritic(BOX, SPACES[kind], encoder_sizes=(8,), actor_sizes=(8,), critic_sizes=(8,))
 
 
+def make_pixel_network(shape=(2, 36, 36)):
+    torch.manual_seed(0)
+    return CNNActorCritic(gym.spaces.Box(0, 255, shape, "uint8"), SPACES["discrete"])
+
+
 def make_minibatch(network, size=64):
     generator = torch.Generator().manual_seed(1)
-    obs = torch.randn(size, 3, generator=generator)
+    obs = torch.randn(size, *network.observation_space.shape, generator=generator)
+    if network.observation_space.dtype == "uint8":
+        obs = (64 * obs + 128).clamp(0, 255).to(torch.uint8)
     distribution = network.distribution
     with torch.no_grad():
         outputs, values = network(obs)
@@ -83,6 +90,21 @@ def test_compiled_updates_do_what_eager_ones_do(kind, settings):
     torch.testing.assert_close(run(compiled, minibatch), run(eager, minibatch), rtol=1e-4, atol=1e-5)
     assert_same(eager, compiled)
     assert not torch.equal(networks[0].actor[0].weight, make_network(kind).actor[0].weight)
+
+
+@pytest.mark.parametrize("shape", [(2, 36, 36), (36, 40, 3), (4, 84, 84)], ids=str)
+def test_compiled_updates_from_pixels_do_what_eager_ones_do(shape):
+    networks = [make_pixel_network(shape) for _ in range(2)]
+    minibatch = make_minibatch(networks[0], size=24)
+    assert minibatch.obs.dtype == torch.uint8
+    eager, compiled = (
+        make_updates(updates_class, network, minibatch, adam(network.parameters(), lr=1e-4))
+        for updates_class, network in zip([EagerUpdates, CompiledUpdates], networks, strict=True)
+    )
+    torch.testing.assert_close(run(compiled, minibatch), run(eager, minibatch), rtol=1e-3, atol=1e-4)
+    # Adam makes a step of a gradient that is all rounding, too: at most its rate in each of six.
+    assert_same(eager, compiled, rtol=1e-3, atol=1e-4)
+    assert not torch.equal(networks[0].convolutions[0].weight, make_pixel_network(shape).convolutions[0].weight)
 
 
 def test_a_gradient_that_is_not_pytorchs_is_refused(monkeypatch):
@@ -165,6 +187,44 @@ def test_chunks_and_threads(monkeypatch):
         assert torch.equal(results[512, 1], results[512, processors]), "the number of threads changes no bit"
     torch.testing.assert_close(results[512, 1], results[4096, 1], rtol=1e-4, atol=1e-5)
     assert not torch.equal(results[512, 1], results[4096, 1]), "or it was not done in chunks"
+
+
+def test_threads_share_small_minibatches_of_expensive_samples(monkeypatch):
+    monkeypatch.setattr("pl_rl.updates.LEAST_CHUNK_SIZE", 8)
+    monkeypatch.setattr("pl_rl.updates.CHUNK_FLOPS", 2**20)
+    results = []
+    for processors in (1, 2, 3):
+        monkeypatch.setattr("pl_rl.updates._processors", lambda processors=processors: processors)
+        network = make_pixel_network()
+        minibatch = make_minibatch(network, size=32)
+        updates = make_updates(CompiledUpdates, network, minibatch)
+        assert len(updates._calls) == 4
+        metrics = run(updates, minibatch)
+        results.append(torch.cat([metrics.flatten(), *(p.flatten() for p in network.parameters())]))
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize(
+    ("size", "flops_of_a_sample", "chunks"),
+    [(256, 60e3, 1), (1023, 60e3, 1), (1024, 60e3, 2), (2048, 0, 4), (256, 50e6, 4), (96, 50e6, 1), (250, 50e6, 2)],
+)
+def test_chunks_follow_from_the_minibatch_and_the_work_of_a_sample(size, flops_of_a_sample, chunks):
+    assert updates._number_of_chunks(size, int(size * flops_of_a_sample)) == chunks
+
+
+def test_operations_are_counted_without_a_trace():
+    network = make_network()
+    network.encoder = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.BatchNorm1d(8), torch.nn.Dropout())
+    loss, minibatch = PPOLoss(network, 0.5, 0.01, False), make_minibatch(make_network())
+    before, random_state = copy.deepcopy(loss.state_dict()), torch.get_rng_state()
+    # Forward, for the weights and, but in the first layer, for what goes in; actor and critic alike.
+    products = 2 * (3 * 8) + 3 * (2 * 8 * 8 + 8 * 2 + 8 * 1)
+    assert updates.count_flops(loss, minibatch) == 2 * 64 * products
+    torch.testing.assert_close(loss.state_dict(), before, rtol=0, atol=0)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert all(parameter.grad is None for parameter in loss.parameters())
+    network.encoder.forward = lambda obs: obs if obs.sum() > 0 else -obs
+    assert updates.count_flops(loss, minibatch) == 0
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-// Gradient clipping and Adam (https://arxiv.org/abs/1412.6980), on parameters wherever they lie.
+// Averaging and clipping gradients, and Adam (https://arxiv.org/abs/1412.6980), on parameters wherever they lie.
 #include "kernels.h"
 
 // As torch's fused Adam takes them; the corrections are 1 - beta1^step and sqrt(1 - beta2^step).
@@ -12,6 +12,21 @@ struct Parameter {
   const Settings* settings;
   size count;
 };
+
+// The mean of `parts` gradients of `total` numbers each.
+extern "C" void average(const float* gradients, size parts, size total, float* mean) {
+  enum { BLOCK = 2048 };  // stays in the first cache
+  for (size i = 0; i < total; i += BLOCK) {
+    size count = total - i < BLOCK ? total - i : BLOCK;
+    for (size part = 0; part < parts; part++) {
+      const float* from = gradients + part * total + i;
+#pragma GCC ivdep
+      for (size j = 0; j < count; j++) mean[i + j] = (part ? mean[i + j] : 0.f) + from[j];
+    }
+#pragma GCC ivdep
+    for (size j = 0; j < count; j++) mean[i + j] /= (float)parts;
+  }
+}
 
 // Clips the gradient, which lies in one piece, as torch's clip_grad_norm_ does, and steps; tells its norm before.
 extern "C" void step(const Parameter* parameters, size count, const float* gradient, size total, float max_norm,

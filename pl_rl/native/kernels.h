@@ -200,3 +200,59 @@ static void multiply(size m, size n, size k, const float* a, size a_row, size a_
       }
     }
 }
+
+INLINE float sum_of_lanes(Vector x) {
+#pragma GCC unroll 4
+  for (int half = LANES / 2; half; half /= 2) {
+    Lanes other;
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++) other[i] = i ^ half;
+    x += __builtin_shuffle(x, other);
+  }
+  return x[0];
+}
+
+// Adds the products of R rows of a with S rows of b, both of k numbers side by side, to c.
+template <int R, int S>
+static void multiply_rows_with_rows(size k, const float* a, size a_row, const float* b, size b_row, float* c,
+                                    size c_row) {
+  Vector sums[R][S] = {};
+  size whole = k / LANES * LANES;
+  for (size i = 0; i < whole; i += LANES) {
+    Vector right[S];
+#pragma GCC unroll 4
+    for (int s = 0; s < S; s++) right[s] = *(const Vector*)(b + s * b_row + i);
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++) {
+      Vector left = *(const Vector*)(a + r * a_row + i);
+#pragma GCC unroll 4
+      for (int s = 0; s < S; s++) sums[r][s] += left * right[s];
+    }
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+    for (int s = 0; s < S; s++) {
+      float sum = sum_of_lanes(sums[r][s]);
+      for (size i = whole; i < k; i++) sum += a[r * a_row + i] * b[s * b_row + i];
+      c[r * c_row + s] += sum;
+    }
+}
+
+// As `multiply`, where a has few and long rows, and b long columns side by side: packing b would cost more.
+static void multiply_few(size m, size n, size k, const float* a, size a_row, const float* b, size b_column,
+                         const float* start, size start_row, size start_column, float* c) {
+  for (size i = 0; i < m; i++)
+    for (size j = 0; j < n; j++) c[i * n + j] = start ? start[i * start_row + j * start_column] : 0.f;
+  size j = 0;
+  for (; j + 4 <= n; j += 4) {
+    size i = 0;
+    for (; i + 4 <= m; i += 4)
+      multiply_rows_with_rows<4, 4>(k, a + i * a_row, a_row, b + j * b_column, b_column, c + i * n + j, n);
+    for (; i < m; i++)
+      multiply_rows_with_rows<1, 4>(k, a + i * a_row, a_row, b + j * b_column, b_column, c + i * n + j, n);
+  }
+  for (; j < n; j++)
+    for (size i = 0; i < m; i++)
+      multiply_rows_with_rows<1, 1>(k, a + i * a_row, a_row, b + j * b_column, b_column, c + i * n + j, n);
+}

@@ -91,6 +91,8 @@ class Benchmark:
     def prepare(self, workload: str) -> None:
         """Choose each library's threads, which also brings files into memory and fills compile caches."""
         for library in self.pythons:
+            if library not in (OURS, *WORKLOADS[workload].peers):
+                continue
             choices = [None] if library == OURS else sorted({1, num_cores()})
             try:
                 speeds = {

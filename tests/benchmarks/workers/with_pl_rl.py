@@ -2,8 +2,10 @@
 
 import functools
 import warnings
+from pathlib import Path
 
 import lightning as L
+import yaml
 from worker import Clock, parse_arguments
 
 import pl_rl
@@ -28,15 +30,21 @@ class Marks(L.Callback):
 
 warnings.filterwarnings("ignore")
 L.seed_everything(task.seed, verbose=False)
-network = functools.partial(
-    pl_rl.MLPActorCritic,
-    encoder_sizes=workload.encoder_sizes,
-    actor_sizes=workload.head_sizes,
-    critic_sizes=workload.head_sizes,
-    activation=workload.activation,
-)
+if workload.atari:
+    config = yaml.safe_load((Path(__file__).parents[3] / "configs" / "pong.yaml").read_text())
+    env = pl_rl.EnvConfig(**{**config["model"]["env"], "id": workload.env_id})
+    network = pl_rl.CNNActorCritic
+else:
+    env = pl_rl.EnvConfig(workload.env_id)
+    network = functools.partial(
+        pl_rl.MLPActorCritic,
+        encoder_sizes=workload.encoder_sizes,
+        actor_sizes=workload.head_sizes,
+        critic_sizes=workload.head_sizes,
+        activation=workload.activation,
+    )
 model = pl_rl.PPO(
-    workload.env_id,
+    env,
     network,
     total_env_steps=task.env_steps,
     num_envs=workload.num_envs,
@@ -47,6 +55,8 @@ model = pl_rl.PPO(
     gamma=workload.gamma,
     gae_lambda=workload.gae_lambda,
     clip_coef=workload.clip_coef,
+    anneal_lr=workload.anneal_lr,
+    clip_vloss=workload.clip_vloss,
     ent_coef=workload.ent_coef,
     vf_coef=2 * workload.vf_coef,  # pl_rl's weighs half the mean squared error
     max_grad_norm=workload.max_grad_norm,

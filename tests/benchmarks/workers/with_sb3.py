@@ -1,11 +1,13 @@
 """Trains with Stable-Baselines3; see worker.py."""
 
 import itertools
+from functools import partial
 
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.vec_env import SubprocVecEnv
 from torch import nn
 from worker import Clock, parse_arguments
 
@@ -37,19 +39,37 @@ class TimedPPO(PPO):
         clock.mark(self.num_timesteps)
 
 
-policy = {"net_arch": {"pi": list(workload.head_sizes), "vf": list(workload.head_sizes)}, "activation_fn": activation}
-if workload.encoder_sizes:
-    policy |= {"features_extractor_class": Encoder, "features_extractor_kwargs": {"sizes": workload.encoder_sizes}}
+if workload.atari:
+    import atari
+
+    # Games are slow enough for processes of their own to pay.
+    env = make_vec_env(
+        partial(atari.make, workload.env_id),
+        workload.num_envs,
+        seed=task.seed,
+        vec_env_cls=SubprocVecEnv,
+        vec_env_kwargs={"start_method": "fork"},
+    )
+    policy = {}
+else:
+    env = make_vec_env(workload.env_id, workload.num_envs, seed=task.seed)
+    sizes = list(workload.head_sizes)
+    policy = {"net_arch": {"pi": sizes, "vf": sizes}, "activation_fn": activation}
+    if workload.encoder_sizes:
+        policy |= {"features_extractor_class": Encoder, "features_extractor_kwargs": {"sizes": workload.encoder_sizes}}
 model = TimedPPO(
-    "MlpPolicy",
-    make_vec_env(workload.env_id, workload.num_envs, seed=task.seed),
+    "CnnPolicy" if workload.atari else "MlpPolicy",
+    env,
     n_steps=workload.num_steps,
     n_epochs=workload.update_epochs,
     batch_size=workload.minibatch_size,
-    learning_rate=workload.learning_rate,
+    learning_rate=(lambda remaining: workload.learning_rate * remaining)
+    if workload.anneal_lr
+    else workload.learning_rate,
     gamma=workload.gamma,
     gae_lambda=workload.gae_lambda,
     clip_range=workload.clip_coef,
+    clip_range_vf=workload.clip_coef if workload.clip_vloss else None,
     ent_coef=workload.ent_coef,
     vf_coef=workload.vf_coef,
     max_grad_norm=workload.max_grad_norm,

@@ -8,7 +8,8 @@ class Workload:
     """One training run.
 
     ``encoder_sizes`` are hidden layers that policy and value function share, ``head_sizes`` those that each has of its
-    own. ``vf_coef`` weighs the mean squared error of the values.
+    own; an ``atari`` game has the wrappers of configs/pong.yaml and the convolutional network of deep Q-learning
+    instead. ``vf_coef`` weighs the mean squared error of the values. ``peers`` are the libraries that can do the same.
     """
 
     env_id: str
@@ -28,6 +29,10 @@ class Workload:
     vf_coef: float = 0.25
     max_grad_norm: float = 0.5
     adam_eps: float = 1e-5
+    anneal_lr: bool = False
+    clip_vloss: bool = False
+    atari: bool = False
+    peers: tuple[str, ...] = ("sb3", "skrl", "sheeprl")
 
     @property
     def env_steps_per_iteration(self) -> int:
@@ -79,4 +84,23 @@ HALFCHEETAH = Workload(
     gamma=0.99,
     ent_coef=0.0,
 )
-WORKLOADS = {"cartpole": CARTPOLE, "cartpole-wide": CARTPOLE_WIDE, "halfcheetah": HALFCHEETAH}
+PONG = Workload(
+    env_id="ALE/Pong-v5",
+    num_envs=8,
+    num_steps=128,
+    update_epochs=4,
+    minibatch_size=256,
+    total_env_steps=20_480,
+    encoder_sizes=(),
+    head_sizes=(),
+    activation="relu",
+    learning_rate=2.5e-4,
+    gamma=0.99,
+    ent_coef=0.01,
+    clip_coef=0.1,
+    anneal_lr=True,
+    clip_vloss=True,
+    atari=True,
+    peers=("sb3",),
+)
+WORKLOADS = {"cartpole": CARTPOLE, "cartpole-wide": CARTPOLE_WIDE, "halfcheetah": HALFCHEETAH, "pong": PONG}

@@ -3,7 +3,8 @@
 Every tensor lies in a buffer: an argument, a result, or a part of one block of memory that is shared among those whose
 lives do not overlap. A view is another way to go over a buffer (fake tensors tell which, and with which strides).
 Operations on elements become loops; one whose result is read once, element by element, is part of its reader's loop.
-Matrix products and elementary functions are those of ``native/kernels.h``.
+Matrix products and elementary functions are those of ``native/kernels.h``; convolutions are written in
+:mod:`pl_rl.codegen.convolutions`.
 """
 
 import dataclasses
@@ -13,25 +14,28 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import reduce
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, fx
 
+from pl_rl.codegen import convolutions
+from pl_rl.codegen.convolutions import CONVOLUTIONS, Convolution
+from pl_rl.codegen.loops import (
+    Buffer,
+    Element,
+    Expression,
+    Loop,
+    Node,
+    Operation,
+    by_stride,
+    elements_of,
+    literal,
+    type_name,
+)
 from pl_rl.errors import CompilationError
 
 aten = torch.ops.aten
 INCLUDE = '#include "kernels.h"'
-TYPES = {
-    torch.float32: "float",
-    torch.int64: "int64",
-    torch.int32: "int",
-    torch.uint8: "uint8",
-    torch.bool: "bool",
-}
 ALIGNMENT = 64
-
-Node = Any
-"""A ``torch.fx.Node``, whose arguments are declared to be nearly anything."""
 
 # Operations on elements, by what their operands become first: the result's type, or one type common to all.
 AS_RESULT = {
@@ -96,52 +100,8 @@ POWERS = {
 SUMS = {aten.sum.default, aten.sum.dim_IntList, aten.mean.default, aten.mean.dim}
 EXTREMES = {aten.amax.default: "maximum", aten.amin.default: "minimum"}
 PRODUCTS = {aten.mm.default, aten.addmm.default, aten.bmm.default}
-
-
-@dataclasses.dataclass
-class Buffer:
-    """Memory of tensors: ``size`` elements, read last by the step ``last_use``."""
-
-    name: str
-    dtype: torch.dtype
-    size: int
-    first_use: int = 0
-    last_use: int = 0
-    place: str | None = None
-    """Where it lies, in C++; ``None`` for a part of the shared block."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Element:
-    """An element of a buffer, by strides over the dimensions of a loop; ``index`` counts ``index_stride`` more."""
-
-    buffer: Buffer
-    offset: int
-    strides: tuple[int, ...]
-    index: "Expression | None" = None
-    index_stride: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Operation:
-    """A computation with elements."""
-
-    template: str
-    operands: tuple["Expression", ...] = ()
-
-
-Expression = Element | Operation
-
-
-def elements_of(expression: Expression) -> Iterable[Element]:
-    """All elements that an expression reads."""
-    if isinstance(expression, Operation):
-        for operand in expression.operands:
-            yield from elements_of(operand)
-        return
-    yield expression
-    if expression.index is not None:
-        yield from elements_of(expression.index)
+FEW, LONG = 8, 512
+"""Rows of a left matrix, and their length, that packing the right one is not worth its while for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +147,7 @@ class _Generator:
         """The text, once all nodes are written."""
         arguments = [node for node in self.nodes if node.op == "placeholder"]
         for i, node in enumerate(arguments):
-            self._new_buffer(node, f"arguments[{i}]")
+            self._new_buffer(node.meta["val"], f"arguments[{i}]")
         for node in self.nodes:
             if node.op == "get_attr":
                 self._constant(node)
@@ -197,13 +157,21 @@ class _Generator:
             self._result(node, f"results[{i}]")
         block_size = self._share_memory()
         declared = [
-            f"{_type(buffer.dtype)}* const {buffer.name} = ({_type(buffer.dtype)}*)({buffer.place});"
+            f"{type_name(buffer.dtype)}* const {buffer.name} = ({type_name(buffer.dtype)}*)({buffer.place});"
             for buffer in self.buffers
         ]
         steps = [f"  {line}" for step in self.steps for line in ["{", *(f"  {line}" for line in step), "}"]]
         head = 'extern "C" void run(void* const* arguments, void* const* results, char* block) {'
         panel = f"float* const panel = (float*)(block + {block_size});"
-        lines = [INCLUDE, *self.constants, head, *(f"  {line}" for line in [*declared, panel]), *steps, "}"]
+        convolves = any(node.target in CONVOLUTIONS for node in self.nodes)
+        lines = [
+            convolutions.INCLUDE if convolves else INCLUDE,
+            *self.constants,
+            head,
+            *(f"  {line}" for line in [*declared, panel]),
+            *steps,
+            "}",
+        ]
         return Source("\n".join([*lines, ""]), block_size + PANEL_BYTES)
 
     def _node(self, node: Node) -> None:
@@ -211,6 +179,10 @@ class _Generator:
         tensors = [value for value in _values(node) if isinstance(value, Tensor)]
         if tensors and all(_storage(value) in self.by_storage for value in tensors):
             return  # a view
+        if node.target is aten.convolution_backward.default:
+            self._convolve_backward(node)
+            self._end_step()
+            return
         if len(tensors) != 1 or not isinstance(node.meta["val"], Tensor):
             raise _unsupported(node)
         if node.target in (aten.view.default, aten._unsafe_view.default):
@@ -222,7 +194,7 @@ class _Generator:
         if expression is not None and self._is_part_of_its_reader(node):
             self.inlined[node] = expression
             return
-        result = self._new_buffer(node)
+        result = self._new_buffer(node.meta["val"])
         if expression is not None:
             self._assign(_element(node, result), expression, node.meta["val"].shape)
         elif node.target in SUMS or node.target in EXTREMES:
@@ -233,18 +205,26 @@ class _Generator:
             handler(self, node, result)
         else:
             raise _unsupported(node)
+        self._end_step()
+
+    def _end_step(self) -> None:
+        """What is written from here on uses its buffers later."""
         self.steps.append(self.lines)
         self.lines = []
 
     # Buffers ----------------------------------------------------------------------------------------------------------
 
-    def _new_buffer(self, node: Node, place: str | None = None) -> Buffer:
-        value = node.meta["val"]
-        _type(value.dtype)
-        step = len(self.steps)
-        buffer = Buffer(f"b{len(self.buffers)}", value.dtype, _extent(value), step, step, place)
-        self.buffers.append(buffer)
+    def _new_buffer(self, value: Tensor, place: str | None = None) -> Buffer:
+        buffer = self._room(_extent(value), value.dtype, place)
         self.by_storage[_storage(value)] = buffer
+        return buffer
+
+    def _room(self, size: int, dtype: torch.dtype = torch.float32, place: str | None = None) -> Buffer:
+        """A buffer that the current step writes."""
+        type_name(dtype)
+        step = len(self.steps)
+        buffer = Buffer(f"b{len(self.buffers)}", dtype, size, step, step, place)
+        self.buffers.append(buffer)
         return buffer
 
     def _buffer_of(self, node: Any) -> Buffer:
@@ -259,9 +239,9 @@ class _Generator:
         tensor: Any = reduce(getattr, str(node.target).split("."), self.graph)
         node.meta.setdefault("val", tensor)
         name = f"constant{len(self.constants)}"
-        numbers = ", ".join(_literal(number, tensor.dtype) for number in tensor.flatten().tolist())
-        self._new_buffer(node, f"(void*){name}")
-        self.constants.append(f"static const {_type(tensor.dtype)} {name}[] = {{{numbers}}};")
+        numbers = ", ".join(literal(number, tensor.dtype) for number in tensor.flatten().tolist())
+        self._new_buffer(node.meta["val"], f"(void*){name}")
+        self.constants.append(f"static const {type_name(tensor.dtype)} {name}[] = {{{numbers}}};")
 
     def _result(self, node: Node, place: str) -> None:
         """Let a result be computed in its place, or copy it there."""
@@ -274,8 +254,7 @@ class _Generator:
         self.buffers.append(result)
         strides = tuple(torch.empty(value.shape, device="meta").stride())
         self._assign(Element(result, 0, strides), _element(node, buffer), value.shape)
-        self.steps.append(self.lines)
-        self.lines = []
+        self._end_step()
 
     def _share_memory(self) -> int:
         """Give each buffer a place that is free while it lives, the first that is large enough; the block's size."""
@@ -305,19 +284,23 @@ class _Generator:
             return False
         if not _tensors(node.args):
             return True  # a constant
+        if readers and all(_reads_as_image(reader, node) for reader in readers):
+            return True  # and computed again where gradients are
         (reader, *others) = readers
         value = node.meta["val"]
         if others or sum(1 for read in _tensors([reader.args, reader.kwargs]) if read is node) > 1:
             return False
         if reader.target in SUMS or reader.target in EXTREMES:
             return True
+        if reader.target is aten.convolution_backward.default:
+            return reader.args[0] is node
         return reader.target in ELEMENTWISE and reader.meta["val"].shape == value.shape
 
     def _pointwise(self, node: Node) -> Expression | None:
         """A node's element as an expression, if each is computed from elements at the same place alone."""
         target, value, args = node.target, node.meta["val"], list(node.args)
         if target in CONSTANTS:
-            return Operation(_literal(args[CONSTANTS[target]], value.dtype))
+            return Operation(literal(args[CONSTANTS[target]], value.dtype))
         if target not in ELEMENTWISE:
             return None
         overload_packet = getattr(target, "overloadpacket", None)
@@ -330,11 +313,10 @@ class _Generator:
             expression = self._operand(args[0], value.shape, value.dtype)
             for name, bound in zip(["maximum", "minimum"], bounds, strict=True):
                 if bound is not None:
-                    literal = _literal(bound, value.dtype)
-                    expression = Operation(f"{name}({{0}}, {literal})", (expression,))
+                    expression = Operation(f"{name}({{0}}, {literal(bound, value.dtype)})", (expression,))
             return expression
         if target is aten.pow.Tensor_Scalar:
-            template = POWERS.get(args[1], f"__builtin_powf({{0}}, {_literal(args[1], torch.float32)})")
+            template = POWERS.get(args[1], f"__builtin_powf({{0}}, {literal(args[1], torch.float32)})")
             return Operation(template, (self._operand(args[0], value.shape, value.dtype),))
         if target is aten.gather.default:
             return self._gathered(node)
@@ -345,7 +327,7 @@ class _Generator:
             dtype = value.dtype
             template = AS_RESULT[target]
             if node.kwargs.get("alpha", 1) != 1:
-                factor = _literal(node.kwargs["alpha"], dtype)
+                factor = literal(node.kwargs["alpha"], dtype)
                 template = template.replace("{1}", f"{factor} * {{1}}")
         if dtype.is_floating_point is False and "__builtin" in template:
             raise _unsupported(node)
@@ -354,7 +336,7 @@ class _Generator:
     def _operand(self, argument: Any, shape: Sequence[int], dtype: torch.dtype) -> Expression:
         """An operand's element in a loop over ``shape``, as a ``dtype``."""
         if not isinstance(argument, fx.Node):
-            return Operation(_literal(argument, dtype))
+            return Operation(literal(argument, dtype))
         expression = self.inlined.get(argument)
         if expression is None:
             expression = _element(argument, self._buffer_of(argument), len(shape))
@@ -363,7 +345,7 @@ class _Generator:
                 element.buffer.last_use = len(self.steps)
         if argument.meta["val"].dtype == dtype:
             return expression
-        return Operation(f"(({_type(dtype)}){{0}})", (expression,))
+        return Operation(f"(({type_name(dtype)}){{0}})", (expression,))
 
     def _gathered(self, node: Node) -> Expression:
         """One element of the first argument along a dimension, at each place of the index."""
@@ -375,7 +357,7 @@ class _Generator:
 
     def _assign(self, target: Element, expression: Expression, shape: Sequence[int], operator: str = "=") -> None:
         """A loop over a shape that writes an expression."""
-        loop = _Loop([target, expression], _by_stride(target.strides), shape)
+        loop = Loop([target, expression], by_stride(target.strides), shape)
         dependent = target.index is not None and operator != "="
         self.lines += loop.around(
             [f"{loop.text(target)} {operator} {loop.text(expression)};"], "" if dependent else "#pragma GCC ivdep"
@@ -394,7 +376,7 @@ class _Generator:
         target = Element(result, 0, tuple(0 if dim in reduced else strides[dim] for dim in range(value.dim())))
         kept.sort(key=lambda dim: -target.strides[dim])
         count = math.prod(value.shape[dim] for dim in reduced)
-        ctype = _type(reduced_value.dtype)
+        ctype = type_name(reduced_value.dtype)
         if node.target in EXTREMES:
             start, update = "-__builtin_inff()" if node.target is aten.amax.default else "__builtin_inff()", ""
             update = f"{{0}} = {EXTREMES[node.target]}({{0}}, {{1}});"
@@ -406,14 +388,14 @@ class _Generator:
         if kept and all(strides[kept[-1]] == 1 or strides[reduced[-1]] != 1 for strides in along):
             # Rows are added to rows, rather than each column added up by itself.
             self._assign(target, Operation(start), [1 if dim in reduced else n for dim, n in enumerate(value.shape)])
-            loop = _Loop([target, expression], [*reduced, *kept], value.shape, [set(reduced), set(kept)])
+            loop = Loop([target, expression], [*reduced, *kept], value.shape, [set(reduced), set(kept)])
             added = update.format(loop.text(target), loop.text(expression))
             self.lines += loop.around([added], "#pragma GCC ivdep")
             if mean:
                 total = Operation(f"{{0}}{mean}", (target,))
                 self._assign(target, total, [1 if dim in reduced else n for dim, n in enumerate(value.shape)])
             return
-        loop = _Loop([target, expression], [*kept, *reduced], value.shape, [set(kept), set(reduced)])
+        loop = Loop([target, expression], [*kept, *reduced], value.shape, [set(kept), set(reduced)])
         inner = loop.around([update.format("sum", loop.text(expression))], pragma, set(reduced))
         body = [f"{ctype} sum = {start};", *inner, f"{loop.text(target)} = sum{mean};"]
         self.lines += loop.around(body, "", set(kept))
@@ -429,8 +411,8 @@ class _Generator:
         target = Element(result, 0, tuple(0 if i == dim else stride for i, stride in enumerate(strides)))
         element = self._operand(source, value.shape, value.dtype)
         kept = [i for i in range(value.dim()) if i != dim]
-        loop = _Loop([target, element], [*kept, dim], value.shape, [set(kept), {dim}])
-        ctype = _type(value.dtype)
+        loop = Loop([target, element], [*kept, dim], value.shape, [set(kept), {dim}])
+        ctype = type_name(value.dtype)
         at = loop.variable(dim)
         inner = loop.around(
             [
@@ -454,7 +436,7 @@ class _Generator:
             strides = [0 if dim in reduced else strides[kept.index(dim)] for dim in range(value.dim())]
         target = Element(result, 0, tuple(0 if dim in reduced else strides[dim] for dim in range(value.dim())))
         element = self._operand(source, value.shape, value.dtype)
-        loop = _Loop([target, element], [*kept, *reduced], value.shape, [set(kept), set(reduced)])
+        loop = Loop([target, element], [*kept, *reduced], value.shape, [set(kept), set(reduced)])
         count = math.prod(value.shape[dim] for dim in reduced)
         correction = node.kwargs.get("correction")
         divisor = float(count - (1 if correction is None else correction))
@@ -465,7 +447,7 @@ class _Generator:
             f"float mean = sum / {count};",
             "sum = 0;",
             *loop.around([f"sum += square({loop.text(element)} - mean);"], pragma, set(reduced)),
-            f"{loop.text(target)} = sum / {_literal(divisor, torch.float32)};",
+            f"{loop.text(target)} = sum / {literal(divisor, torch.float32)};",
         ]
         self.lines += loop.around(body, "", set(kept))
 
@@ -530,12 +512,74 @@ class _Generator:
             bias = _element(start[0], self._buffer_of(start[0]), 2)
             added = ", ".join([f"{bias.buffer.name} + {bias.offset}", *map(str, bias.strides)])
         for batch in range(value.shape[0] if value.dim() == 3 else 1):
-            operands = []
-            for side in sides:
-                offset = side.offset + (batch * side.strides[0] if value.dim() == 3 else 0)
-                operands.append(", ".join([f"{side.buffer.name} + {offset}", *map(str, side.strides[-2:])]))
+            begins = [
+                f"{side.buffer.name} + {side.offset + (batch * side.strides[0] if value.dim() == 3 else 0)}"
+                for side in sides
+            ]
             place = f"{result.name} + {batch * m * n}"
-            self.lines.append(f"multiply({m}, {n}, {k}, {operands[0]}, {operands[1]}, {added}, {place}, panel);")
+            (a_row, a_column), (b_row, b_column) = (side.strides[-2:] for side in sides)
+            if m <= FEW and k >= LONG and a_column == b_row == 1:
+                operands = f"{begins[0]}, {a_row}, {begins[1]}, {b_column}"
+                self.lines.append(f"multiply_few({m}, {n}, {k}, {operands}, {added}, {place});")
+                continue
+            operands = f"{begins[0]}, {a_row}, {a_column}, {begins[1]}, {b_row}, {b_column}"
+            self.lines.append(f"multiply({m}, {n}, {k}, {operands}, {added}, {place}, panel);")
+
+    # Convolutions -----------------------------------------------------------------------------------------------------
+
+    def _convolve(self, node: Node, result: Buffer) -> None:
+        sizes = Convolution.of(node)
+        weight, bias = self._pointer(node.args[1]), node.args[2] and self._pointer(node.args[2])
+        room, packed = self._room(sizes.room).name, self._room(sizes.packed).name
+        begin, each, image = self._image(node.args[0], sizes.padding)
+        before, inside = sizes.forward(image, weight, bias, result.name, room, packed)
+        self._for_each_image(node.args[0], [*begin, *before], [*each, *inside])
+
+    def _convolve_backward(self, node: Node) -> None:
+        sizes = Convolution.of(node)
+        image, weight, bias = (None if value is None else self._new_buffer(value).name for value in _values(node))
+        begin, each, gradient = self._image(node.args[0])
+        parts = [[begin, each, []]]
+        if weight is not None:
+            begin, each, images = self._image(node.args[1], sizes.padding)
+            room, packed = self._room(sizes.room).name, self._room(sizes.packed).name
+            parts += [[begin, each, []], sizes.weight_gradient(gradient, images, weight, room, packed)]
+        if image is not None:
+            room, packed = self._room(sizes.backward_room).name, self._room(sizes.packed_backward).name
+            parts.append(sizes.image_gradient(gradient, self._pointer(node.args[2]), image, room, packed))
+        if bias is not None:
+            parts.append(sizes.bias_gradient(gradient, bias))
+        before, inside, after = (list(itertools.chain(*lines)) for lines in zip(*parts, strict=True))
+        self._for_each_image(node.args[0], [f"typedef {sizes.name} C;", *before], inside)
+        self.lines += after
+
+    def _for_each_image(self, node: Node, before: Sequence[str], inside: Sequence[str]) -> None:
+        self.lines += [
+            *before,
+            f"for (int i0 = 0; i0 < {node.meta['val'].shape[0]}; i0++) {{",
+            *(f"  {line}" for line in inside),
+            "}",
+        ]
+
+    def _image(self, node: Node, padding: tuple[int, int] = (0, 0)) -> tuple[list[str], list[str], str]:
+        """Lines before a loop over images ``i0``, lines inside of it, and then where the image is, with its padding."""
+        value = node.meta["val"]
+        _, channels, high, wide = value.shape
+        if node not in self.inlined and not any(padding):
+            return [], [], f"{self._pointer(node)} + i0 * {channels * high * wide}"
+        padded_high, padded_wide = high + 2 * padding[0], wide + 2 * padding[1]
+        size = channels * padded_high * padded_wide
+        image = self._room(size)
+        strides = (0, padded_high * padded_wide, padded_wide, 1)
+        target = Element(image, padding[0] * padded_wide + padding[1], strides)
+        expression = self._operand(node, value.shape, torch.float32)
+        loop = Loop([target, expression], [0, 1, 2, 3], value.shape, [{0}, {1, 2, 3}])
+        written = [f"{loop.text(target)} = {loop.text(expression)};"]
+        zeros = [f"for (int i = 0; i < {size}; i++) {image.name}[i] = 0;"] if any(padding) else []
+        return zeros, loop.around(written, "#pragma GCC ivdep", {1, 2, 3}), image.name
+
+    def _pointer(self, node: Node) -> str:
+        return f"{self._buffer_of(node).name} + {node.meta['val'].storage_offset()}"
 
 
 HANDLERS: dict[Any, Callable[[_Generator, Node, Buffer], None]] = {
@@ -547,6 +591,7 @@ HANDLERS: dict[Any, Callable[[_Generator, Node, Buffer], None]] = {
     aten.scatter.src: _Generator._scatter,
     aten.scatter.value: _Generator._scatter,
     aten.scatter_add.default: _Generator._scatter,
+    aten.convolution.default: _Generator._convolve,
 }
 ELEMENTWISE = {
     *AS_RESULT,
@@ -556,72 +601,9 @@ ELEMENTWISE = {
     aten.pow.Tensor_Scalar,
     aten.gather.default,
 }
-ELEMENT_READERS = {*ELEMENTWISE, *SUMS, *EXTREMES, *HANDLERS} - {aten.gather.default}
+ELEMENT_READERS = {*ELEMENTWISE, *SUMS, *EXTREMES, *HANDLERS, *CONVOLUTIONS} - {aten.gather.default}
 PANEL_BYTES = 4 * 256 * 32
 """``DEPTH * 2 * LANES`` floats of ``native/kernels.h``."""
-
-
-class _Loop:
-    """Nested loops over the dimensions of a shape, as few as the strides of all elements allow.
-
-    Args:
-        expressions: What is read and written inside.
-        order: The dimensions, outermost first.
-        shape: Of the loop.
-        kinds: Sets of dimensions that stay apart.
-    """
-
-    def __init__(
-        self,
-        expressions: Sequence[Expression],
-        order: Sequence[int],
-        shape: Sequence[int],
-        kinds: Sequence[set[int]] = (),
-    ) -> None:
-        strides = [element.strides for expression in expressions for element in elements_of(expression)]
-        self.groups: list[list[int]] = []
-        self.shape = shape
-        for dim in order:
-            if shape[dim] == 1:
-                continue
-            if self.groups:
-                last = self.groups[-1][-1]
-                together = all((last in kind) == (dim in kind) for kind in kinds)
-                if together and all(s[last] == s[dim] * shape[dim] for s in strides):
-                    self.groups[-1].append(dim)
-                    continue
-            self.groups.append([dim])
-
-    def variable(self, dim: int) -> str:
-        """Counts a dimension that stays apart."""
-        return next((f"i{i}" for i, group in enumerate(self.groups) if dim in group), "0")
-
-    def text(self, expression: Expression) -> str:
-        """An expression in C++, inside of the loops."""
-        if isinstance(expression, Operation):
-            return expression.template.format(*map(self.text, expression.operands))
-        terms = [str(expression.offset)] if expression.offset else []
-        for i, group in enumerate(self.groups):
-            if stride := expression.strides[group[-1]]:
-                terms.append(f"i{i} * {stride}" if stride != 1 else f"i{i}")
-        if expression.index is not None:
-            terms.append(f"{self.text(expression.index)} * {expression.index_stride}")
-        return f"{expression.buffer.name}[{' + '.join(terms) or '0'}]"
-
-    def around(self, body: Sequence[str], pragma: str, dims: set[int] | None = None) -> list[str]:
-        """Lines of a loop, or of the loops over some dimensions, around others."""
-        groups = [(i, g) for i, g in enumerate(self.groups) if dims is None or g[-1] in dims]
-        lines = list(body)
-        for depth, (i, group) in enumerate(reversed(groups)):
-            count = math.prod(self.shape[dim] for dim in group)
-            head = [pragma] if pragma and depth == 0 else []
-            lines = [*head, f"for (int i{i} = 0; i{i} < {count}; i{i}++) {{", *(f"  {line}" for line in lines), "}"]
-        return lines if groups else ["{", *(f"  {line}" for line in lines), "}"]
-
-
-def _by_stride(strides: Sequence[int]) -> list[int]:
-    """Dimensions in the order in which memory runs."""
-    return sorted(range(len(strides)), key=lambda dim: -strides[dim])
 
 
 def _element(node: Node, buffer: Buffer, dims: int | None = None) -> Element:
@@ -637,6 +619,12 @@ def _at_index(element: Element, dim: int, index: Expression) -> Element:
     dim %= max(1, len(strides))
     stride, strides[dim] = strides[dim], 0
     return dataclasses.replace(element, strides=tuple(strides), index=index, index_stride=stride)
+
+
+def _reads_as_image(reader: Node, node: Node) -> bool:
+    """Whether a reader is a convolution whose images a node is, and nothing else of it."""
+    place = CONVOLUTIONS.get(reader.target)
+    return place is not None and [i for i, argument in enumerate(reader.args) if argument is node] == [place]
 
 
 def _reduced_dims(node: Node, dims: int) -> list[int]:
@@ -655,25 +643,6 @@ def _common_type(arguments: Sequence[Any]) -> torch.dtype:
     """In which numbers are compared."""
     types = [arg.meta["val"].dtype if isinstance(arg, fx.Node) else torch.tensor(arg).dtype for arg in arguments]
     return reduce(torch.promote_types, types)
-
-
-def _type(dtype: torch.dtype) -> str:
-    """In C++."""
-    if dtype not in TYPES:
-        raise CompilationError(f"the network computes in {dtype}, which compiled updates are not made for")
-    return TYPES[dtype]
-
-
-def _literal(number: Any, dtype: torch.dtype) -> str:
-    """A number in C++."""
-    if not dtype.is_floating_point:
-        return f"({_type(dtype)}){int(number)}"
-    number = float(np.float32(number))
-    if math.isnan(number):
-        return '__builtin_nanf("")'
-    if math.isinf(number):
-        return "__builtin_inff()" if number > 0 else "(-__builtin_inff())"
-    return f"({number.hex()}f)" if number < 0 else f"{number.hex()}f"
 
 
 def _storage(value: Tensor) -> int:

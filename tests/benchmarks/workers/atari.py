@@ -1,0 +1,23 @@
+"""Atari as the shipped configs have it, for libraries that read no config of ours."""
+
+import importlib.util
+from pathlib import Path
+
+import ale_py
+import gymnasium
+from gymnasium.wrappers import AtariPreprocessing, ClipReward, FrameStackObservation
+
+gymnasium.register_envs(ale_py)
+# The package's other modules need what only its own environment has.
+spec = importlib.util.spec_from_file_location(
+    "atari_wrappers", Path(__file__).parents[3] / "pl_rl" / "envs" / "atari.py"
+)
+assert spec is not None and spec.loader is not None
+wrappers = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(wrappers)
+
+
+def make(env_id: str) -> gymnasium.Env:
+    """A game with the wrappers of configs/pong.yaml."""
+    game = AtariPreprocessing(gymnasium.make(env_id, frameskip=1), noop_max=30, frame_skip=4, screen_size=84)
+    return ClipReward(wrappers.EpisodicLife(FrameStackObservation(game, 4)), -1, 1)
