@@ -2,7 +2,8 @@
 
 Run it with ``python -m tests.benchmarks.speed``; on two cores it takes about four minutes a round, a tenth of that with
 ``--scale 0.1``. Every library trains the same workloads (see workers/workloads.py) in float32, with as little logging
-as it allows and no evaluation. The libraries alternate within each round, the order turns with every other round, and
+as it allows and no evaluation; Atari beside Stable-Baselines3 alone, which has gymnasium's wrappers in worker processes
+(pl_rl what it chooses itself). The libraries alternate within each round, the order turns with every other round, and
 the ratios are taken round by round. pl_rl trains with the threads that it chooses itself, each peer with 1 or with as
 many as there are cores: those that were faster in a trial of a quarter of the run, the single one within 5 %, since
 several spin where another process wants a core.
