@@ -114,6 +114,7 @@ class NativeAtariEnvs(SyncEnvs):
     def step(self, actions: npt.NDArray[Any]) -> Step:
         """One step of all, as :meth:`SyncEnvs.step`."""
         for env, action in zip(self.envs, actions, strict=True):
+            # An AtariGame, under wrappers that are declared to hold any environment.
             env.unwrapped.begin(action)  # type: ignore[attr-defined]
         return super().step(actions)
 

@@ -103,6 +103,7 @@ class ReplayEnv(gym.Wrapper[Any, Any, Any, Any]):
         self.env.close()
         self.env = self._make()
         load_lasting(self.env, self._lasting)
+        # As above, for the new object.
         self.step = self._recording_step()  # type: ignore[method-assign, assignment]
 
     def _replay(self, actions: npt.NDArray[Any], resets: list[int]) -> Any:
