@@ -14,12 +14,23 @@ import torch
 from pl_rl.errors import UsageError
 
 STATE_KEY = "pl_rl"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+
+
+def _add_identity_and_proof(checkpoint: dict[str, Any]) -> None:
+    """Format 2 tells runs apart and tells more of what a resume can check; of older ones nothing is known."""
+    state = checkpoint[STATE_KEY]
+    for name in ("run_id", "spaces", "callback_settings"):
+        state[name] = None
+    environments = state["collector"]["environments"]
+    if environments is not None and isinstance(environments["state"], list):
+        for replay in environments["state"]:
+            replay["digest"] = None
 
 
 # Format N to N + 1, in place. Whoever changes what a checkpoint holds raises FORMAT_VERSION, adds the step from the
 # format before, and freezes a file of the new one with ``tests/data/checkpoints/make.py``; the older files stay.
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], None]] = {}
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], None]] = {1: _add_identity_and_proof}
 
 _END = b"PK\x05\x06"  # with which the last record of a zip archive begins, 22 bytes of it and the comment
 _CHECKSUM = b"pl_rl sha256 "

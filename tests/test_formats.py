@@ -54,8 +54,8 @@ def test_an_older_format_is_brought_to_the_present_one(tmp_path, monkeypatch, tr
         checkpoint["pl_rl"]["counters"] = checkpoint["pl_rl"].pop("steps")
 
     for module in ("pl_rl.checkpoints", "pl_rl.callbacks.resume_state"):
-        monkeypatch.setattr(f"{module}.FORMAT_VERSION", 2)
-    monkeypatch.setitem(checkpoints.MIGRATIONS, 1, rename)
+        monkeypatch.setattr(f"{module}.FORMAT_VERSION", checkpoints.FORMAT_VERSION + 1)
+    monkeypatch.setitem(checkpoints.MIGRATIONS, older["pl_rl"]["format_version"], rename)
     model, _ = train(tmp_path, 4, last, trainer_class=trainer_class)
     assert model.iteration == 4
 
