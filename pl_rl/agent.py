@@ -22,6 +22,7 @@ from pl_rl.checkpoints import STATE_KEY, migrate
 from pl_rl.envs import EnvConfig, make_env, make_vector_env, vectorization_of
 from pl_rl.errors import EnvironmentFailure, UsageError
 from pl_rl.evaluation import LIMIT_EPISODES, LONGEST_EPISODE, Episodes, evaluate, record, shown_return
+from pl_rl.network_changes import changed_network
 from pl_rl.networks import ActorCritic
 from pl_rl.normalization import ObservationNormalizer, RewardScaler
 from pl_rl.rollout import Rollout, RolloutCollector
@@ -62,6 +63,8 @@ class Agent(L.LightningModule):
         iteration: Iterations (collect and learn) done.
         run_seed: Root of all random streams of the run; the seed that was set with ``seed_everything``.
         between_iterations: Whether nothing is half done: no rollout collected that has not been learnt from.
+        environments_busy: Whether the environments were asked for something that they have not answered, which an
+            exception left them in.
         branching: Whether the checkpoint that is resumed begins a run of its own rather than continuing one.
         parent: The checkpoint that this run branched from, if it did.
         missing_logs: What a continued run's log files lack, in words.
@@ -102,6 +105,7 @@ class Agent(L.LightningModule):
         self.run_seed = torch.initial_seed()
         self.stop_reason: str | None = None
         self.between_iterations = True
+        self.environments_busy = False
         self.branching = False
         self.parent: dict[str, str | int] | None = None
         self.missing_logs: list[str] = []
@@ -124,6 +128,18 @@ class Agent(L.LightningModule):
                 "rollouts are collected, and their state is saved in checkpoints, during Trainer.fit only"
             )
         return self._collector
+
+    @property
+    def has_environments(self) -> bool:
+        """Whether there is a collector: within ``fit`` only."""
+        return self._collector is not None
+
+    @contextmanager
+    def asking_environments(self) -> Iterator[None]:
+        """Around all that the environments of training are asked for: an exception leaves them busy."""
+        self.environments_busy = True
+        yield
+        self.environments_busy = False
 
     @property
     def anneals(self) -> bool:
@@ -166,6 +182,7 @@ class Agent(L.LightningModule):
             self.between_iterations = True
             self._elapsed_before = 0.0
             self._told_of_endless = False
+            self._close_environments()  # of a fit that nobody could end properly
             generator = torch.Generator().manual_seed(derive_seed(self.run_seed, Stream.SAMPLING))
             env = make_vector_env(self.env_config, self.num_envs, training=True)
             if self.env_config.vectorization == "auto":
@@ -173,7 +190,8 @@ class Agent(L.LightningModule):
             self._collector = RolloutCollector(
                 env, self.network, self.num_steps, generator, self.normalizer, self.reward_scaler
             )
-            self._collector.reset(derive_seed(self.run_seed, Stream.ENVIRONMENTS))
+            with self.asking_environments():
+                self._collector.reset(derive_seed(self.run_seed, Stream.ENVIRONMENTS))
 
     def teardown(self, stage: str) -> None:
         """Close the environments and leave the trainer and the process as they were."""
@@ -181,9 +199,19 @@ class Agent(L.LightningModule):
             self.trainer.limit_val_batches, threads = self._before_fit
             torch.set_num_threads(threads)
             self._before_fit = None
-        if self._collector is not None:
-            self._collector.env.close()
-            self._collector = None
+        self._close_environments()
+
+    def close_after(self, exception: BaseException) -> None:
+        """As :meth:`teardown` after a fit that an exception has ended, which stays the one to be seen."""
+        try:
+            self.teardown("fit")
+        except Exception as error:
+            exception.add_note(f"Then the environments could not be closed: {type(error).__name__}: {error}")
+
+    def _close_environments(self) -> None:
+        collector, self._collector = self._collector, None
+        if collector is not None:
+            collector.env.close()
 
     def train_dataloader(self) -> "RolloutLoader":
         """One rollout of the current policy for each epoch."""
@@ -253,10 +281,15 @@ class Agent(L.LightningModule):
         """Refuse a checkpoint of another network, before Lightning fails over its tensors one by one."""
         if STATE_KEY in checkpoint:  # a file of weights alone has no format of ours
             migrate(checkpoint)  # the first hook that sees what Lightning read
-        self.check_fit(checkpoint)
+        self.check_fit(checkpoint, branch=self.branching)
 
-    def check_fit(self, checkpoint: Mapping[str, Any]) -> None:
+    def check_fit(self, checkpoint: Mapping[str, Any], branch: bool = False, fitting: bool = False) -> None:
         """Whether a checkpoint's weights are weights of this network, learnt from what it would learn from here.
+
+        Args:
+            checkpoint: Its content.
+            branch: Whether a run of its own begins at it, whose network may compute something else from the weights.
+            fitting: Whether one could begin, which is then named as a way out.
 
         Raises:
             UsageError: With the first setting or tensor that does not fit.
@@ -277,6 +310,16 @@ class Agent(L.LightningModule):
                     f"{name} is {there_shape} in the checkpoint and {here_shape} in the model; a run's "
                     "spaces and network cannot change when it is continued, so leave env and network as they were"
                 )
+        there_network, here_network = checkpoint.get("hyper_parameters", {}).get("network"), self.hparams.get("network")
+        if branch or there_network is None or here_network is None:
+            return
+        change = changed_network(there_network, here_network, type(self.network))
+        if change is not None:
+            own = ", or begin a run of its own with --branch" if fitting else ""
+            raise UsageError(
+                f"network.{change[0]} is {change[1]!r} in the checkpoint and {change[2]!r} in the model; what the "
+                f"network has learnt depends on it, so leave it as it was{own}"
+            )
 
     def counters(self) -> dict[str, Any]:
         """What counts the run, and the seed that it began with."""
@@ -335,7 +378,7 @@ class Agent(L.LightningModule):
     def _collect(self) -> Rollout:
         self.between_iterations = False
         try:
-            with self.trainer.precision_plugin.forward_context():
+            with self.trainer.precision_plugin.forward_context(), self.asking_environments():
                 rollout = self.collector.collect()
         except EnvironmentFailure as failure:
             if failure.step is not None:

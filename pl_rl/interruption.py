@@ -1,8 +1,10 @@
 """Signals that ask a run to leave, as schedulers and people send them.
 
-Exit statuses are the shell's, 128 and the signal's number: 143 for SIGTERM, 130 for SIGINT (Ctrl-C), 138 for SIGUSR1.
+Exit statuses are the shell's, 128 and the signal's number: 143 for SIGTERM, 130 for SIGINT (Ctrl-C), 129 for SIGHUP (a
+closed terminal), 138 for SIGUSR1.
 """
 
+import contextlib
 import mmap
 import os
 import signal
@@ -12,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 # Within which a signal to a group of processes has reached all of them.
 GROUP_SECONDS = 0.05
@@ -49,23 +51,44 @@ class Interruption:
         self.at_once = True
         self.received: int | None = None
         self._process = 0
+        self._has_alarm = False
         # Shared with worker processes, which are forked later and inherit the handler.
         self._finishing = mmap.mmap(-1, 1)
 
     @contextmanager
     def listening(self, signals: Iterable[int] = SIGNALS) -> Iterator[None]:
-        """Handle the signals in this block; only the main thread can, so in others nothing happens."""
+        """Handle the signals in this block; only the main thread can, so in others nothing happens.
+
+        Handlers are put back afterwards, and with SIGALRM's a timer that somebody else had set. Left alone are a signal
+        whose handler is not Python's, which could not be put back, and SIGHUP where it is ignored, as ``nohup`` asks.
+        """
         self.at_once, self.received, self._process = True, None, os.getpid()
         self._finishing[0] = 0
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {signum: signal.signal(signum, self._handle) for signum in signals}
+        before = {signum: signal.getsignal(signum) for signum in signals}
+        if before.get(signal.SIGHUP) is signal.SIG_IGN:
+            del before[signal.SIGHUP]
+        before = {signum: handler for signum, handler in before.items() if handler is not None}
+        for signum in before:
+            signal.signal(signum, self._handle)
+        self._has_alarm, began = signal.SIGALRM in before, time.monotonic()
+        others_alarm, interval = signal.setitimer(signal.ITIMER_REAL, 0) if self._has_alarm else (0.0, 0.0)
         try:
             yield
         finally:
+            self.set_alarm(0)
+            self._has_alarm = False
             for signum, handler in before.items():
-                signal.signal(signum, signal.SIG_DFL if handler is None else handler)
+                signal.signal(signum, handler)
+            if others_alarm > 0:
+                signal.setitimer(signal.ITIMER_REAL, max(others_alarm - (time.monotonic() - began), 1e-3), interval)
+
+    def set_alarm(self, seconds: float) -> None:
+        """Have SIGALRM sent after so many seconds, or not any more for 0; nothing where it is not listened to."""
+        if self._has_alarm:
+            signal.setitimer(signal.ITIMER_REAL, seconds)
 
     def leave(self) -> None:
         """End the run if a signal has come.
@@ -90,7 +113,8 @@ class Interruption:
             self.received = signum
             when = "now" if self.at_once else "after this iteration"
             # Not print, which must not be called while it is interrupted itself.
-            os.write(2, f"\n{Interrupted(signum).name}: stopping {when}; once more stops at once\n".encode())
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                os.write(2, f"\n{Interrupted(signum).name}: stopping {when}; once more stops at once\n".encode())
             if self.at_once:
                 self.leave()
             self._finishing[0] = 1

@@ -146,11 +146,11 @@ class RolloutCollector:
         self._discounted_sums = torch.zeros(self.env.num_envs, dtype=torch.float64)
         self.episodes.begin(self.env.num_envs)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Where collecting stands between two rollouts, as plain data."""
+    def state_dict(self, with_environments: bool = True) -> dict[str, Any]:
+        """Where collecting stands between two rollouts, as plain data; on request without asking the environments."""
         assert self._obs is not None
         state = {
-            "environments": save_envs(self.env),
+            "environments": save_envs(self.env) if with_environments else None,
             "obs": torch.from_numpy(self._obs.copy()),
             "episodes": self.episodes.state_dict(),
             "generator": self.generator.get_state(),

@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +22,8 @@ from pl_rl.checkpoint_io import DurableCheckpointIO
 from pl_rl.checkpoints import STATE_KEY, read_checkpoint
 from pl_rl.errors import UsageError
 from pl_rl.interruption import SIGNALS, Interrupted, Interruption
+from pl_rl.nothing_left import end_at, take_over
+from pl_rl.output import lasting_output
 from pl_rl.run_lock import locked
 from pl_rl.run_logs import open_csv
 from pl_rl.runs import LOG_ROOT, find_checkpoint, note_command, run_begun_by, run_of_checkpoint, shown
@@ -52,6 +54,7 @@ class Trainer(L.Trainer):
             callbacks: list[L.Callback] = cast(Any, self).callbacks  # set by Lightning without declaring it
             callbacks.append(StopOnSignal(self._interruption))
 
+    @lasting_output()
     def fit(
         self,
         model: L.LightningModule,
@@ -97,9 +100,7 @@ class Trainer(L.Trainer):
             path = find_checkpoint(str(ckpt_path), log_root)
             checkpoint = read_checkpoint(path)
             self._check(model, checkpoint)
-            over = self._over(model, checkpoint) if auto_resume else None
-            if over is not None:
-                print(f"auto_resume: {shown(path.parent.parent)} is finished: {over}", flush=True)
+            if self._is_over(model, path, checkpoint, auto_resume):
                 return
         elif branch:
             raise UsageError("a branch begins at a checkpoint; add --ckpt_path last, or the path of one")
@@ -110,7 +111,7 @@ class Trainer(L.Trainer):
             self._enter_run_directory(model, None if branch else path, checkpoint, locks)
             # A continued run's hyperparameters are in its logs; once more would be a second point at step 0.
             self.enable_autolog_hparams = self.enable_autolog_hparams and (path is None or branch)
-            with self._stopped_by_signals():
+            with self._stopped_by_signals(), _closed_in_the_end(model):
                 super().fit(model, train_dataloaders, val_dataloaders, datamodule, path, weights_only)
 
     def _enter_run_directory(
@@ -134,7 +135,7 @@ class Trainer(L.Trainer):
             continued = run_of_checkpoint(path)
             if continued is not None:
                 locks.enter_context(locked(continued))
-            missing_logs = RunDirectory.reuse(self, path, checkpoint, cut=self._goes_on(checkpoint))
+            missing_logs = RunDirectory.reuse(self, path, checkpoint, cut=True)
             if isinstance(model, Agent):
                 model.missing_logs = missing_logs
         if "://" in str(self.log_dir or self.default_root_dir):  # a remote store has neither locks nor one writer
@@ -181,20 +182,22 @@ class Trainer(L.Trainer):
             # One that came when the run was over: the process is still to end.
             self._interruption.leave()
 
-    def _goes_on(self, checkpoint: dict[str, Any]) -> bool:
-        """Whether the limits of the trainer let a run train at all after a checkpoint."""
-        counters = checkpoint[STATE_KEY]["counters"]
-        over = self.max_epochs is not None and 0 <= self.max_epochs <= counters["iteration"]
-        return not over and not 0 <= self.max_steps <= counters["train_iter"]
-
-    def _over(self, model: L.LightningModule, checkpoint: dict[str, Any]) -> str | None:
-        """Why a run is over at a checkpoint, by the settings of the present; ``None`` if it is not."""
-        counters = checkpoint[STATE_KEY]["counters"]
-        if isinstance(model, Agent) and counters["env_steps"] >= model.total_env_steps:
-            return f"total_env_steps={model.total_env_steps:,} reached"
-        if not self._goes_on(checkpoint):
-            return "max_epochs or max_steps reached"
-        return None
+    def _is_over(self, model: L.LightningModule, path: Path, checkpoint: dict[str, Any], auto_resume: bool) -> bool:
+        """Whether nothing is left to train; says why, and gives a script the trained model all the same."""
+        model.trainer = self
+        brought = model.configure_callbacks()
+        callbacks = [*all_attached(self, L.Callback), *(brought if isinstance(brought, Sequence) else [brought])]
+        end = end_at(self, model, callbacks, checkpoint)
+        if end is None:
+            return False
+        take_over(self, model, callbacks, path, checkpoint)
+        if isinstance(model, Agent) and end.finished:
+            model.stop_reason = end.reason
+        if auto_resume and end.finished:
+            print(f"auto_resume: {shown(path.parent.parent)} is finished: {end.reason}", flush=True)
+        else:
+            print(f"Nothing is trained from {shown(path)} on, as {end.reason}; to go on, {end.way_out}.", flush=True)
+        return True
 
     def _check(self, model: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Refuse what cannot be continued while the run's logs are still as they were.
@@ -203,10 +206,21 @@ class Trainer(L.Trainer):
             UsageError: If the network is another one, or the run would be over before it began.
         """
         if isinstance(model, Agent):
-            model.check_fit(checkpoint)
+            model.check_fit(checkpoint, branch=model.branching, fitting=True)
         iteration = checkpoint[STATE_KEY]["counters"]["iteration"]
         if self.max_epochs is not None and 0 <= self.max_epochs < iteration:
             raise UsageError(
                 f"max_epochs={self.max_epochs} lies before the checkpoint's iteration {iteration}; use a larger one, "
                 "or -1 for no limit"
             )
+
+
+@contextmanager
+def _closed_in_the_end(model: L.LightningModule) -> Iterator[None]:
+    """Leave no environment open, whatever hook an exception comes from, even the one for exceptions."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(model, Agent):
+            model.close_after(error)
+        raise

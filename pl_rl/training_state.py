@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from pl_rl.agent import Agent
-from pl_rl.envs import replayed_steps
+from pl_rl.envs import SNAPSHOTS, replayed_steps
 from pl_rl.random_state import restore_random_state, save_random_state
 from pl_rl.seeding import Stream, derive_seed
 
@@ -27,13 +27,28 @@ def save_training_state(agent: Agent) -> dict[str, Any]:
     """The state of an agent that is being trained."""
     return {
         "counters": agent.counters(),
-        "collector": agent.collector.state_dict(),
+        "collector": _collector_state(agent),
         "random": save_random_state(),
         "platform": describe_platform(agent),
         "seed_everything": torch.initial_seed(),
         "between_iterations": agent.between_iterations,
         "parent": agent.parent,
     }
+
+
+def save_after_failure(agent: Agent) -> dict[str, Any] | None:
+    """The state of an agent whose training an exception has ended; ``None`` before there was one.
+
+    Environments that were left in the middle of a request are not asked for theirs: they might never answer.
+    """
+    if not agent.has_environments:
+        return None
+    for _ in range(2):
+        try:
+            return save_training_state(agent)
+        except Exception:  # whatever it is, the exception that ended training is the one to be seen
+            agent.environments_busy = True
+    return None
 
 
 def restore_training_state(agent: Agent, state: dict[str, Any], branch: bool) -> list[str]:
@@ -57,9 +72,11 @@ def restore_training_state(agent: Agent, state: dict[str, Any], branch: bool) ->
         if here[name] != there
     ]
     fresh_episodes = derive_seed(agent.run_seed, Stream.ENVIRONMENTS, agent.train_iter)
-    with _progress(replayed_steps(state["collector"]["environments"])):
+    with _progress(replayed_steps(state["collector"]["environments"])), agent.asking_environments():
         failure = agent.collector.load_state_dict(state["collector"], fresh_episodes)
     if failure is not None:
+        if state["collector"]["environments"] is None and type(agent.collector.env) in SNAPSHOTS:
+            failure = "they were left in the middle of a step"
         losses.append(f"environments: restarted, as {failure}")
     agent.parent = state["parent"]
     if branch:
@@ -69,6 +86,13 @@ def restore_training_state(agent: Agent, state: dict[str, Any], branch: bool) ->
         # Last, as a replay may draw numbers too.
         restore_random_state(state["random"])
     return losses
+
+
+def _collector_state(agent: Agent) -> dict[str, Any]:
+    if agent.environments_busy:
+        return agent.collector.state_dict(with_environments=False)
+    with agent.asking_environments():
+        return agent.collector.state_dict()
 
 
 @contextmanager

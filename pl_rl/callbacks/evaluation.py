@@ -7,6 +7,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from pl_rl.agent import Agent, as_agent
 from pl_rl.callbacks.lookup import attached
+from pl_rl.checkpoints import STATE_KEY
 from pl_rl.schedule import is_due
 from pl_rl.seeding import Stream
 
@@ -50,7 +51,7 @@ class PeriodicEvaluation(L.Callback):
         """
         agent = as_agent(pl_module)
         # A checkpoint may have been saved by another callback just before an evaluation that was due.
-        if is_due(-1 if self.train_iter is None else self.train_iter, agent.train_iter, self.every):
+        if self._is_due(self.train_iter, agent.train_iter):
             self._evaluate(agent)
         self._publish(agent)
         if agent.train_iter > 0:
@@ -74,9 +75,21 @@ class PeriodicEvaluation(L.Callback):
         self.best_return = state_dict["best_return"]
         self.train_iter = state_dict["train_iter"]
 
+    def end_at(self, checkpoint: dict[str, Any]) -> str | None:
+        """Why a run was over at a checkpoint, by the present ``stop_value``; ``None`` if an evaluation is due there."""
+        state = checkpoint["callbacks"].get(self.state_key)
+        train_iter = checkpoint[STATE_KEY]["counters"]["train_iter"]
+        if not state or train_iter == 0 or self._is_due(state["train_iter"], train_iter):
+            return None
+        return self._reached(state["latest"])
+
+    def _is_due(self, latest: int | None, train_iter: int) -> bool:
+        return is_due(-1 if latest is None else latest, train_iter, self.every)
+
     def _evaluate(self, agent: Agent) -> None:
-        self.train_iter = agent.train_iter
+        # Noted when it has been made: a resume after a failure makes up for it.
         self.latest = agent.play(Stream.EVALUATION).statistics()
+        self.train_iter = agent.train_iter
         self.best_return = max(self.best_return, self.latest["return_mean"])
         for group, step in [("evaluator_iter", agent.train_iter), ("evaluator_step", agent.env_steps)]:
             agent.log_scalars({f"{group}/{name}": value for name, value in self.latest.items()}, step)
@@ -88,10 +101,17 @@ class PeriodicEvaluation(L.Callback):
         agent.log_dict({f"evaluator/{name}": value for name, value in self.latest.items()}, logger=False, batch_size=1)
 
     def _stop_if_solved(self, agent: Agent) -> None:
-        if self.stop_value is None or self.latest.get("return_mean", -float("inf")) < self.stop_value:
+        reached = self._reached(self.latest)
+        if reached is None:
             return
-        agent.stop(f"evaluation return {self.latest['return_mean']:g} reached stop_value={self.stop_value:g}")
+        agent.stop(reached)
         rank_zero_info(f"Stopped at train_iter {agent.train_iter:,}: {agent.stop_reason}.")
+
+    def _reached(self, latest: dict[str, float]) -> str | None:
+        return_mean = latest.get("return_mean", -float("inf"))
+        if self.stop_value is None or return_mean < self.stop_value:
+            return None
+        return f"evaluation return {return_mean:g} reached stop_value={self.stop_value:g}"
 
 
 def evaluation_of(trainer: L.Trainer) -> PeriodicEvaluation:

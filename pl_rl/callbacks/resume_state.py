@@ -5,14 +5,21 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import EarlyStopping
 from rich.console import Console
 
 from pl_rl.agent import Agent, as_agent
-from pl_rl.callbacks.lookup import attached
+from pl_rl.callbacks.lookup import all_attached
+from pl_rl.callbacks.settings import (
+    ENDED_BY_EARLY_STOPPING,
+    Change,
+    changes_of,
+    ended_by_early_stopping,
+    forget_ends,
+    settings_of,
+)
 from pl_rl.checkpoints import FORMAT_VERSION, STATE_KEY, changed_settings, plain_data
 from pl_rl.runs import shown
-from pl_rl.training_state import restore_training_state, save_training_state
+from pl_rl.training_state import restore_training_state, save_after_failure, save_training_state
 
 
 class ResumeState(L.Callback):
@@ -27,18 +34,46 @@ class ResumeState(L.Callback):
         self._resumed: dict[str, Any] | None = None
         self._seed = 0
         self._final: dict[str, Any] | None = None
+        self._failed = False
+        self._settings: dict[str, dict[str, Any]] = {}
+        self._changes: list[Change] = []
+        self._ended_before = False
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Note the callbacks' settings as the user gives them."""
+        self._resumed = None
+        if stage == "fit":
+            self._final, self._failed, self._changes, self._ended_before = None, False, [], False
+            self._settings = settings_of(all_attached(trainer, L.Callback))
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add the state."""
-        state = self._final or save_training_state(as_agent(pl_module))
+        """Add the state; of a run that failed before it had one, what is saved are weights alone."""
+        if self._failed and self._final is None:
+            return
+        state = self._final or self._waiting() or save_training_state(as_agent(pl_module))
         ended = trainer.should_stop and as_agent(pl_module).stop_reason is None
-        checkpoint[STATE_KEY] = {"format_version": FORMAT_VERSION, "ended_by_callback": ended, **state}
+        checkpoint[STATE_KEY] = {
+            **state,
+            "format_version": FORMAT_VERSION,
+            "ended_by_callback": ended,
+            "callback_settings": self._settings,
+        }
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take the counters over; evaluations need no more."""
         self._resumed = checkpoint
         self._seed = torch.initial_seed()  # before the run's own comes back
         as_agent(pl_module).restore_counters(checkpoint[STATE_KEY]["counters"])
+        callbacks = all_attached(trainer, L.Callback)
+        self._changes = changes_of(callbacks, checkpoint)
+        self._ended_before = ended_by_early_stopping(callbacks, checkpoint, self._changes)
+        if not self._ended_before:
+            forget_ends(callbacks, checkpoint)
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Let changed settings of callbacks have their effect, wherever in their states these are."""
+        for change in self._changes:
+            change.make()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Restore the rest, and say so.
@@ -57,12 +92,12 @@ class ResumeState(L.Callback):
                 "train_iter": agent.train_iter,
                 "env_steps": agent.env_steps,
             }
-        if checkpoint[STATE_KEY]["ended_by_callback"] and attached(trainer, EarlyStopping):
+        if self._ended_before:
             # Lightning does not remember, and would train for one more epoch.
-            agent.stop("EarlyStopping ended this run before; leave the callback out to go on")
+            agent.stop(ENDED_BY_EARLY_STOPPING)
         if trainer.is_global_zero:
             before = {**_defaults(agent), **checkpoint["hyper_parameters"]}
-            changes = changed_settings(before, dict(agent.hparams))
+            changes = changed_settings(before, dict(agent.hparams)) + [str(change) for change in self._changes]
             seed = checkpoint[STATE_KEY]["seed_everything"]
             if seed != self._seed and not agent.branching:
                 changes.append(f"seed_everything: {seed} -> {self._seed}, without effect on the run's random numbers")
@@ -70,12 +105,22 @@ class ResumeState(L.Callback):
                 Console().print(line, highlight=False, markup=False, soft_wrap=True)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Close the environments, which Lightning's teardown does after a regular end only."""
-        as_agent(pl_module).teardown("fit")
+        """Close the environments, which Lightning's teardown does after a regular end only.
+
+        The state is kept before: callbacks that save a checkpoint of what failed come later.
+        """
+        agent, self._failed = as_agent(pl_module), True
+        if self._final is None:
+            self._final = self._waiting() or save_after_failure(agent)
+        agent.close_after(exception)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the state for a ``save_checkpoint`` after the environments are closed."""
         self._final = save_training_state(as_agent(pl_module))
+
+    def _waiting(self) -> dict[str, Any] | None:
+        """What a checkpoint holds of an agent's state and has not been restored yet."""
+        return None if self._resumed is None else dict(self._resumed[STATE_KEY])
 
 
 def _defaults(agent: Agent) -> dict[str, Any]:

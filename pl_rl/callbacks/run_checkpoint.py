@@ -56,12 +56,16 @@ class RunCheckpoint(Checkpoint):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """A continued run has its files already; one that goes on in another directory has none."""
-        last, best = self.path(trainer, "last"), self.path(trainer, "best")
-        self.last_model_path = last if Path(last).is_file() else ""
-        self.best_model_path = best if Path(best).is_file() else ""
+        self.find_files(Path(self.path(trainer, "last")).parent)
         if not self.best_model_path:
             self.best_model_score = -float("inf")
         self._kept = [number for number in self._kept if Path(self.path(trainer, f"iteration_{number}")).is_file()]
+
+    def find_files(self, folder: Path) -> None:
+        """Note which files there are in a run's ``checkpoints/`` folder."""
+        last, best = folder / "last.ckpt", folder / "best.ckpt"
+        self.last_model_path = str(last) if last.is_file() else ""
+        self.best_model_path = str(best) if best.is_file() else ""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save before the first iteration: from here on there is something to resume.

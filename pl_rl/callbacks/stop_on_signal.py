@@ -2,7 +2,6 @@
 
 import io
 import os
-import signal
 import subprocess
 import time
 from typing import Any
@@ -72,7 +71,7 @@ class StopOnSignal(Checkpoint):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave if asked to, and otherwise see to it that the next iteration can be left."""
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        self._interruption.set_alarm(0)
         agent, checkpoint = as_agent(pl_module), _checkpoint(trainer)
         if self._interruption.received is not None:
             checkpoint.save_last(trainer, agent)
@@ -97,11 +96,11 @@ class StopOnSignal(Checkpoint):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The run is over; the final state is saved whatever comes."""
         self._interruption.at_once = self._training = False
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        self._interruption.set_alarm(0)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Save the state before an iteration that was left, and say how to go on."""
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        self._interruption.set_alarm(0)
         if not isinstance(exception, Interrupted):
             return
         agent, checkpoint = as_agent(pl_module), _checkpoint(trainer)
@@ -132,7 +131,7 @@ class StopOnSignal(Checkpoint):
             timer = attached(trainer, Timer)
             left = None if timer is None else timer.time_remaining()
             if left is not None:
-                signal.setitimer(signal.ITIMER_REAL, max(left, 1e-3))
+                self._interruption.set_alarm(max(left, 1e-3))
 
 
 def requeue_signal(trainer: L.Trainer) -> int | None:

@@ -18,6 +18,7 @@ from pl_rl.cli.parsing import PROG, Parser, fail, setting
 from pl_rl.cli.training import CLI, SaveConfig
 from pl_rl.cli.verbs import OWN_VERBS
 from pl_rl.errors import RunFailure, UsageError
+from pl_rl.output import lasting_output, open_standard_descriptors
 from pl_rl.ppo import PPO
 from pl_rl.trainer import Trainer
 
@@ -38,8 +39,14 @@ def main(args: list[str] | None = None) -> None:
         args: Arguments, those of the process by default.
     """
     args = sys.argv[1:] if args is None else args
+    open_standard_descriptors()
     _quieten_lightning()
     threading.excepthook = _quiet_about_the_disk
+    with lasting_output():
+        _run(args)
+
+
+def _run(args: list[str]) -> None:
     try:
         _check_verb(args)
         if args[0] in OWN_VERBS:
