@@ -311,7 +311,8 @@ class Agent(L.LightningModule):
                     "spaces and network cannot change when it is continued, so leave env and network as they were"
                 )
         there_network, here_network = checkpoint.get("hyper_parameters", {}).get("network"), self.hparams.get("network")
-        if branch or there_network is None or here_network is None:
+        # load_from_checkpoint has put there what it was given, if it was.
+        if branch or not isinstance(there_network, Mapping) or not isinstance(here_network, Mapping):
             return
         change = changed_network(there_network, here_network, type(self.network))
         if change is not None:

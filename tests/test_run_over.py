@@ -1,0 +1,255 @@
+"""A resume that has nothing to train reads and says why, and writes nothing."""
+
+import hashlib
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+import yaml
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+import pl_rl
+from pl_rl import cli
+from pl_rl.callbacks import RunCheckpoint, RunSummary
+from tests.support import SMALL, counters_in, same_bits
+
+RUN = Path("lightning_logs/version_0")
+LAST = RUN / "checkpoints" / "last.ckpt"
+LOGGERS = [
+    {
+        "class_path": f"lightning.pytorch.loggers.{name}",
+        "init_args": {"save_dir": ".", "name": "lightning_logs", "version": "version_0"},
+    }
+    for name in ("TensorBoardLogger", "CSVLogger")
+]
+EARLY = {
+    "class_path": "lightning.pytorch.callbacks.EarlyStopping",
+    "init_args": {"monitor": "evaluator/return_mean", "mode": "max", "patience": 2, "min_delta": 1e9},
+}
+
+
+def listing(folder="."):
+    """Everything in a folder: what a file is, holds and when it was written."""
+    return {
+        str(path): (path.stat().st_mtime_ns, path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest())
+        for path in sorted(Path(folder).rglob("*"))
+    }
+
+
+def fit(*args):
+    """The exit status."""
+    try:
+        cli.main(["fit", *map(str, args)])
+    except SystemExit as end:
+        return end.code or 0
+    return 0
+
+
+def begin(trainer=(), **model):
+    settings = {**SMALL, "env": {"id": SMALL["env"]}, "eval_freq": 8, "eval_episodes": 1, "compile_update": False}
+    config = {
+        "model": {**settings, **model},
+        "trainer": {"enable_progress_bar": False, "log_every_n_steps": 1, "logger": LOGGERS, **dict(trainer)},
+    }
+    Path("small.yaml").write_text(yaml.safe_dump(config))
+    assert fit("--config", "small.yaml") == 0
+
+
+@pytest.mark.parametrize(
+    "begun, resumed, words",
+    [
+        ({}, [], "as total_env_steps=512 reached; to go on, raise it, as with --model.total_env_steps 1024."),
+        ({}, ["--model.total_env_steps", 100], "as total_env_steps=100 reached"),
+        ({"stop_value": 5.0}, [], "as evaluation return 9 reached stop_value=5; to go on, raise it, or do without, as with"),
+        ({"trainer": {"callbacks": [EARLY]}}, [], "as EarlyStopping ended this run before; to go on, give it a larger"),
+        ({"trainer": {"max_epochs": 2}}, [], "as max_epochs=2 reached; to go on, raise it, or add --trainer.max_epoch"),
+        ({"trainer": {"max_epochs": 2}}, ["--trainer.max_epochs", -1, "--trainer.max_steps", 8], "as max_steps=8 reach"),
+        ({"trainer": {"max_epochs": 2}}, ["--branch", "--model.clip_coef", 0.1], "as max_epochs=2 reached"),
+    ],
+)  # fmt: skip
+def test_nothing_is_written_and_the_reason_is_said(begun, resumed, words, capsys):
+    begin(**begun)
+    before = listing()
+    capsys.readouterr()
+    assert fit("--ckpt_path", "last", *resumed) == 0
+    out = capsys.readouterr().out
+    assert listing() == before
+    assert f"Nothing is trained from {LAST} on, {words}" in out
+    assert "│" not in out and "Continued" not in out
+
+
+def test_a_time_limit_that_leaves_no_time_asks_for_the_command_again(capsys):
+    begin({"max_epochs": 2})
+    before = listing()
+    assert fit("--ckpt_path", "last", "--trainer.max_epochs", -1, "--trainer.max_time", "00:00:00:00") == 75
+    assert listing() == before
+    assert "as max_time leaves no time; to go on, give more of it, or leave it out." in capsys.readouterr().out
+
+
+def trainer(root, *callbacks, logger=True, **settings):
+    return pl_rl.Trainer(
+        accelerator="cpu", default_root_dir=root, callbacks=list(callbacks), enable_progress_bar=False,
+        enable_model_summary=False, log_every_n_steps=1, logger=logger, **settings,
+    )  # fmt: skip
+
+
+def model(**settings):
+    L.seed_everything(0, verbose=False)
+    return pl_rl.PPO(**{**SMALL, "eval_freq": 8, "eval_episodes": 1, "compile_update": False, **settings})
+
+
+def test_a_script_goes_on_with_the_model_and_the_best_files(tmp_path, capsys):
+    def callbacks():
+        return [RunCheckpoint(), RunSummary(), ModelCheckpoint(monitor="evaluator/return_mean", mode="max")]
+
+    def loggers():
+        return [TensorBoardLogger(tmp_path), CSVLogger(tmp_path)]
+
+    trained, before = model(), trainer(tmp_path, *callbacks(), logger=loggers())
+    before.fit(trained)
+    files = listing(tmp_path)
+    capsys.readouterr()
+    again, after = model(), trainer(tmp_path, *callbacks(), logger=loggers())
+    after.fit(again, ckpt_path=tmp_path / LAST)
+    assert listing(tmp_path) == files
+    assert capsys.readouterr().out.count("\n") == 1
+    assert same_bits(trained.state_dict(), again.state_dict())
+    assert (again.env_steps, again.train_iter, again.iteration, again.run_seed) == (512, 32, 8, 0)
+    assert again.stop_reason == trained.stop_reason == "total_env_steps=512 reached"
+    for one, other in zip(before.checkpoint_callbacks, after.checkpoint_callbacks, strict=True):
+        if hasattr(one, "best_model_path"):
+            assert one.best_model_path and one.best_model_path == other.best_model_path
+            assert one.best_model_score == other.best_model_score
+    assert before.test(trained, verbose=False) == after.test(again, ckpt_path=None, verbose=False)
+
+
+def test_the_same_objects_can_train_afterwards(tmp_path):
+    trainer(tmp_path, RunCheckpoint()).fit(model())
+    again, after = model(), trainer(tmp_path, RunCheckpoint())
+    after.fit(again, ckpt_path="last")
+    assert again.iteration == 8
+    again.total_env_steps = 640
+    after.fit(again, ckpt_path="last")
+    assert again.iteration == 10 and counters_in(tmp_path / LAST)["iteration"] == 10
+
+
+@pytest.mark.parametrize("precision", ["64-true"])
+def test_weights_of_another_precision_are_not_rounded(tmp_path, precision):
+    trainer(tmp_path, RunCheckpoint(), precision=precision).fit(trained := model())
+    trainer(tmp_path, RunCheckpoint(), precision=precision).fit(again := model(), ckpt_path="last")
+    assert again.network.actor[0].weight.dtype == torch.float64
+    assert same_bits(trained.state_dict(), again.state_dict())
+
+
+# --- settings of callbacks -------------------------------------------------------------------------------------------
+
+
+def early(**settings):
+    return EarlyStopping("evaluator/return_mean", mode="max", min_delta=1e9, **settings)
+
+
+def accounts(capsys):
+    return [line.strip() for line in capsys.readouterr().out.splitlines() if "changed:" in line]
+
+
+def test_a_larger_patience_takes_effect_is_listed_and_lets_the_run_go_on(tmp_path, capsys):
+    """By a configuration file, as in the field."""
+    begin({"callbacks": [EARLY]})
+    ended = counters_in(LAST)["iteration"]
+    assert ended < 8
+    changed = yaml.safe_load(Path("small.yaml").read_text())
+    changed["trainer"]["callbacks"][0]["init_args"]["patience"] = 200
+    Path("more.yaml").write_text(yaml.safe_dump(changed))
+    capsys.readouterr()
+    assert fit("--config", "more.yaml", "--ckpt_path", "last") == 0
+    assert accounts(capsys) == ["changed: EarlyStopping.patience: 2 -> 200"]
+    assert counters_in(LAST)["env_steps"] == 512
+    state = torch.load(LAST, weights_only=True)["callbacks"]
+    (stopping,) = [state[key] for key in state if key.startswith("EarlyStopping")]
+    assert stopping["patience"] == 200 and stopping["wait_count"] > 2
+    assert fit("--ckpt_path", "last", "--model.total_env_steps", 640) == 0
+    assert accounts(capsys) == ["changed: total_env_steps: 512 -> 640"]
+
+
+def test_a_patience_that_is_still_too_small_leaves_the_run_ended(tmp_path, capsys):
+    trainer(tmp_path, RunCheckpoint(), early(patience=3)).fit(model())
+    before = listing(tmp_path)
+    trainer(tmp_path, RunCheckpoint(), early(patience=1)).fit(model(), ckpt_path="last")
+    assert listing(tmp_path) == before and "EarlyStopping ended this run before" in capsys.readouterr().out
+
+
+def test_a_threshold_that_is_raised_lets_the_run_go_on(tmp_path, capsys):
+    trainer(tmp_path, RunCheckpoint(), early(patience=99, stopping_threshold=0.0)).fit(trained := model())
+    trainer(tmp_path, RunCheckpoint(), early(patience=99, stopping_threshold=0.0)).fit(same := model(), ckpt_path="last")
+    raised = model()
+    trainer(tmp_path, RunCheckpoint(), early(patience=99, stopping_threshold=1e6)).fit(raised, ckpt_path="last")
+    assert (trained.iteration, same.iteration, raised.iteration) == (1, 1, 8)
+    assert accounts(capsys) == ["changed: EarlyStopping.stopping_threshold: 0.0 -> 1000000.0"]
+
+
+def test_a_time_limit_is_not_taken_for_the_end_by_early_stopping(tmp_path):
+    class Limit(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            trainer.should_stop = True  # as Timer does
+
+    trainer(tmp_path, RunCheckpoint(), early(patience=99), Limit()).fit(model())
+    trainer(tmp_path, RunCheckpoint(), early(patience=99)).fit(again := model(), ckpt_path="last")
+    assert again.iteration == 8
+
+
+class Evolving(L.Callback):
+    """Halves its factor in each iteration, and keeps it where it likes."""
+
+    def __init__(self, factor=1.0, note="", nested=False):
+        self.factor, self.note, self.nested = factor, note, nested
+        self.seen = []
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.seen.append(self.factor)
+        self.factor /= 2
+
+    def state_dict(self):
+        state = {"factor": self.factor}
+        return {"inner": state} if self.nested else state
+
+    def load_state_dict(self, state):
+        self.factor = state.get("inner", state)["factor"]
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_callback_keeps_what_it_has_become_unless_the_user_changed_it(tmp_path, capsys, nested):
+    def go(until, **settings):
+        callback = Evolving(**settings, nested=nested)
+        ckpt_path = "last" if (tmp_path / LAST).exists() else None
+        trainer(tmp_path, RunCheckpoint(), callback, max_epochs=until).fit(model(), ckpt_path=ckpt_path)
+        return callback.seen
+
+    assert go(2) == [1.0, 0.5]
+    assert go(4) == [0.25, 0.125]
+    assert accounts(capsys) == []
+    assert go(5, factor=8.0, note="now") == [8.0]
+    assert accounts(capsys) == ["changed: Evolving.factor: 1.0 -> 8.0", "changed: Evolving.note:  -> now"]
+    assert go(7, factor=8.0, note="now") == [4.0, 2.0]
+    assert accounts(capsys) == []
+
+
+def test_a_file_that_knows_no_settings_is_compared_by_its_states(tmp_path, capsys):
+    trainer(tmp_path, RunCheckpoint(), early(patience=2)).fit(model())
+    checkpoint = torch.load(tmp_path / LAST, weights_only=True)
+    checkpoint["pl_rl"]["callback_settings"] = None
+    torch.save(checkpoint, tmp_path / LAST)
+    trainer(tmp_path, RunCheckpoint(), early(patience=99)).fit(again := model(), ckpt_path="last")
+    assert accounts(capsys) == ["changed: EarlyStopping.patience: 2 -> 99"] and again.iteration == 8
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
+def test_the_model_and_a_moved_run_change_no_setting_of_a_callback(tmp_path, capsys):
+    def callbacks():
+        return [RunCheckpoint(), ModelCheckpoint(monitor="evaluator/return_mean", mode="max")]
+
+    trainer(tmp_path / "one", *callbacks(), max_epochs=2).fit(model())
+    (tmp_path / "one").rename(tmp_path / "other")
+    trainer(tmp_path / "other", *callbacks(), max_epochs=3).fit(model(eval_freq=16), ckpt_path="last")
+    assert accounts(capsys) == ["changed: eval_freq: 8 -> 16"]
