@@ -182,7 +182,9 @@ def test_a_patience_that_is_still_too_small_leaves_the_run_ended(tmp_path, capsy
 
 def test_a_threshold_that_is_raised_lets_the_run_go_on(tmp_path, capsys):
     trainer(tmp_path, RunCheckpoint(), early(patience=99, stopping_threshold=0.0)).fit(trained := model())
-    trainer(tmp_path, RunCheckpoint(), early(patience=99, stopping_threshold=0.0)).fit(same := model(), ckpt_path="last")
+    trainer(tmp_path, RunCheckpoint(), early(patience=99, stopping_threshold=0.0)).fit(
+        same := model(), ckpt_path="last"
+    )
     raised = model()
     trainer(tmp_path, RunCheckpoint(), early(patience=99, stopping_threshold=1e6)).fit(raised, ckpt_path="last")
     assert (trained.iteration, same.iteration, raised.iteration) == (1, 1, 8)
