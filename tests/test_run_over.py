@@ -62,10 +62,10 @@ def begin(trainer=(), **model):
     [
         ({}, [], "as total_env_steps=512 reached; to go on, raise it, as with --model.total_env_steps 1024."),
         ({}, ["--model.total_env_steps", 100], "as total_env_steps=100 reached"),
-        ({"stop_value": 5.0}, [], "as evaluation return 9 reached stop_value=5; to go on, raise it, or do without, as with"),
+        ({"stop_value": 5.0}, [], "as evaluation return 9 reached stop_value=5; to go on, raise it"),
         ({"trainer": {"callbacks": [EARLY]}}, [], "as EarlyStopping ended this run before; to go on, give it a larger"),
         ({"trainer": {"max_epochs": 2}}, [], "as max_epochs=2 reached; to go on, raise it, or add --trainer.max_epoch"),
-        ({"trainer": {"max_epochs": 2}}, ["--trainer.max_epochs", -1, "--trainer.max_steps", 8], "as max_steps=8 reach"),
+        ({"trainer": {"max_epochs": 2}}, ["--trainer.max_epochs", -1, "--trainer.max_steps", 8], "as max_steps=8"),
         ({"trainer": {"max_epochs": 2}}, ["--branch", "--model.clip_coef", 0.1], "as max_epochs=2 reached"),
     ],
 )  # fmt: skip
