@@ -13,9 +13,9 @@ GONE = (errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO, errno.ECONNRESET, errn
 
 
 class LastingOutput:
-    """A stream that drops what it cannot write; one whose other end is gone leads to ``/dev/null`` from then on.
+    """A stream that leads to ``/dev/null`` once its other end is gone; everything else is the stream's.
 
-    Everything else is the stream's.
+    A full disk, and whatever else a file may suffer from, is still an error.
 
     Args:
         stream: Such as ``sys.stdout``.
@@ -48,14 +48,15 @@ class LastingOutput:
             self._drop(error)
 
     def _drop(self, error: OSError | ValueError) -> None:
-        if isinstance(error, ValueError) and not self._stream.closed:
-            raise error  # such as a character that the encoding lacks
-        if isinstance(error, OSError) and error.errno in GONE:
-            # What the stream still holds would fail again when the process ends, and change its exit status.
-            with contextlib.suppress(OSError, ValueError):
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, self._stream.fileno())
-                os.close(nowhere)
+        if self._stream.closed:
+            return
+        if not isinstance(error, OSError) or error.errno not in GONE:
+            raise error
+        # What the stream still holds would fail again when the process ends, and change its exit status.
+        with contextlib.suppress(OSError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
 
 
 @contextmanager
@@ -71,7 +72,8 @@ def lasting_output() -> Iterator[None]:
         yield
     finally:
         for name, (stream, lasting) in before.items():
-            lasting.flush()
+            with contextlib.suppress(OSError, ValueError):  # Python says it when the process ends
+                lasting.flush()
             if getattr(sys, name) is lasting:
                 setattr(sys, name, stream)
 

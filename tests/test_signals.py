@@ -1,5 +1,6 @@
 """A run that is asked to leave does so within seconds, wherever it is, and nothing is lost."""
 
+import errno
 import os
 import pkgutil
 import signal
@@ -21,7 +22,7 @@ from pl_rl.verification import compare_runs
 from tests.support import SMALL, counters_in, is_running, same_bits
 from tests.test_resume import RUN, differences, last_of, run_of, train
 
-STATUS = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 138}
+STATUS = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129, signal.SIGUSR1: 138}
 
 
 @pytest.fixture(autouse=True)
@@ -223,6 +224,39 @@ def test_a_time_limit_ends_a_long_iteration_and_the_model_is_what_was_saved(tmp_
     assert differences(tmp_path / "whole", tmp_path / "parts") == {}
 
 
+def test_a_time_limit_in_another_thread_ends_the_run_after_its_iteration(tmp_path, long):
+    class Slow(L.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            time.sleep(0.4)
+
+    reached, alarms = [], []
+    before = signal.signal(signal.SIGALRM, lambda signum, frame: alarms.append(signum))
+    try:
+        work = {"callbacks": [Timer({"seconds": 1}), Slow(), *rarely()], "total_env_steps": 64 * 20}
+        thread = threading.Thread(target=lambda: reached.append(train(tmp_path, 100, **work)[0].iteration))
+        thread.start()
+        while thread.is_alive():
+            thread.join(0.1)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert alarms == [] and 0 < reached[0] < 20
+    assert counters_in(last_of(tmp_path))["iteration"] == reached[0]
+
+
+@pytest.mark.parametrize("limit", [[], [Timer({"hours": 1})]], ids=["none", "an hour"])
+def test_the_applications_own_alarm_still_rings(tmp_path, long, limit):
+    alarms = []
+    before = signal.signal(signal.SIGALRM, lambda signum, frame: alarms.append(signum))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 600, 30)
+        train(tmp_path, 3, callbacks=[*limit, *rarely()])
+        left, interval = signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert alarms == [] and 500 < left < 600 and interval == 30
+
+
 def test_each_process_has_the_whole_time_limit(tmp_path):
     class Slow(L.Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
@@ -248,6 +282,35 @@ def test_the_time_limit_of_a_short_iteration_is_left_to_lightning():
         with pytest.raises(Interrupted) as end:
             os.kill(os.getpid(), signal.SIGALRM)
     assert end.value.code == 0 and end.value.name == "max_time"
+
+
+def test_a_hangup_that_is_ignored_stays_ignored():
+    """As nohup asks."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interruption().listening():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_handler_that_is_not_pythons_is_left_alone(monkeypatch):
+    monkeypatch.setattr(signal, "getsignal", lambda signum: None)
+    monkeypatch.setattr(signal, "signal", lambda signum, handler: pytest.fail(f"{signum} is handled"))
+    with Interruption().listening():
+        pass
+
+
+def test_a_terminal_that_is_gone_does_not_hide_a_signal(monkeypatch):
+    def gone(descriptor, text):
+        raise OSError(errno.EIO, "Input/output error")
+
+    interruption = Interruption()
+    monkeypatch.setattr("pl_rl.interruption.os.write", gone)
+    with interruption.listening(), pytest.raises(Interrupted) as end:
+        os.kill(os.getpid(), signal.SIGHUP)
+    assert end.value.code == 129
 
 
 # --- whole processes -------------------------------------------------------------------------------------------------
@@ -375,3 +438,31 @@ def test_a_signal_to_worker_processes_too_harms_nothing(tmp_path, signum):
     assert finish(resumed)[0] == 0
     different = {name for name, text in compare_runs(run_of(tmp_path / "whole"), run_of(tmp_path)).items() if text}
     assert different == set()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("which", ["stdout", "both"])
+def test_a_signal_after_the_output_is_gone_saves_and_has_its_status(tmp_path, signum, which):
+    """As Ctrl-C behind ``| tee``, which it ends first, and as a terminal that is closed."""
+    process = start(tmp_path, slow=SLOW.format(seconds=20))
+    wait_for_training(tmp_path, 1)
+    process.stdout.close()
+    if which == "both":
+        process.stderr.close()
+    process.send_signal(signum)
+    assert process.wait(60) == STATUS[signum]
+    if which == "stdout":
+        assert "Traceback" not in (err := process.stderr.read()) and "Exception ignored" not in err
+        process.stderr.close()
+    assert counters_in(last_of(tmp_path))["iteration"] == 0
+
+
+@pytest.mark.slow
+def test_training_goes_on_when_nobody_reads_its_output_any_more(tmp_path):
+    """As behind ``| head -1``, and where it was closed from the beginning."""
+    process = start(tmp_path)
+    process.stdout.close()
+    process.stderr.close()
+    assert process.wait(120) == 0
+    assert counters_in(last_of(tmp_path))["iteration"] == 10
