@@ -1,5 +1,6 @@
 """Lightning's Trainer, for runs that are continued."""
 
+import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.io import CheckpointIO
 from lightning.pytorch.callbacks import Timer
 
@@ -44,6 +46,7 @@ class Trainer(L.Trainer):
     """
 
     def __init__(self, max_epochs: int | None = -1, plugins: Any = None, **kwargs: Any) -> None:
+        _check_slurm_tasks()
         given = plugins if isinstance(plugins, list) else [] if plugins is None else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in given):
             given = [*given, DurableCheckpointIO()]
@@ -213,6 +216,20 @@ class Trainer(L.Trainer):
                 f"max_epochs={self.max_epochs} lies before the checkpoint's iteration {iteration}; use a larger one, "
                 "or -1 for no limit"
             )
+
+
+def _check_slurm_tasks() -> None:
+    """Refuse a job of several tasks, which Lightning takes for as many devices.
+
+    Raises:
+        UsageError: For one.
+    """
+    tasks = os.environ.get("SLURM_NTASKS", "1")
+    if SLURMEnvironment.detect() and tasks != "1":
+        raise UsageError(
+            f"the SLURM job has {tasks} tasks, and a run trains in one process; use --ntasks=1, with --cpus-per-task "
+            "for the environments"
+        )
 
 
 @contextmanager

@@ -223,6 +223,14 @@ FIT = ["fit", "--config", "small.yaml"]
         ([*FIT, "--model.env.kwargs", "{colour: red}"], "kwargs.*cannot be made.*colour"),
         ([*FIT, "--checkpoint.keep_last_n", "0"], "keep_last_n=0"),
         ([*FIT, "--trainer.precision", "3"], "precision"),
+        ([*FIT, "--trainer.strategy", "x"], "the trainer cannot be made so: .*strategy='x'"),
+        ([*FIT, "--trainer.strategy", "fsdp"], "the trainer cannot be made so: .*fsdp.*requires a GPU"),
+        ([*FIT, "--trainer.accelerator", "x"], "the trainer cannot be made so: .*accelerator='x'"),
+        ([*FIT, "--trainer.devices", "x"], "the trainer cannot be made so: .*devices"),
+        ([*FIT, "--trainer.num_nodes", "0"], "the trainer cannot be made so: .*num_nodes"),
+        ([*FIT, "--trainer.gradient_clip_val", "0.5"], "gradient_clip_val=0.5 .*use --model.max_grad_norm 0.5"),
+        ([*FIT, "--trainer.accumulate_grad_batches", "2"], "accumulate_grad_batches=2 .*larger minibatch_size"),
+        ([*FIT, "--trainer.default_root_dir", 300 * "x"], "xxx'... is longer than a file system takes"),
         ([*FIT, "--ckpt_path", "nosuch.ckpt"], "there is no file 'nosuch.ckpt' here"),
         ([*FIT, "--ckpt_path", "folder/nosuch.ckpt"], "checkpoint 'folder/nosuch.ckpt' does not exist"),
         ([*FIT, "--ckpt_path", "./empty"], "'./empty' is a folder; name a checkpoint in it, as in RUN_DIR/checkpoints"),
@@ -260,6 +268,17 @@ def test_bad_input_is_answered_in_one_sentence(args, message, config, capsys):
     assert re.fullmatch(r"error: [^\n]+\n", err), err
     assert re.search(message, err), err
     assert not Path("lightning_logs").exists(), "nothing was begun"
+
+
+def test_a_slurm_job_of_several_tasks_is_refused(config, capsys, monkeypatch):
+    for name, value in {"SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "4"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(FIT)
+    assert ended.value.code == 2
+    assert (
+        "error: the SLURM job has 4 tasks, and a run trains in one process; use --ntasks=1" in capsys.readouterr().err
+    )
 
 
 def test_a_checkpoint_that_is_cut_off_is_named(run, capsys):

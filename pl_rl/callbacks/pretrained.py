@@ -13,6 +13,7 @@ from rich.table import Table
 
 from pl_rl.agent import Agent, as_agent
 from pl_rl.callbacks.hold import Hold, HoldSchedule
+from pl_rl.checkpoints import changed_settings
 from pl_rl.errors import UsageError
 from pl_rl.networks import MLPActorCritic
 from pl_rl.runs import shown
@@ -24,6 +25,7 @@ class PretrainedCheckpoint(L.Callback):
     """Starts a new run from the weights in a file; its counters, random numbers and optimiser are a new run's.
 
     A resumed run has its weights in the checkpoint, and what it holds too: the file is not read then, and may be gone.
+    Where a resume names the file again, what it says of freezing counts from there on.
 
     Example::
 
@@ -102,9 +104,14 @@ class PretrainedCheckpoint(L.Callback):
         if self.path is None:
             return
         if trainer.ckpt_path:
+            line = f"The resume wins: weights are the checkpoint's, and {shown(self.path)} is not read."
+            changes = [] if self.lineage is None else changed_settings(self.lineage.get("held", {}), asdict(self.hold))
+            if changes and self.lineage is not None:
+                self.hold.check(as_agent(pl_module).network)
+                self.lineage["held"] = asdict(self.hold)
             if trainer.is_global_zero:
-                line = f"The resume wins: weights are the checkpoint's, and {shown(self.path)} is not read."
-                Console().print(line, highlight=False, markup=False, soft_wrap=True)
+                for text in [line, *(f"  changed: pretrained.{change}" for change in changes)]:
+                    Console().print(text, highlight=False, markup=False, soft_wrap=True)
             return
         agent = as_agent(pl_module)
         weights, found, statistics = self._compare(self.path, agent)

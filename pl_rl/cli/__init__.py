@@ -77,6 +77,8 @@ def _run(args: list[str]) -> None:
             sys.stderr.write(f"{note}\n")
         fail(error, status=1)
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            fail(f"{str(error.filename)[:80]!r}... is longer than a file system takes; use a shorter name", status=2)
         if error.errno not in STORAGE_ERRORS:
             raise
         fail(f"{error}; the checkpoints that are there are whole: continue with --ckpt_path last", status=1)

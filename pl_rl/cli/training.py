@@ -189,7 +189,12 @@ class CLI(LightningCLI):
             callbacks.append(self._get(self.config_init, "checkpoint"))
         if self.subcommand == "fit":
             callbacks.append(RunSummary())
-        trainer = cast(Trainer, self._instantiate_trainer(trainer_config, callbacks))
+        try:
+            trainer = cast(Trainer, self._instantiate_trainer(trainer_config, callbacks))
+        except UsageError:
+            raise
+        except (ValueError, TypeError, RuntimeError, ImportError) as error:  # as Lightning refuses its arguments
+            raise UsageError(f"the trainer cannot be made so: {' '.join(str(error).split())}") from error
         trainer.command = self.command
         return trainer
 

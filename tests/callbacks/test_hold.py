@@ -108,6 +108,15 @@ def test_a_resume_goes_on_holding_bit_for_bit(tmp_path, cut, compiled, capsys):
     assert steps == {12.0, 16.0, 24.0}
 
 
+def test_what_a_resume_changes_of_it_takes_effect_and_is_listed(tmp_path, capsys):
+    note = Moved()
+    for until, ckpt_path, iterations, callbacks in [(1, None, 1, []), (4, last_of(tmp_path), 3, [note])]:
+        held = PretrainedCheckpoint(str(MODEL), freeze=["actor.*"], freeze_iterations=iterations)
+        train(tmp_path, until, ckpt_path, callbacks=[held, *callbacks, RunCheckpoint()], network=SEPARATE)
+    assert "changed: pretrained.freeze_iterations: 1 -> 3\n" in capsys.readouterr().out
+    assert [any(name.startswith("actor.") for name in moved) for moved in note.iterations] == [False, False, True]
+
+
 def optimizer_state(root):
     return read_checkpoint(last_of(root))["optimizer_states"][0]["state"]
 

@@ -48,6 +48,26 @@ def test_without_checkpoints_there_are_no_commands(capsys):
     assert "512 env steps" in out
 
 
+def test_brackets_in_a_folders_name_are_shown(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "160")
+    cli.main(
+        [
+            "fit",
+            *RUN,
+            "--model.eval_freq",
+            "0",
+            "--model.total_env_steps",
+            "64",
+            "--trainer.default_root_dir",
+            "a[bold]b",
+        ]
+    )
+    out = capsys.readouterr().out
+    assert re.search(r"last checkpoint\W+a\[bold\]b/lightning_logs/version_0/checkpoints/last.ckpt", out)
+    for command in commands_of(out).values():
+        assert command[2] == "a[bold]b/lightning_logs/version_0/checkpoints/last.ckpt"
+
+
 def commands_of(out):
     """By purpose, the arguments after ``python -m pl_rl``."""
     found = dict(re.findall(r"^([a-z ]+): python -m pl_rl (.*)$", out, re.MULTILINE))
