@@ -562,7 +562,7 @@ def test_shorter_runs_of_larger_networks_compile_too(monkeypatch):
             read.append(pl_module.rounding()["updates"])
 
     read = []
-    monkeypatch.setattr("pl_rl.ppo.FLOPS_OF_A_MILLISECOND", 2**20)
+    monkeypatch.setattr("pl_rl.compiled.FLOPS_OF_A_MILLISECOND", 2**20)
     pixels = {"env": "PlRlTest/Pictures-v0", "network": CNNActorCritic}
     assert not compiles()
     assert compiles(**pixels)
@@ -573,14 +573,14 @@ def test_shorter_runs_of_larger_networks_compile_too(monkeypatch):
 def test_compiling_is_no_training_time(monkeypatch):
     def slow(self):
         time.sleep(0.5)
-        return make_updates(self)
+        return compile_updates(self)
 
     class Clock(L.Callback):
         def on_train_start(self, trainer, pl_module):
             assert pl_module.elapsed_seconds < 0.4
 
-    make_updates = PPO._make_updates
-    monkeypatch.setattr(PPO, "_make_updates", slow)
+    compile_updates = PPO._compile
+    monkeypatch.setattr(PPO, "_compile", slow)
     fit(small_ppo(), max_epochs=1, callbacks=[Clock()])
 
 
