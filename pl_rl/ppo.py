@@ -253,7 +253,8 @@ class PPO(Agent):
     def counters(self) -> dict[str, Any]:
         """What counts the run, and what callbacks have made of its settings and learning rates."""
         changed = {name: getattr(self, name) for name in LIVE_SETTINGS if getattr(self, name) != self.hparams.get(name)}
-        return {**super().counters(), "settings": changed, "rates": self._rates.state_dict()}
+        rates = {"learning_rate": self.learning_rate, "rates": self._rates.state_dict()}
+        return {**super().counters(), "settings": changed, **rates}
 
     def on_fit_start(self) -> None:
         """Note the rates that the optimiser was made with, before those of a checkpoint take their place.
@@ -269,9 +270,9 @@ class PPO(Agent):
         self._rates = LearningRates(self._optimizer(), self.learning_rate)
         if self._resumed is not None:
             in_groups = [group["lr"] for group in self._resumed["optimizer_states"][0]["param_groups"]]
-            self._rates.load_state_dict(self._resumed[STATE_KEY]["counters"].get("rates"), in_groups)
-            self.learning_rate = self._rates.setting
-            self._resumed = None
+            counters, self._resumed = self._resumed[STATE_KEY]["counters"], None
+            if self._rates.load_state_dict(counters.get("rates"), in_groups):
+                self.learning_rate = counters["learning_rate"]
         self._eager = EagerUpdates(PPOLoss(self.network, self.clip_vloss), self._optimizer())
         self._compiled = self._compile()
         if self._compiled is not None:

@@ -24,13 +24,10 @@ class LearningRates:
     Args:
         optimizer: As ``configure_optimizers`` made it, before a checkpoint's state comes in.
         setting: The model's ``learning_rate``.
-
-    Attributes:
-        setting: The latest ``learning_rate``.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, setting: float) -> None:
-        self.setting = setting
+        self._setting = setting
         self._made = [float(group["lr"]) for group in optimizer.param_groups]
         self._own = list(self._made)
         self._written = list(self._made)
@@ -51,32 +48,38 @@ class LearningRates:
                 self._written.append(-1.0)
             if rate != self._written[i]:
                 self._own[i] = rate / (self._factor or 1.0)
-            elif setting != self.setting:
-                proportional = self.setting and self._own[i] != self.setting
-                self._own[i] = self._own[i] * (setting / self.setting) if proportional else setting
+            elif setting != self._setting:
+                proportional = self._setting and self._own[i] != self._setting
+                self._own[i] = self._own[i] * (setting / self._setting) if proportional else setting
             group["lr"] = self._written[i] = self._own[i] * factor
-        self.setting, self._factor = setting, factor
+        self._setting, self._factor = setting, factor
 
     def state_dict(self) -> dict[str, Any]:
         """The rates as plain data."""
         return {
-            "setting": self.setting,
+            "setting": self._setting,
             "made": self._made,
             "own": list(self._own),
             "written": list(self._written),
             "factor": self._factor,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any] | None, in_groups: Sequence[float]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any] | None, in_groups: Sequence[float]) -> bool:
         """Go on from a checkpoint, unless the optimiser is made with other rates now: then these.
 
         Args:
             state: From :meth:`state_dict`; ``None`` if the checkpoint has none.
             in_groups: The ``lr`` of each of the checkpoint's groups, which come back with the optimiser's state.
+
+        Returns:
+            Whether it goes on.
         """
         self._written = list(in_groups)
-        if state is not None:
-            self._factor = state["factor"]
-            if state["made"] == self._made:
-                self.setting = state["setting"]
-                self._own, self._written = list(state["own"]), list(state["written"])
+        if state is None:
+            return False
+        self._factor = state["factor"]
+        if state["made"] != self._made:
+            return False
+        self._setting = state["setting"]
+        self._own, self._written = list(state["own"]), list(state["written"])
+        return True
