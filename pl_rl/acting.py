@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from pl_rl.compilation import Compiled
 from pl_rl.errors import CompilationError
+from pl_rl.modes import evaluation_mode
 from pl_rl.module_state import call_with, places_of
 from pl_rl.networks import ActorCritic
 
 
 class Acting(ABC):
-    """A network's decisions over one rollout after another.
+    """A network's decisions over one rollout after another, in evaluation mode.
 
     Args:
         network: The policy and the value function; read at each step.
@@ -90,7 +91,8 @@ class CompiledActing(Acting):
         noise = network.distribution.noise((len(obs),), torch.Generator())
         self._decision = _Decision(network)
         self._places = places_of(self._decision)
-        self._compiled = Compiled(self._act, [obs, noise, *self._tensors()])
+        with evaluation_mode(network):
+            self._compiled = Compiled(self._act, [obs, noise, *self._tensors()])
 
     def load(self) -> None:
         """Wait for the compiler.

@@ -12,7 +12,8 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 from pl_rl.acting import CompiledActing
 from pl_rl.errors import CompilationError, RunFailure
 from pl_rl.loss import Coefficients, Minibatch, PPOLoss
-from pl_rl.module_state import ModuleWatch, find_hook, in_mode
+from pl_rl.modes import evaluation_mode
+from pl_rl.module_state import ModuleWatch, find_hook, training_mode
 from pl_rl.networks import ActorCritic
 from pl_rl.updates import MOST_ROUNDING, CompiledUpdates, count_flops, length_of_difference, perturbed
 
@@ -82,7 +83,7 @@ class CompiledLearner:
     ) -> None:
         self._loss, self._network = loss, loss.network
         try:
-            with in_mode(self._network, training=True):
+            with training_mode(self._network):
                 self._watch = ModuleWatch(loss)
                 try:
                     self._compile(optimizer, make_example(self._network, obs_dtype, minibatch_size), num_envs)
@@ -102,9 +103,7 @@ class CompiledLearner:
         if hook is not None:
             raise CompilationError(f"{hook}, which would not run")
         # Both are compiled side by side.
-        with in_mode(self._network, training=False):
-            obs = example.obs[:1].expand(num_envs, *example.obs.shape[1:])
-            self.acting = CompiledActing(self._network, obs)
+        self.acting = CompiledActing(self._network, example.obs[:1].expand(num_envs, *example.obs.shape[1:]))
         self.updates = CompiledUpdates(self._loss, optimizer, example)
         self.acting.load()
 
@@ -112,7 +111,7 @@ class CompiledLearner:
         """Why this is out of date, in words: a change that the compiled functions do not see."""
         if optimizer is not self.updates.optimizer:
             return "the optimiser is another one"
-        with in_mode(self._network, training=True):
+        with training_mode(self._network):
             change = self._watch.change()
         return change or _find_step_hook(optimizer) or self.updates.change()
 
@@ -141,7 +140,7 @@ class CompiledLearner:
 
     def _audit_gradient(self, minibatch: Minibatch, coefficients: Coefficients) -> str | None:
         chunk, gradient = self.updates.chunk_gradient(minibatch, coefficients)
-        with in_mode(self._network, training=True):
+        with training_mode(self._network):
             expected = self.updates.eager_gradient(chunk, coefficients)
             difference = _difference(
                 gradient, expected, lambda: self.updates.gradient_nearby(chunk, coefficients, PERTURBATION)
@@ -156,7 +155,7 @@ class CompiledLearner:
         for step in range(repeats):
             self.acting.act(step)
         outputs, values, actions = self.acting.decided()
-        with in_mode(self._network, training=False):
+        with evaluation_mode(self._network):
             expected_outputs, expected_values = self._network(obs)
             nearby = partial(self._decide_nearby, obs)
             for name, ours, expected, moved in [

@@ -26,13 +26,13 @@ DEPTH = 4
 
 
 @contextmanager
-def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
-    """Let a module train, or evaluate, for a while; single layers that are in another mode than it is stay so."""
-    if module.training == training:
+def training_mode(module: nn.Module) -> Iterator[None]:
+    """A module in training mode in this block; parts that are frozen by ``eval()`` in one that trains stay so."""
+    if module.training:
         yield
         return
     before = [(part, part.training) for part in module.modules()]
-    module.train(training)
+    module.train()
     try:
         yield
     finally:

@@ -31,7 +31,7 @@ from pl_rl.compiled import CompiledLearner, is_worth_compiling
 from pl_rl.envs import EnvConfig
 from pl_rl.errors import CompilationError, RunFailure, UsageError
 from pl_rl.loss import Coefficients, Minibatch, PPOLoss
-from pl_rl.module_state import in_mode
+from pl_rl.module_state import training_mode
 from pl_rl.networks import ActorCritic, MLPActorCritic
 from pl_rl.rollout import Rollout
 from pl_rl.runs import shown
@@ -194,8 +194,10 @@ class PPO(Agent):
         if fitting:
             try:
                 check_settings(self, fitting)
-            except Exception:
+            except Exception as error:
                 super().__setattr__(name, before)
+                if isinstance(error, TypeError):
+                    raise UsageError(f"{name}={value!r} is not a number") from error
                 raise
         else:
             self._note_setting(name, value)
@@ -326,10 +328,10 @@ class PPO(Agent):
             raise UsageError(
                 f"hparams were changed during fit ({changed}), which has no effect; set the attribute of the model"
             )
-        self._eager.loss.clip_vloss = self.clip_vloss
-        if self._optimizer() is not self._eager.optimizer:
-            self._eager = EagerUpdates(self._eager.loss, self._optimizer())
-        change = None if self._compiled is None else self._compiled.change(self._optimizer())
+        optimizer, self._eager.loss.clip_vloss = self._optimizer(), self.clip_vloss
+        if optimizer is not self._eager.optimizer:
+            self._eager = EagerUpdates(self._eager.loss, optimizer)
+        change = None if self._compiled is None else self._compiled.change(optimizer)
         if self._compiled is not None and change is not None:
             rank_zero_info(f"Updates are eager from iteration {self.iteration + 1:,} on: {change}.")
             self._compiled.updates.close()
@@ -442,7 +444,7 @@ class PPO(Agent):
         metrics: list[Tensor] = []
         norms: list[Tensor] = []
         updates = self.updates
-        with in_mode(self.network, training=True), updates.iteration(coefficients, self.max_grad_norm):
+        with training_mode(self.network), updates.iteration(coefficients, self.max_grad_norm):
             for minibatch in self._minibatches(samples):
                 measured = updates.gradient(minibatch)
                 if norms and self.target_kl is not None and measured[APPROX_KL] > 1.5 * self.target_kl:

@@ -52,6 +52,8 @@ def check_settings(ppo: Any, fitting: bool = False) -> None:
         value = getattr(ppo, name)
         if value is not None and not (value > 0 or (fitting and name in ZERO_IN_FIT and value == 0)):
             raise UsageError(f"{name}={value} must be positive")
+    if ppo.stop_value is not None and math.isnan(ppo.stop_value):
+        raise UsageError("stop_value=nan is never reached; use null")
     for name in ("ent_coef", "vf_coef"):
         if not math.isfinite(getattr(ppo, name)):
             raise UsageError(f"{name}={getattr(ppo, name)} must be a finite number")

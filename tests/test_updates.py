@@ -268,3 +268,42 @@ def test_parameters_outside_of_the_network_are_a_reason_not_to_compile():
     network, other = make_network(), torch.nn.Parameter(torch.zeros(1))
     with pytest.raises(CompilationError, match="trains more than the network"):
         make_updates(CompiledUpdates, network, make_minibatch(network), adam([*network.parameters(), other]))
+
+
+def make_wider(minibatch):
+    return minibatch._replace(obs=torch.cat([minibatch.obs, minibatch.obs], 1))
+
+
+def make_strided(minibatch):
+    return minibatch._replace(obs=minibatch.obs.t().contiguous().t())
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda minibatch: Minibatch(*(field[:32] for field in minibatch)), "another shape or type"),
+        (lambda minibatch: minibatch._replace(obs=minibatch.obs.double()), "another shape or type"),
+        (make_wider, "another shape or type"),
+        (make_strided, "not contiguous"),
+    ],
+)
+def test_a_minibatch_of_another_form_is_refused_at_any_time(change, reason):
+    network = make_network()
+    minibatch = make_minibatch(network)
+    updates = make_updates(CompiledUpdates, network, minibatch)
+    with updates.iteration(COEFFICIENTS, 0.5):
+        updates.gradient(minibatch)
+    with updates.iteration(COEFFICIENTS, 0.5), pytest.raises(CompilationError, match=reason):
+        updates.gradient(change(minibatch))
+
+
+def test_parameters_that_are_not_trained_keep_no_gradient_from_before():
+    network = make_network()
+    minibatch = make_minibatch(network)
+    for parameter in network.parameters():
+        parameter.grad = torch.full_like(parameter, 1e6)
+    updates = make_updates(EagerUpdates, network, minibatch, adam(network.actor.parameters()))
+    norm = run(updates, minibatch)[:, -1]
+    assert norm.max() < 100
+    assert all(parameter.grad is None for parameter in [*network.encoder.parameters(), *network.critic.parameters()])
+    assert torch.equal(network.encoder[0].weight, make_network().encoder[0].weight)
