@@ -110,7 +110,7 @@ class CompiledLearner:
     def change(self, optimizer: torch.optim.Optimizer) -> str | None:
         """Why this is out of date, in words: a change that the compiled functions do not see."""
         if optimizer is not self.updates.optimizer:
-            return "the optimiser is another one"
+            return "the optimizer is another one"
         with training_mode(self._network):
             change = self._watch.change()
         return change or _find_step_hook(optimizer) or self.updates.change()
@@ -119,11 +119,11 @@ class CompiledLearner:
         """Whether the latest audit was long ago, by the run's count of iterations."""
         return self._iteration is None or iteration - self._iteration >= ITERATIONS_BETWEEN_AUDITS
 
-    def audit(self, minibatch: Minibatch, obs: Tensor, coefficients: Coefficients, iteration: int) -> str | None:
+    def audit(self, minibatch: Minibatch | None, obs: Tensor, coefficients: Coefficients, iteration: int) -> str | None:
         """Compute a gradient and decisions by PyTorch too; training is as if nobody had asked.
 
         Args:
-            minibatch: A real one; of a large one the first chunk is looked at.
+            minibatch: A real one, of which the first chunk is looked at; ``None`` if updates are eager for now.
             obs: Real observations ``[N, ...]``.
             coefficients: Of the loss.
             iteration: The run's count.
@@ -131,7 +131,8 @@ class CompiledLearner:
         Returns:
             What differs by more than rounding, in words.
         """
-        fault = self._audit_gradient(minibatch, coefficients) or self._audit_acting(obs)
+        fault = None if minibatch is None else self._audit_gradient(minibatch, coefficients)
+        fault = fault or self._audit_acting(obs)
         if fault is not None:
             before = "" if self._iteration is None else f" (they agreed in iteration {self._iteration:,})"
             return fault + before
@@ -198,5 +199,5 @@ def _find_step_hook(optimizer: torch.optim.Optimizer) -> str | None:
     """Whether something waits for the optimiser's steps, in words."""
     hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
     if any((*hooks, _global_optimizer_pre_hooks, _global_optimizer_post_hooks)):
-        return "the optimiser has a hook"
+        return "the optimizer has a hook"
     return None

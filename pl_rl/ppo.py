@@ -6,7 +6,6 @@ iteration, and at the end of an epoch nothing is half done.
 Shapes: ``T`` steps of a rollout, ``N`` environments, ``B`` samples of a minibatch.
 """
 
-import copy
 import dataclasses
 from collections.abc import Iterator
 from inspect import signature
@@ -239,7 +238,7 @@ class PPO(Agent):
             check_settings(self)
         super().setup(stage)
         self._compiled_before = self._resumed = None
-        self._hparams_given = copy.deepcopy(dict(self.hparams))
+        self._hparams_given = dict(self.hparams)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over what was in force: how updates were made, and settings that changed while the run trained."""
@@ -248,9 +247,11 @@ class PPO(Agent):
             return
         self._resumed = checkpoint
         self._compiled_before = checkpoint[STATE_KEY]["platform"].get("updates", "eager") != "eager"
-        for name, value in checkpoint[STATE_KEY]["counters"].get("settings", {}).items():
-            if name in LIVE_SETTINGS and self.hparams.get(name) == checkpoint["hyper_parameters"].get(name):
+        given, changed = checkpoint["hyper_parameters"], checkpoint[STATE_KEY]["counters"].get("settings", {})
+        for name, value in changed.items():
+            if name in LIVE_SETTINGS and self.hparams.get(name) == given.get(name):
                 setattr(self, name, value)
+                rank_zero_info(f"{name} is {value}, as it was changed while the run trained.")
 
     def counters(self) -> dict[str, Any]:
         """What counts the run, and what callbacks have made of its settings and learning rates."""
@@ -396,14 +397,13 @@ class PPO(Agent):
             RunFailure: If they do not.
         """
         learner = self._compiled
-        if learner is None or learner.updates is not self.updates:
-            return
-        if not (evaluates or learner.audit_is_due(self.iteration)):
+        if learner is None or not (evaluates or learner.audit_is_due(self.iteration)):
             return
         minibatch = Minibatch(*(field[: self.minibatch_size] for field in samples))
         if self.norm_adv:
             minibatch = minibatch._replace(advantages=F.normalize(minibatch.advantages))
-        fault = learner.audit(minibatch, obs, coefficients, self.iteration)
+        in_use = self.updates is learner.updates
+        fault = learner.audit(minibatch if in_use else None, obs, coefficients, self.iteration)
         if fault is not None:
             raise RunFailure(
                 f"compiled updates are wrong in iteration {self.iteration:,}: {fault}; {self._last_good_checkpoint()}; "

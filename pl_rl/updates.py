@@ -131,7 +131,7 @@ class CompiledUpdates(Updates):
         if {(param.dtype, param.device.type) for param in trained} != {(torch.float32, "cpu")}:
             raise CompilationError("it is made for float32 parameters on a CPU")
         if not all(param.requires_grad for param in trained):
-            raise CompilationError("the optimiser has parameters that are frozen")
+            raise CompilationError("the optimizer has parameters that are frozen")
         self._places = [places[param] for param in self._parameters]
         self._others = [place for tensor, place in places.items() if tensor not in trained]
         chunks = _number_of_chunks(len(example.obs), count_flops(loss, example))
@@ -218,7 +218,7 @@ class CompiledUpdates(Updates):
         """What is other than it was when this was compiled, in words, so that this does no longer apply."""
         in_groups = itertools.chain.from_iterable(group["params"] for group in self.optimizer.param_groups)
         if any(one is not other for one, other in itertools.zip_longest(in_groups, self._parameters)):
-            return "the optimiser trains other parameters"
+            return "the optimizer trains other parameters"
         try:
             _check_optimizer(self.optimizer)
         except CompilationError as error:

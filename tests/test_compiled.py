@@ -10,7 +10,9 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from pl_rl import PPO, CNNActorCritic, MLPActorCritic, RunFailure, UsageError
-from pl_rl.compiled import CompiledLearner
+from pl_rl.callbacks import RunCheckpoint
+from pl_rl.compiled import CompiledLearner, _difference
+from tests import test_resume
 from tests.support import MemoryLogger, fit, same_bits, small_ppo
 from tests.test_settings import Change
 
@@ -258,6 +260,30 @@ def test_parameters_of_another_form_make_a_run_eager(caplog):
     assert "network.actor.2.weight has another shape or type" in caplog.text
 
 
+class Rescale(L.Callback):
+    """Changes a number that machine code does not see, and knows that it did."""
+
+    def on_train_start(self, trainer, pl_module):
+        self.on_train_epoch_end(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        pl_module.network.scale = 30.0 if pl_module.iteration >= 3 else 1.0
+
+
+def test_a_run_that_became_eager_is_resumed_exactly(tmp_path):
+    def callbacks():
+        return [Rescale(), RunCheckpoint(last_every_n_iterations=1)]
+
+    settings = {"network": Scaled, "total_env_steps": LONG, "compile_update": None}
+    test_resume.train(tmp_path / "whole", 6, callbacks=callbacks(), **settings)
+    for until in (2, 3, 4):
+        root = tmp_path / f"parts {until}"
+        test_resume.train(root, until, callbacks=callbacks(), **settings)
+        model, _ = test_resume.train(root, 6, "last", callbacks=callbacks(), **settings)
+        assert model._callbacks[0].losses == []
+        assert test_resume.differences(tmp_path / "whole", root) == {}
+
+
 def test_another_optimizer_is_followed():
     def change(model):
         model.trainer.optimizers = [torch.optim.SGD(model.network.parameters(), lr=0.0)]
@@ -369,3 +395,34 @@ def counted(function, calls):
         return function(*arguments)
 
     return count
+
+
+ONES = torch.ones(100)
+
+
+@pytest.mark.parametrize(
+    ("actual", "expected", "nearby", "fault"),
+    [
+        (ONES + 1e-5, ONES, 2 * ONES, None),
+        (0 * ONES + 1e-8, 0 * ONES, 0 * ONES, None),  # no gradient, but for rounding
+        (ONES + 0.1, ONES, ONES + 0.1, None),  # as far as slightly other parameters would be
+        (ONES * torch.nan, ONES * torch.nan, ONES, None),  # a run that is lost says so itself
+        (ONES + 0.1, ONES, ONES + 1e-4, pytest.approx(0.1)),
+        (ONES * torch.nan, ONES, 2 * ONES, pytest.approx(torch.nan, nan_ok=True)),
+        (0 * ONES, ONES, ONES + 1e-4, pytest.approx(1.0)),
+    ],
+)
+def test_rounding_is_no_fault(actual, expected, nearby, fault):
+    assert _difference(actual, expected, lambda: nearby) == fault
+
+
+def test_acting_is_audited_while_parameters_are_frozen(monkeypatch):
+    monkeypatch.setattr("pl_rl.compiled.ITERATIONS_BETWEEN_AUDITS", 1)
+    monkeypatch.setitem(GLOBAL, "evaluation", 1.0)
+
+    def change(model):
+        model.network.critic.requires_grad_(False)
+        GLOBAL["evaluation"] = 30.0
+
+    with pytest.raises(RunFailure, match="the policy's outputs differ"):
+        train(change=change, compile_update=True)
