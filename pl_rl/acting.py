@@ -8,14 +8,16 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from pl_rl.compilation import Compiled
+from pl_rl.errors import CompilationError
+from pl_rl.modes import evaluation_mode
+from pl_rl.module_state import call_with, places_of
 from pl_rl.networks import ActorCritic
 
 
 class Acting(ABC):
-    """A network's decisions over one rollout after another.
+    """A network's decisions over one rollout after another, in evaluation mode.
 
     Args:
         network: The policy and the value function; read at each step.
@@ -87,15 +89,10 @@ class CompiledActing(Acting):
     def __init__(self, network: ActorCritic, obs: Tensor) -> None:
         super().__init__(network)
         noise = network.distribution.noise((len(obs),), torch.Generator())
-        # Modules' own dictionaries, in which a buffer that is replaced is found too.
-        self._places = []
         self._decision = _Decision(network)
-        self._names = [name for name, _ in [*self._decision.named_parameters(), *self._decision.named_buffers()]]
-        for full_name in self._names:
-            prefix, _, name = full_name.rpartition(".")
-            module = self._decision.get_submodule(prefix)
-            self._places.append((module._parameters if name in module._parameters else module._buffers, name))
-        self._compiled = Compiled(self._act, [obs, noise, *self._tensors()])
+        self._places = places_of(self._decision)
+        with evaluation_mode(network):
+            self._compiled = Compiled(self._act, [obs, noise, *self._tensors()])
 
     def load(self) -> None:
         """Wait for the compiler.
@@ -106,20 +103,29 @@ class CompiledActing(Acting):
         self._compiled.load()
 
     def _tensors(self) -> list[Tensor]:
-        """The network's parameters and buffers, as they are now."""
-        tensors = cast(list[Tensor], [tensors[name] for tensors, name in self._places])
-        return [tensor.detach() for tensor in tensors]
+        """The network's parameters and buffers, as they are now.
+
+        Raises:
+            CompilationError: If one has another form.
+        """
+        tensors = [place.find() for place in self._places]
+        for place, tensor in zip(self._places, tensors, strict=True):
+            if tensor is None:
+                raise CompilationError(f"{place.name} has another shape or type than it was compiled for")
+        return cast(list[Tensor], tensors)
 
     def _act(self, obs: Tensor, noise: Tensor, *state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What is compiled."""
-        decided = functional_call(self._decision, dict(zip(self._names, state, strict=True)), (obs, noise))
+        names = [place.name for place in self._places]
+        decided = call_with(self._decision, dict(zip(names, state, strict=True)), (obs, noise))
         return cast(tuple[Tensor, Tensor, Tensor], decided)
 
     def begin(self, obs: Tensor, noise: Tensor) -> None:
         """Prepare a call for the first step; the others differ by their addresses."""
         steps = len(obs)
         self._decided = tuple(torch.empty(steps, *like.shape, dtype=like.dtype) for like in self._compiled.results)
-        assert obs.is_contiguous() and noise.is_contiguous()
+        if not (obs.is_contiguous() and noise.is_contiguous()):  # machine code would read something else
+            raise CompilationError("observations or noise are not contiguous")
         rows = [tensor[0] for tensor in self._decided]
         self._call = self._compiled.bind([obs[0], noise[0], *self._tensors()], rows)
         self._moving = [(tensor.data_ptr(), tensor[0].nbytes) for tensor in (obs, noise, *self._decided)]

@@ -29,27 +29,35 @@ class Minibatch(NamedTuple):
     """``[B]``, targets of the value function."""
 
 
+class Coefficients(NamedTuple):
+    """The loss's numbers, which may change from one iteration to the next; scalars."""
+
+    clip_coef: Tensor
+    """Half-width of the clipping interval of the probability ratio."""
+    vf_coef: float | Tensor
+    """Weight of the value loss."""
+    ent_coef: float | Tensor
+    """Weight of the entropy bonus."""
+
+
 class PPOLoss(nn.Module):
     """The loss of a network, https://arxiv.org/abs/1707.06347 equation 9.
 
     Args:
         network: The policy and the value function.
-        vf_coef: Weight of the value loss.
-        ent_coef: Weight of the entropy bonus.
         clip_vloss: Clip the value loss too, by the same coefficient.
     """
 
     METRICS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")
 
-    def __init__(self, network: ActorCritic, vf_coef: float, ent_coef: float, clip_vloss: bool) -> None:
+    def __init__(self, network: ActorCritic, clip_vloss: bool) -> None:
         super().__init__()
         self.network = network
-        self.vf_coef = vf_coef
-        self.ent_coef = ent_coef
         self.clip_vloss = clip_vloss
 
-    def forward(self, minibatch: Minibatch, clip_coef: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, minibatch: Minibatch, coefficients: Coefficients) -> tuple[Tensor, Tensor]:
         """The loss, a scalar, and ``METRICS``, which tell how the policy moves, as one tensor without gradient."""
+        clip_coef, vf_coef, ent_coef = coefficients
         outputs, values = self.network(minibatch.obs)
         values = values.to(minibatch.values.dtype)
         distribution = self.network.distribution
@@ -61,7 +69,7 @@ class PPOLoss(nn.Module):
         else:
             value_loss = F.value_loss(values, minibatch.returns)
         entropy = distribution.entropy(outputs).mean()
-        loss = policy_loss + self.vf_coef * value_loss - self.ent_coef * entropy
+        loss = policy_loss + vf_coef * value_loss - ent_coef * entropy
         with torch.no_grad():
             approx_kl, clip_fraction = F.approx_kl(log_ratio), F.clip_fraction(ratio, clip_coef)
             metrics = torch.stack([policy_loss, value_loss, entropy, approx_kl, clip_fraction])

@@ -13,7 +13,6 @@ import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from pl_rl.distributions import DiagonalGaussian, make_distribution
 from pl_rl.errors import UsageError
@@ -64,6 +63,11 @@ class ActorCritic(nn.Module, ABC):
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """Policy outputs ``[B, P]`` and values ``[B]``."""
         return self.policy(obs), self.value(obs)
+
+    @property
+    def _float_type(self) -> torch.dtype:
+        """Of the parameters, whichever layers there are; quantised ones do not count."""
+        return next(parameter.dtype for parameter in self.parameters() if parameter.is_floating_point())
 
 
 class MLPActorCritic(ActorCritic):
@@ -140,7 +144,7 @@ class MLPActorCritic(ActorCritic):
         return outputs.tanh() if self.tanh_mean else outputs
 
     def _encode(self, obs: Tensor) -> Tensor:
-        features: Tensor = self.encoder(obs.to(self.critic.dtype))
+        features: Tensor = self.encoder(obs.to(self._float_type))
         return features
 
 
@@ -214,7 +218,7 @@ class CNNActorCritic(ActorCritic):
 
     def _features(self, obs: Tensor) -> Tensor:
         """``[B, 512]``"""
-        pixels = obs.to(self.hidden.weight.dtype) / 255
+        pixels = obs.to(self._float_type) / 255
         if self._channels_last:
             pixels = pixels.permute(0, 3, 1, 2)
         features: Tensor = self.hidden(self.convolutions(pixels)).relu()
@@ -232,43 +236,14 @@ def _convolved(size: int) -> int:
     return size
 
 
-class MLP(nn.Sequential):
-    """Linear layers with an activation between them, and after the last one if it is a hidden layer too.
-
-    Its forward pass goes straight to the parameters: calling a module costs as much as a small layer's arithmetic. So
-    hooks on single layers do not run.
-
-    Args:
-        layers: Linear layers and activations in turn.
-    """
-
-    def __init__(self, *layers: nn.Module) -> None:
-        super().__init__(*layers)
-        self._parameters_of = [cast(dict[str, Tensor], layer._parameters) for layer in layers[::2]]
-        self._activations = [layer.forward for layer in layers[1::2]]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the first layer's weights."""
-        return self._parameters_of[0]["weight"].dtype
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Through all layers."""
-        for parameters, activation in itertools.zip_longest(self._parameters_of, self._activations):
-            inputs = linear(inputs, parameters["weight"], parameters["bias"])
-            if activation is not None:
-                inputs = activation(inputs)
-        return inputs
-
-
-def _mlp(sizes: Sequence[int], activation: str, outputs: int | None = None, gain: float = 1.0) -> MLP:
+def _mlp(sizes: Sequence[int], activation: str, outputs: int | None = None, gain: float = 1.0) -> nn.Sequential:
     """Hidden layers of the given widths, after the number of inputs, and outputs on top if there are any."""
     layers: list[nn.Module] = []
     for width, following in itertools.pairwise(sizes):
         layers += [_linear(width, following, gain=math.sqrt(2)), ACTIVATIONS[activation]()]
     if outputs is not None:
         layers.append(_linear(sizes[-1], outputs, gain))
-    return MLP(*layers)
+    return nn.Sequential(*layers)
 
 
 def _linear(inputs: int, outputs: int, gain: float) -> nn.Linear:

@@ -8,6 +8,7 @@ Shapes: ``T`` steps of a rollout, ``N`` environments, ``B`` samples of a minibat
 
 import dataclasses
 from collections.abc import Iterator
+from inspect import signature
 from typing import Any, cast
 
 import lightning as L
@@ -18,26 +19,24 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from pl_rl import functional as F
-from pl_rl.acting import CompiledActing
+from pl_rl.acting import EagerActing
 from pl_rl.agent import Agent, NetworkFactory, describe_network, network_from_description
 from pl_rl.callbacks.evaluation import PeriodicEvaluation
 from pl_rl.callbacks.lookup import attached
 from pl_rl.callbacks.resume_state import ResumeState
 from pl_rl.callbacks.run_directory import RunDirectory
-from pl_rl.checkpoints import STATE_KEY, plain_data
+from pl_rl.checkpoints import STATE_KEY, changed_settings, plain_data
+from pl_rl.compiled import CompiledLearner, is_worth_compiling
 from pl_rl.envs import EnvConfig
 from pl_rl.errors import CompilationError, RunFailure, UsageError
-from pl_rl.loss import Minibatch, PPOLoss
-from pl_rl.networks import MLPActorCritic
+from pl_rl.loss import Coefficients, Minibatch, PPOLoss
+from pl_rl.module_state import training_mode
+from pl_rl.networks import ActorCritic, MLPActorCritic
 from pl_rl.rollout import Rollout
 from pl_rl.runs import shown
-from pl_rl.schedule import is_due
-from pl_rl.updates import CompiledUpdates, EagerUpdates, Updates, count_flops
-
-# Compiling takes a few seconds, once for a network and a machine. It saves about a millisecond of an update, and of a
-# large one a millisecond for each so many floating-point operations.
-COMPILE_FROM = 1000
-FLOPS_OF_A_MILLISECOND = 2**27
+from pl_rl.schedule import LearningRates, is_due
+from pl_rl.settings import FIXED, FIXED_IN_FIT, check_settings, refusal
+from pl_rl.updates import EagerUpdates, Updates
 
 APPROX_KL = PPOLoss.METRICS.index("approx_kl")
 
@@ -157,16 +156,64 @@ class PPO(Agent):
         self.eval_freq = eval_freq
         self.stop_value = stop_value
         for name, value in vars(self).items():
-            # NumPy's numbers, of a sweep say, would end up in checkpoints, which hold plain data only.
-            if isinstance(value, np.generic):
-                setattr(self, name, value.item())
-        _check_settings(self)
+            setattr(self, name, _plain_number(value))
+        check_settings(self)
         self.save_hyperparameters(ignore=["env", "network"])
         described = {"env": dataclasses.asdict(env), "network": describe_network(network, self.network)}
         self.save_hyperparameters(plain_data({**self.hparams, **described}))
-        self._updates: Updates | None = None
+        self._compiled: CompiledLearner | None = None
         self._compiled_before: bool | None = None
-        self._callbacks = [ResumeState(), RunDirectory(), PeriodicEvaluation(self.eval_freq, self.stop_value)]
+        self._resumed: dict[str, Any] | None = None
+        self._evaluation = PeriodicEvaluation(self.eval_freq, self.stop_value)
+        self._callbacks = [ResumeState(), RunDirectory(), self._evaluation]
+        self._is_made = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Let a setting that is assigned take effect from the next iteration on, or refuse it.
+
+        Before a run it becomes one of the model's hyperparameters; in a run it is the run's alone.
+
+        Raises:
+            UsageError: If it cannot change any more, or the value cannot work.
+        """
+        if name in SETTINGS and "_is_made" in vars(self):
+            self._change_setting(name, _plain_number(value))
+        else:
+            super().__setattr__(name, value)
+
+    def _change_setting(self, name: str, value: Any) -> None:
+        before: Any = getattr(self, name, None)
+        fitting = self._collector is not None
+        if value is before or (name != "network" and name != "env" and value == before):
+            return
+        reason = refusal(name, fitting)
+        if reason is not None:
+            raise UsageError(f"{name} cannot be changed: {reason}")
+        super().__setattr__(name, value)
+        if fitting:
+            try:
+                check_settings(self, fitting)
+            except Exception as error:
+                super().__setattr__(name, before)
+                if isinstance(error, TypeError):
+                    raise UsageError(f"{name}={value!r} is not a number") from error
+                raise
+        else:
+            self._note_setting(name, value)
+        if name == "gamma" and self.reward_scaler is not None:
+            self.reward_scaler.gamma = value
+        elif name == "eval_freq":
+            self._evaluation.every = value
+        elif name == "stop_value":
+            self._evaluation.stop_value = value
+
+    def _note_setting(self, name: str, value: Any) -> None:
+        """Let checkpoints tell how the model was made, but for a network, which nobody can tell that of."""
+        if name == "network":
+            value = describe_network(lambda *spaces: cast(ActorCritic, value), value)
+        elif name == "env_config":
+            name, value = "env", dataclasses.asdict(value)
+        self.save_hyperparameters(plain_data({name: value}))
 
     @property
     def anneals(self) -> bool:
@@ -181,6 +228,37 @@ class PPO(Agent):
         """Adam with the epsilon of the PPO reference implementation, in its fused form."""
         return torch.optim.Adam(self.network.parameters(), lr=self.learning_rate, eps=1e-5, fused=True)
 
+    def setup(self, stage: str) -> None:
+        """Begin a run.
+
+        Raises:
+            UsageError: If settings that were assigned since the model was made do not go together.
+        """
+        if stage == "fit":
+            check_settings(self)
+        super().setup(stage)
+        self._compiled_before = self._resumed = None
+        self._hparams_given = dict(self.hparams)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take over what was in force: how updates were made, and settings that changed while the run trained."""
+        super().on_load_checkpoint(checkpoint)
+        if STATE_KEY not in checkpoint:  # a file of weights alone tells nothing of a run
+            return
+        self._resumed = checkpoint
+        self._compiled_before = checkpoint[STATE_KEY]["platform"].get("updates", "eager") != "eager"
+        given, changed = checkpoint["hyper_parameters"], checkpoint[STATE_KEY]["counters"].get("settings", {})
+        for name, value in changed.items():
+            if name in LIVE_SETTINGS and self.hparams.get(name) == given.get(name):
+                setattr(self, name, value)
+                rank_zero_info(f"{name} is {value}, as it was changed while the run trained.")
+
+    def counters(self) -> dict[str, Any]:
+        """What counts the run, and what callbacks have made of its settings and learning rates."""
+        changed = {name: getattr(self, name) for name in LIVE_SETTINGS if getattr(self, name) != self.hparams.get(name)}
+        rates = {"learning_rate": self.learning_rate, "rates": self._rates.state_dict()}
+        return {**super().counters(), "settings": changed, **rates}
+
     def on_fit_start(self) -> None:
         """Note the rates that the optimiser was made with, before those of a checkpoint take their place.
 
@@ -192,94 +270,85 @@ class PPO(Agent):
             raise UsageError(
                 "configure_optimizers returns a learning-rate scheduler; return the optimiser, use anneal_lr"
             )
-        self._rates = [group["lr"] for group in self._optimizer().param_groups]
-        self._eager = EagerUpdates(self._loss(), self._optimizer(), self.max_grad_norm)
-        self._updates = self._make_updates()
+        self._rates = LearningRates(self._optimizer(), self.learning_rate)
+        if self._resumed is not None:
+            in_groups = [group["lr"] for group in self._resumed["optimizer_states"][0]["param_groups"]]
+            counters, self._resumed = self._resumed[STATE_KEY]["counters"], None
+            if self._rates.load_state_dict(counters.get("rates"), in_groups):
+                self.learning_rate = counters["learning_rate"]
+        self._eager = EagerUpdates(PPOLoss(self.network, self.clip_vloss), self._optimizer())
+        self._compiled = self._compile()
+        if self._compiled is not None:
+            self.collector.acting = self._compiled.acting
         self.start_clock()  # once more, as compiling is no training
-
-    def setup(self, stage: str) -> None:
-        """Begin a run."""
-        super().setup(stage)
-        self._compiled_before = None
 
     def teardown(self, stage: str) -> None:
         """Leave nothing open."""
         super().teardown(stage)
-        if self._updates is not None:
-            self._updates.close()
-            self._updates = None
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note how the run made its updates so far."""
-        super().on_load_checkpoint(checkpoint)
-        if STATE_KEY in checkpoint:  # a file of weights alone tells nothing of a run
-            self._compiled_before = checkpoint[STATE_KEY]["platform"].get("updates", "eager") != "eager"
+        if self._compiled is not None:
+            self._compiled.updates.close()
+            self._compiled = None
 
     def rounding(self) -> dict[str, str]:
         """What decides how numbers are rounded, beyond libraries and machine."""
-        assert self._updates is not None
-        return {"updates": self._updates.description}
+        return {"updates": (self._compiled.updates if self._compiled else self._eager).description}
 
-    def _make_updates(self) -> Updates:
-        """Compiled or eager, by a rule of a run's length and its network, or as a resumed run did before."""
-        compiled = self.compile_update
-        if compiled is None:
-            compiled = self._compiled_before
-        if compiled is None:
-            compiled = self._is_worth_compiling()
-        if not compiled:
-            return self._eager
+    def _compile(self) -> CompiledLearner | None:
+        """By a rule of a run's length and its network, or as a resumed run did before; ``None`` leaves it eager."""
+        wanted = self._compiled_before if self.compile_update is None else self.compile_update
+        loss, obs_dtype = self._eager.loss, self.collector.obs_dtype
+        if wanted is None:
+            num_updates = self.total_env_steps * self.update_epochs // self.minibatch_size
+            wanted = is_worth_compiling(loss, num_updates, obs_dtype, self.minibatch_size)
+        if not wanted:
+            return None
         try:
             if type(self.trainer.precision_plugin) is not Precision:
                 raise CompilationError(f"it is made for precision=32-true, not {self.trainer.precision}")
             if self.trainer._detect_anomaly:
                 raise CompilationError("detect_anomaly=true watches single operations")
-            example = self._example()
-            # Both are compiled side by side.
-            acting = CompiledActing(self.network, example.obs[:1].expand(self.num_envs, *example.obs.shape[1:]))
-            updates = CompiledUpdates(self._loss(), self._optimizer(), self.max_grad_norm, example)
-            acting.load()
+            return CompiledLearner(loss, self._optimizer(), obs_dtype, self.minibatch_size, self.num_envs)
         except CompilationError as error:
             if self.compile_update:
                 raise UsageError(f"compile_update=true cannot be had: {error}; use null or false") from error
             rank_zero_info(f"Updates are not compiled: {error}.")
-            return self._eager
-        self.collector.acting = acting
-        return updates
+            return None
 
-    def _is_worth_compiling(self) -> bool:
-        """By the run's length and the work of an update, neither of which changes when the run is repeated."""
-        updates = self.total_env_steps * self.update_epochs // self.minibatch_size
-        if updates >= COMPILE_FROM or self.device.type != "cpu":
-            return updates >= COMPILE_FROM
-        return updates * count_flops(self._loss(), self._example()) >= COMPILE_FROM * FLOPS_OF_A_MILLISECOND
+    def _collect(self) -> Rollout:
+        self._notice_changes()
+        return super()._collect()
 
-    def _loss(self) -> PPOLoss:
-        return PPOLoss(self.network, self.vf_coef, self.ent_coef, self.clip_vloss)
+    def _notice_changes(self) -> None:
+        """Follow what callbacks have changed, before it is acted or learnt with.
 
-    def _example(self) -> Minibatch:
-        """A minibatch of the right shapes and types, with a gradient."""
-        space, distribution, size = self.network.observation_space, self.network.distribution, self.minibatch_size
-        assert space.shape is not None
-        generator = torch.Generator().manual_seed(0)
-        largest = 256 if self.collector.obs_dtype == torch.uint8 else 1  # black images would have no gradient
-        obs = (largest * torch.rand((size, *space.shape), generator=generator)).to(self.collector.obs_dtype)
-        with torch.no_grad():
-            outputs = torch.zeros(size, distribution.num_outputs)
-            actions = distribution.sample(outputs, distribution.noise((size,), generator))
-            log_probs = distribution.log_prob(outputs, actions)
-        return Minibatch(obs, actions, log_probs, *torch.randn(3, size, generator=generator).unbind())
+        Raises:
+            UsageError: For a change that has no effect.
+        """
+        if self.hparams != self._hparams_given:
+            changed = changed_settings(self._hparams_given, dict(self.hparams))[0]
+            raise UsageError(
+                f"hparams were changed during fit ({changed}), which has no effect; set the attribute of the model"
+            )
+        optimizer, self._eager.loss.clip_vloss = self._optimizer(), self.clip_vloss
+        if optimizer is not self._eager.optimizer:
+            self._eager = EagerUpdates(self._eager.loss, optimizer)
+        change = None if self._compiled is None else self._compiled.change(optimizer)
+        if self._compiled is not None and change is not None:
+            rank_zero_info(f"Updates are eager from iteration {self.iteration + 1:,} on: {change}.")
+            self._compiled.updates.close()
+            self._compiled = None
+            self.collector.acting = EagerActing(self.network)
 
     def training_step(self, rollout: Rollout, batch_idx: int) -> None:
         """One PPO iteration: learn from a rollout in several passes, then say how it went."""
+        self._notice_changes()
         progress = min(1.0, (self.env_steps - rollout.rewards.numel()) / self.total_env_steps)
-        rate_factor = 1 - progress if self.anneal_lr else 1.0
         clip_coef = self.clip_coef * (1 - progress if self.anneal_clip else 1)
-        for group, rate in zip(self._optimizer().param_groups, self._rates, strict=True):
-            group["lr"] = rate * rate_factor
+        coefficients = Coefficients(torch.tensor(clip_coef, device=self.device), self.vf_coef, self.ent_coef)
+        self._rates.apply(self._optimizer(), self.learning_rate, 1 - progress if self.anneal_lr else 1.0)
 
         samples = self._samples(rollout)
-        metrics, grad_norms = self._learn(samples, clip_coef)
+        metrics, grad_norms = self._learn(samples, coefficients)
         self._check_finite(metrics, grad_norms)
 
         self.iteration += 1
@@ -287,9 +356,10 @@ class PPO(Agent):
         before, self.train_iter = self.train_iter, self.train_iter + len(grad_norms)
         # The optimiser is stepped without Lightning's wrapper, which would count but costs 60 us an update.
         self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress.increment_by(len(grad_norms))
+        self._audit(samples, rollout.obs[-1], coefficients, is_due(before, self.train_iter, self.eval_freq))
         log_every_n_steps: int = cast(Any, self.trainer).log_every_n_steps  # set by Lightning without declaring it
         if is_due(before, self.train_iter, log_every_n_steps):
-            self._log_iteration(samples, metrics, grad_norms, self._rates[0] * rate_factor, clip_coef)
+            self._log_iteration(samples, metrics, grad_norms, clip_coef)
 
     def _check_finite(self, metrics: Tensor, grad_norms: Tensor) -> None:
         """End a run whose numbers are lost, before anything of this iteration is logged or saved.
@@ -308,13 +378,41 @@ class PPO(Agent):
         for name, values in {"the loss": metrics, "the gradient": grad_norms, "a parameter": parameters}.items():
             lost = values[~values.isfinite()]
             if len(lost):
-                kept = getattr(self.trainer.checkpoint_callback, "last_model_path", "")
-                last = f"the last good checkpoint is {shown(kept)}" if kept else "no checkpoint was saved"
                 raise RunFailure(
                     f"{name} became {lost[0]} in iteration {self.iteration + 1} (train_iter {self.train_iter:,}, "
-                    f"env_steps {self.env_steps:,}); {last}; lower learning_rate or max_grad_norm, or find the "
-                    "operation with --trainer.detect_anomaly true"
+                    f"env_steps {self.env_steps:,}); {self._last_good_checkpoint()}; lower learning_rate or "
+                    "max_grad_norm, or find the operation with --trainer.detect_anomaly true"
                 )
+
+    def _audit(self, samples: Minibatch, obs: Tensor, coefficients: Coefficients, evaluates: bool) -> None:
+        """Look at each evaluation, and now and then, whether compiled functions compute what PyTorch does.
+
+        Args:
+            samples: Of the iteration.
+            obs: ``[N, ...]``, of a step of it.
+            coefficients: Of the loss.
+            evaluates: Whether an evaluation follows.
+
+        Raises:
+            RunFailure: If they do not.
+        """
+        learner = self._compiled
+        if learner is None or not (evaluates or learner.audit_is_due(self.iteration)):
+            return
+        minibatch = Minibatch(*(field[: self.minibatch_size] for field in samples))
+        if self.norm_adv:
+            minibatch = minibatch._replace(advantages=F.normalize(minibatch.advantages))
+        in_use = self.updates is learner.updates
+        fault = learner.audit(minibatch if in_use else None, obs, coefficients, self.iteration)
+        if fault is not None:
+            raise RunFailure(
+                f"compiled updates are wrong in iteration {self.iteration:,}: {fault}; {self._last_good_checkpoint()}; "
+                "continue it with --model.compile_update false"
+            )
+
+    def _last_good_checkpoint(self) -> str:
+        kept = getattr(self.trainer.checkpoint_callback, "last_model_path", "")
+        return f"the last good checkpoint is {shown(kept)}" if kept else "no checkpoint was saved"
 
     def _samples(self, rollout: Rollout) -> Minibatch:
         """All ``T * N`` samples of a rollout with their advantages and returns."""
@@ -337,7 +435,7 @@ class PPO(Agent):
         )
         return Minibatch(*(field.flatten(0, 1) for field in per_step))
 
-    def _learn(self, samples: Minibatch, clip_coef: float) -> tuple[Tensor, Tensor]:
+    def _learn(self, samples: Minibatch, coefficients: Coefficients) -> tuple[Tensor, Tensor]:
         """Passes over the samples, each in an order of its own.
 
         Returns:
@@ -345,14 +443,14 @@ class PPO(Agent):
         """
         metrics: list[Tensor] = []
         norms: list[Tensor] = []
-        clip = torch.tensor(clip_coef, device=self.device)
-        with self.updates.iteration():
+        updates = self.updates
+        with training_mode(self.network), updates.iteration(coefficients, self.max_grad_norm):
             for minibatch in self._minibatches(samples):
-                measured = self.updates.gradient(minibatch, clip)
+                measured = updates.gradient(minibatch)
                 if norms and self.target_kl is not None and measured[APPROX_KL] > 1.5 * self.target_kl:
                     break
                 metrics.append(measured)
-                norms.append(self.updates.step())
+                norms.append(updates.step())
         return torch.stack(metrics), torch.stack(norms)
 
     def _minibatches(self, samples: Minibatch) -> Iterator[Minibatch]:
@@ -367,19 +465,18 @@ class PPO(Agent):
     @property
     def updates(self) -> Updates:
         """What makes the gradient updates of this iteration."""
-        assert self._updates is not None
+        if self._compiled is None:
+            return self._eager
         # A compiled function would move parameters that are held, too.
         held = any(not parameter.requires_grad for parameter in self.network.parameters())
-        return self._eager if held else self._updates
+        return self._eager if held else self._compiled.updates
 
     def _optimizer(self) -> torch.optim.Optimizer:
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, torch.optim.Optimizer)
         return optimizer
 
-    def _log_iteration(
-        self, samples: Minibatch, metrics: Tensor, grad_norms: Tensor, learning_rate: float, clip_coef: float
-    ) -> None:
+    def _log_iteration(self, samples: Minibatch, metrics: Tensor, grad_norms: Tensor, clip_coef: float) -> None:
         """Write the iteration's metrics against env steps."""
         losses = dict(zip(PPOLoss.METRICS, metrics.mean(0), strict=True))
         losses["grad_norm"] = grad_norms.mean()
@@ -390,47 +487,17 @@ class PPO(Agent):
             scalars["rollout/return_mean"] = episodes.mean_return()
             scalars["rollout/length_mean"] = episodes.mean_length()
         scalars["rollout/episodes"] = float(episodes.total)
-        scalars["schedule/learning_rate"] = learning_rate
+        scalars["schedule/learning_rate"] = self._optimizer().param_groups[0]["lr"]
         scalars["schedule/clip_coef"] = clip_coef
         scalars["time/env_steps_per_second"] = self.env_steps_per_second
         self.log_scalars(scalars, step=self.env_steps)
 
 
-def _check_settings(ppo: PPO) -> None:
-    """Refuse values that cannot work, each in a sentence.
+def _plain_number(value: Any) -> Any:
+    """NumPy's and torch's numbers, of a sweep say, would end up in checkpoints, which hold plain data only."""
+    return value.item() if isinstance(value, np.generic) or (isinstance(value, Tensor) and not value.ndim) else value
 
-    Raises:
-        UsageError: For the first of them.
-    """
-    for name in (
-        "total_env_steps",
-        "num_envs",
-        "num_steps",
-        "update_epochs",
-        "minibatch_size",
-        "eval_episodes",
-        "eval_num_envs",
-    ):
-        if getattr(ppo, name) < 1:
-            raise UsageError(f"{name}={getattr(ppo, name)} must be at least 1")
-    for name in ("learning_rate", "clip_coef", "max_grad_norm", "target_kl"):
-        if getattr(ppo, name) is not None and not getattr(ppo, name) > 0:
-            raise UsageError(f"{name}={getattr(ppo, name)} must be positive")
-    if not ppo.env_config.timeout > 0:
-        raise UsageError(f"env.timeout={ppo.env_config.timeout} must be positive, in seconds")
-    for name in ("gamma", "gae_lambda"):
-        if not 0 <= getattr(ppo, name) <= 1:
-            raise UsageError(f"{name}={getattr(ppo, name)} must lie between 0 and 1")
-    if ppo.eval_freq < 0:
-        raise UsageError(f"eval_freq={ppo.eval_freq} must not be negative; 0 turns evaluation off")
-    if ppo.norm_adv and ppo.minibatch_size == 1:
-        raise UsageError("minibatch_size=1 leaves nothing to normalise advantages over; use norm_adv=false")
-    samples = ppo.num_envs * ppo.num_steps
-    if samples % ppo.minibatch_size:
-        divisors = [size for size in range(2, samples + 1) if samples % size == 0]
-        below = max((size for size in divisors if size < ppo.minibatch_size), default=None)
-        above = min((size for size in divisors if size > ppo.minibatch_size), default=None)
-        choices = " or ".join(str(size) for size in (below, above) if size is not None)
-        raise UsageError(
-            f"num_envs*num_steps={samples} is not divisible by minibatch_size={ppo.minibatch_size}; use {choices}"
-        )
+
+SETTINGS = frozenset(signature(PPO.__init__).parameters) - {"self"} | {"env_config"}
+LIVE_SETTINGS = sorted(SETTINGS - FIXED.keys() - FIXED_IN_FIT.keys() - {"learning_rate"})
+"""Those that may change while a run trains; the learning rate has a state of its own."""

@@ -1,4 +1,9 @@
-"""When something that happens every so often is due."""
+"""When something that happens every so often is due, and how fast is learnt."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
 
 
 def is_due(before: int, after: int, every: int) -> bool:
@@ -8,3 +13,73 @@ def is_due(before: int, after: int, every: int) -> bool:
     never due.
     """
     return every > 0 and after // every > before // every
+
+
+class LearningRates:
+    """The rates of an optimiser's groups: each group's own, all of them times the factor of annealing.
+
+    What is set from outside takes effect: the ``lr`` of a group, which is meant as annealed so far, or the model's
+    ``learning_rate``, which moves all other groups in proportion.
+
+    Args:
+        optimizer: As ``configure_optimizers`` made it, before a checkpoint's state comes in.
+        setting: The model's ``learning_rate``.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, setting: float) -> None:
+        self._setting = setting
+        self._made = [float(group["lr"]) for group in optimizer.param_groups]
+        self._own = list(self._made)
+        self._written = list(self._made)
+        self._factor = 1.0
+
+    def apply(self, optimizer: torch.optim.Optimizer, setting: float, factor: float) -> None:
+        """Write the rates of an iteration into the groups.
+
+        Args:
+            optimizer: As in the iteration before, but for what was set from outside.
+            setting: The model's ``learning_rate``.
+            factor: Of annealing, between 1 and 0.
+        """
+        for i, group in enumerate(optimizer.param_groups):
+            rate = float(group["lr"])
+            if i == len(self._own):  # a group that was added
+                self._own.append(0.0)
+                self._written.append(-1.0)
+            if rate != self._written[i]:
+                self._own[i] = rate / (self._factor or 1.0)
+            elif setting != self._setting:
+                proportional = self._setting and self._own[i] != self._setting
+                self._own[i] = self._own[i] * (setting / self._setting) if proportional else setting
+            group["lr"] = self._written[i] = self._own[i] * factor
+        self._setting, self._factor = setting, factor
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rates as plain data."""
+        return {
+            "setting": self._setting,
+            "made": self._made,
+            "own": list(self._own),
+            "written": list(self._written),
+            "factor": self._factor,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any] | None, in_groups: Sequence[float]) -> bool:
+        """Go on from a checkpoint, unless the optimiser is made with other rates now: then these.
+
+        Args:
+            state: From :meth:`state_dict`; ``None`` if the checkpoint has none.
+            in_groups: The ``lr`` of each of the checkpoint's groups, which come back with the optimiser's state.
+
+        Returns:
+            Whether it goes on.
+        """
+        self._written = list(in_groups)
+        if state is None:
+            return False
+        self._factor = state["factor"]
+        if state["made"] != self._made:
+            return False
+        self._setting = state["setting"]
+        self._own, self._written = list(state["own"]), list(state["written"])
+        return True

@@ -21,13 +21,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pl_rl.compilation import Compiled, Library, describe_machine_code
 from pl_rl.errors import CompilationError
-from pl_rl.loss import Minibatch, PPOLoss
+from pl_rl.loss import Coefficients, Minibatch, PPOLoss
+from pl_rl.module_state import ModuleWatch, Place, call_with, has_hook, places_of
 
 # Parts of a minibatch whose intermediate results fit a processor's cache, and that threads share among themselves: of
 # expensive samples as many as make a thread worth its while, but not so few that averaging gradients costs as much.
 CHUNK_SIZE = 512
 LEAST_CHUNK_SIZE = 64
 CHUNK_FLOPS = 2**28
+
+
 # Of a gradient's length, by which two orders of summation may differ; some 1e-6 are seen.
 MOST_ROUNDING = 1e-3
 
@@ -38,7 +41,6 @@ class Updates(ABC):
     Args:
         loss: The loss, with the network in it.
         optimizer: Takes the steps.
-        max_grad_norm: Largest norm of the gradient; ``None`` does not clip.
 
     Attributes:
         description: What the results depend on; other words, other rounding.
@@ -46,18 +48,25 @@ class Updates(ABC):
 
     description: str
 
-    def __init__(self, loss: PPOLoss, optimizer: torch.optim.Optimizer, max_grad_norm: float | None) -> None:
+    def __init__(self, loss: PPOLoss, optimizer: torch.optim.Optimizer) -> None:
         self.loss = loss
         self.optimizer = optimizer
-        self.max_grad_norm = math.inf if max_grad_norm is None else max_grad_norm
 
     @contextmanager
-    def iteration(self) -> Iterator[None]:
-        """Surrounds the updates of an iteration; network and optimiser are up to date after it."""
+    def iteration(self, coefficients: Coefficients, max_grad_norm: float | None) -> Iterator[None]:
+        """Surrounds the updates of an iteration; network and optimiser are up to date after it.
+
+        Args:
+            coefficients: Of the loss.
+            max_grad_norm: Largest norm of the gradient over all parameters that the optimiser trains; ``None`` does not
+                clip.
+        """
+        self._coefficients = coefficients
+        self._max_grad_norm = math.inf if max_grad_norm is None else max_grad_norm
         yield
 
     @abstractmethod
-    def gradient(self, minibatch: Minibatch, clip_coef: Tensor) -> Tensor:
+    def gradient(self, minibatch: Minibatch) -> Tensor:
         """Compute the loss's gradient; returns ``PPOLoss.METRICS``."""
 
     @abstractmethod
@@ -74,17 +83,28 @@ class EagerUpdates(Updates):
 
     description = "eager"
 
-    def gradient(self, minibatch: Minibatch, clip_coef: Tensor) -> Tensor:
-        """By backpropagation into the parameters' ``grad``."""
-        self.optimizer.zero_grad()
+    @contextmanager
+    def iteration(self, coefficients: Coefficients, max_grad_norm: float | None) -> Iterator[None]:
+        """Finds out which parameters are trained, in the network's order."""
+        with super().iteration(coefficients, max_grad_norm):
+            of_optimizer = dict.fromkeys(param for group in self.optimizer.param_groups for param in group["params"])
+            in_order = dict.fromkeys(param for param in self.loss.parameters() if param in of_optimizer)
+            self._trained = [param for param in in_order | of_optimizer if param.requires_grad]
+            self.loss.zero_grad()
+            yield
+
+    def gradient(self, minibatch: Minibatch) -> Tensor:
+        """By backpropagation into the ``grad`` of the parameters that are trained; all others have none."""
+        for param in self._trained:
+            param.grad = None
         metrics: Tensor
-        loss, metrics = self.loss(minibatch, clip_coef)
-        loss.backward()
+        loss, metrics = self.loss(minibatch, self._coefficients)
+        loss.backward(inputs=self._trained)
         return metrics
 
     def step(self) -> Tensor:
         """Clip and let the optimiser step."""
-        norm = nn.utils.clip_grad_norm_(self.loss.parameters(), self.max_grad_norm)
+        norm = nn.utils.clip_grad_norm_(self._trained, self._max_grad_norm)
         self.optimizer.step()
         return norm
 
@@ -99,29 +119,29 @@ class CompiledUpdates(Updates):
         CompilationError: If this network, this optimiser or this machine does not allow it.
     """
 
-    def __init__(
-        self, loss: PPOLoss, optimizer: torch.optim.Optimizer, max_grad_norm: float | None, example: Minibatch
-    ) -> None:
-        super().__init__(loss, optimizer, max_grad_norm)
+    def __init__(self, loss: PPOLoss, optimizer: torch.optim.Optimizer, example: Minibatch) -> None:
+        super().__init__(loss, optimizer)
         _check_optimizer(optimizer)
         self.description = describe_machine_code()
         self._parameters = [param for group in optimizer.param_groups for param in group["params"]]
         trained = set(self._parameters)
-        names = {param: name for name, param in loss.named_parameters()}
-        if not trained <= names.keys():
+        places = {place.tensor: place for place in places_of(loss)}
+        if not trained <= places.keys():
             raise CompilationError("the optimiser trains more than the network")
         if {(param.dtype, param.device.type) for param in trained} != {(torch.float32, "cpu")}:
             raise CompilationError("it is made for float32 parameters on a CPU")
-        self._names = [names[param] for param in self._parameters]
-        tensors = [*loss.named_parameters(), *loss.named_buffers()]
-        self._constants = {name: tensor.detach() for name, tensor in tensors if tensor not in trained}
+        if not all(param.requires_grad for param in trained):
+            raise CompilationError("the optimizer has parameters that are frozen")
+        self._places = [places[param] for param in self._parameters]
+        self._others = [place for tensor, place in places.items() if tensor not in trained]
         chunks = _number_of_chunks(len(example.obs), count_flops(loss, example))
         self._threads = min(chunks, _processors())
         self._minibatch = [(field.shape, field.dtype) for field in example]
         part = [field[: len(field) // chunks].contiguous() for field in example]
         self._chunk_bytes = [field.nbytes for field in part]
         values = [param.detach() for param in self._parameters]
-        inputs = [*part, torch.zeros(()), *values, *self._constants.values()]
+        numbers = torch.zeros(len(Coefficients._fields)).unbind()
+        inputs = [*part, *numbers, *values, *(place.tensor.detach() for place in self._others)]
         compiled = Compiled(self._gradient, inputs, self._threads)
         adam = Library('#include "adam.cpp"\n')
         self._step, self._average = adam.load().step, adam.load().average
@@ -141,20 +161,21 @@ class CompiledUpdates(Updates):
         self._table = (_Parameter * len(self._parameters))()
         self._addresses: list[int] = []
         self._shares: list[int] = []
-        self._checked = False
         self._compare(example)
 
     def _gradient(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """What is compiled: the gradient of each parameter, and the metrics.
 
         Args:
-            tensors: The minibatch's, the clipping coefficient, the parameters, then what is not trained.
+            tensors: The minibatch's, the loss's coefficients, the parameters, then what is not trained.
         """
-        fields = len(Minibatch._fields)
-        minibatch, clip_coef, values = Minibatch(*tensors[:fields]), tensors[fields], tensors[fields + 1 :]
-        parameters = [value.detach().requires_grad_() for value in values[: len(self._names)]]
-        state = dict(zip([*self._names, *self._constants], [*parameters, *values[len(parameters) :]], strict=True))
-        loss, metrics = functional_call(self.loss, state, (minibatch, clip_coef))
+        given = iter(tensors)
+        minibatch = Minibatch(*itertools.islice(given, len(Minibatch._fields)))
+        coefficients = Coefficients(*itertools.islice(given, len(Coefficients._fields)))
+        parameters = [next(given).detach().requires_grad_() for _ in self._places]
+        names = [place.name for place in [*self._places, *self._others]]
+        state = dict(zip(names, [*parameters, *given], strict=True))
+        loss, metrics = call_with(self.loss, state, (minibatch, coefficients))
         return *torch.autograd.grad(loss, parameters, materialize_grads=True), metrics
 
     def _compare(self, example: Minibatch) -> None:
@@ -163,63 +184,103 @@ class CompiledUpdates(Updates):
         Raises:
             CompilationError: If it is another one.
         """
-        clip_coef = torch.tensor(0.2)
-        self.gradient(example, clip_coef)
-        loss, _ = self.loss(example, clip_coef)
-        gradients = torch.autograd.grad(loss, self._parameters, materialize_grads=True)
-        expected = torch.cat([gradient.flatten() for gradient in gradients])
-        difference = (self._mean_gradient - expected).norm() / expected.norm().clamp(min=1e-6)
+        coefficients = Coefficients(torch.tensor(0.2), 0.5, 0.01)
+        self._point(coefficients)
+        self.gradient(example)
+        difference = length_of_difference(self._mean_gradient, self.eager_gradient(example, coefficients))
         if not difference < MOST_ROUNDING:
             raise CompilationError(f"its gradient differs from PyTorch's by {difference:.1e} of its length")
 
+    def eager_gradient(self, minibatch: Minibatch, coefficients: Coefficients) -> Tensor:
+        """What is compiled, by PyTorch: the gradient of all that is trained, in a row."""
+        loss, _ = self.loss(minibatch, coefficients)
+        gradients = torch.autograd.grad(loss, self._parameters, materialize_grads=True)
+        return torch.cat([gradient.flatten() for gradient in gradients])
+
+    def gradient_nearby(self, minibatch: Minibatch, coefficients: Coefficients, distance: float) -> Tensor:
+        """As :meth:`eager_gradient`, with each parameter a share of itself away from where it is."""
+        values = perturbed([param.detach() for param in self._parameters], distance)
+        numbers = [torch.as_tensor(number) for number in coefficients]
+        *gradients, _ = self._gradient(*minibatch, *numbers, *values, *map(_found, self._others))
+        return torch.cat([gradient.flatten() for gradient in gradients])
+
+    def chunk_gradient(self, minibatch: Minibatch, coefficients: Coefficients) -> tuple[Minibatch, Tensor]:
+        """The first chunk of a minibatch and its gradient, between two iterations, of which it changes nothing."""
+        self._check(minibatch)
+        self._point(coefficients)
+        metrics = torch.empty(len(PPOLoss.METRICS))
+        self._aim(0, minibatch, metrics)
+        self._calls[0]()
+        size = len(minibatch.obs) // len(self._calls)
+        return Minibatch(*(field[:size] for field in minibatch)), self._gradients[0]
+
+    def change(self) -> str | None:
+        """What is other than it was when this was compiled, in words, so that this does no longer apply."""
+        in_groups = itertools.chain.from_iterable(group["params"] for group in self.optimizer.param_groups)
+        if any(one is not other for one, other in itertools.zip_longest(in_groups, self._parameters)):
+            return "the optimizer trains other parameters"
+        try:
+            _check_optimizer(self.optimizer)
+        except CompilationError as error:
+            return str(error)
+        for place in self._places:
+            if not place.is_original:
+                return f"{place.name} has been replaced"
+            if has_hook(place.tensor):
+                return f"{place.name} has a hook"
+        for place in [*self._places, *self._others]:
+            if not place.fits:
+                return f"{place.name} has another shape or type"
+        return None
+
     @contextmanager
-    def iteration(self) -> Iterator[None]:
+    def iteration(self, coefficients: Coefficients, max_grad_norm: float | None) -> Iterator[None]:
         """Finds out where everything lies, and how many steps have been made."""
+        self._point(coefficients)
         states = [self._adam_state(param) for param in self._parameters]
         of_adam = [[state[name] for name in ("exp_avg", "exp_avg_sq", "step")] for state in states]
-        addresses = [
-            tensor.data_ptr() for tensor in (*self._parameters, *self._constants.values(), *itertools.chain(*of_adam))
-        ]
+        addresses = [tensor.data_ptr() for tensor in (*self._parameters, *itertools.chain(*of_adam))]
         groups = [number for number, group in enumerate(self.optimizer.param_groups) for _ in group["params"]]
         # Corrections for the first steps differ where some parameters were held for a while.
         kinds = [(group, int(state["step"])) for group, state in zip(groups, states, strict=True)]
         distinct = list(dict.fromkeys(kinds))
         shares = [distinct.index(kind) for kind in kinds]
         if (addresses, shares) != (self._addresses, self._shares):
+            self._fill_table(of_adam, shares)
             self._addresses, self._shares = addresses, shares
-            self._point_at(of_adam)
         self._groups = [self.optimizer.param_groups[group] for group, _ in distinct]
         self._counts = [steps for _, steps in distinct]
-        yield
+        with super().iteration(coefficients, max_grad_norm):
+            yield
 
-    def _point_at(self, of_adam: list[list[Tensor]]) -> None:
-        """Fill in the addresses of parameters, of Adam's state of each, and of what is not trained."""
-        for entry, param, state, gradient, share in zip(
-            self._table, self._parameters, of_adam, self._gradient_pieces, self._shares, strict=True
-        ):
-            tensors = (param, *state, gradient)
-            assert all(tensor.is_contiguous() for tensor in tensors)
-            entry.__init__(
-                *(tensor.data_ptr() for tensor in tensors), ctypes.addressof(self._settings[share]), param.numel()
-            )
-        begin = len(self._minibatch) + 1
+    def _point(self, coefficients: Coefficients) -> None:
+        """Let the calls find the loss's coefficients, the parameters, and what is not trained."""
+        self._checked = False
+        numbers = [torch.as_tensor(number, dtype=torch.float32) for number in coefficients]
+        self._arguments = [*numbers, *map(_found, self._places), *map(_found, self._others)]  # kept alive
+        addresses: list[Any] = [tensor.data_ptr() for tensor in self._arguments]
         for call in self._calls:
-            for i, address in enumerate(self._addresses[: len(call.arguments) - begin], begin):
-                call.arguments[i] = address
+            call.arguments[len(self._minibatch) :] = addresses
 
-    def gradient(self, minibatch: Minibatch, clip_coef: Tensor) -> Tensor:
+    def _fill_table(self, of_adam: list[list[Tensor]], shares: list[int]) -> None:
+        """Let Adam find the parameters, the state of each and their settings."""
+        for entry, param, state, gradient, share in zip(
+            self._table, self._parameters, of_adam, self._gradient_pieces, shares, strict=True
+        ):
+            if not all(tensor.is_contiguous() for tensor in state) or {t.numel() for t in state[:2]} != {param.numel()}:
+                raise CompilationError("Adam's averages of a parameter have another shape, or are not contiguous")
+            tensors = (param, *state, gradient)
+            settings = ctypes.addressof(self._settings[share])
+            entry.__init__(*(tensor.data_ptr() for tensor in tensors), settings, param.numel())
+
+    def gradient(self, minibatch: Minibatch) -> Tensor:
         """In chunks, side by side."""
-        if not self._checked:  # machine code would read past the end of anything else
-            assert self._minibatch == [(field.shape, field.dtype) for field in minibatch]
-            assert all(field.is_contiguous() for field in minibatch)
+        if not self._checked:  # the others of an iteration are alike
+            self._check(minibatch)
             self._checked = True
         metrics = torch.empty(len(self._calls), len(PPOLoss.METRICS))
-        addresses = [field.data_ptr() for field in minibatch]
-        for i, call in enumerate(self._calls):
-            for argument, (address, size) in enumerate(zip(addresses, self._chunk_bytes, strict=True)):
-                call.arguments[argument] = address + i * size
-            call.arguments[len(addresses)] = clip_coef.data_ptr()
-            call.results[len(self._parameters)] = metrics[i].data_ptr()
+        for i in range(len(self._calls)):
+            self._aim(i, minibatch, metrics[i])
         if len(self._calls) == 1:
             self._calls[0]()
             return metrics[0]
@@ -234,6 +295,24 @@ class CompiledUpdates(Updates):
             other.result()
         self._average(self._gradients.data_ptr(), *self._gradients.shape, self._mean_gradient.data_ptr())
         return metrics.mean(0)
+
+    def _check(self, minibatch: Minibatch) -> None:
+        """Machine code would read past the end of a minibatch of another form.
+
+        Raises:
+            CompilationError: If it has one.
+        """
+        if [(field.shape, field.dtype) for field in minibatch] != self._minibatch:
+            raise CompilationError("a minibatch has another shape or type than it was compiled for")
+        if not all(field.is_contiguous() for field in minibatch):
+            raise CompilationError("a minibatch is not contiguous")
+
+    def _aim(self, chunk: int, minibatch: Minibatch, metrics: Tensor) -> None:
+        """Prepare the call of a chunk."""
+        call = self._calls[chunk]
+        for argument, (field, size) in enumerate(zip(minibatch, self._chunk_bytes, strict=True)):
+            call.arguments[argument] = field.data_ptr() + chunk * size
+        call.results[len(self._parameters)] = metrics.data_ptr()
 
     def step(self) -> Tensor:
         """Clip as ``clip_grad_norm_`` does, then Adam."""
@@ -251,7 +330,7 @@ class CompiledUpdates(Updates):
             len(self._table),
             gradient.data_ptr(),
             gradient.numel(),
-            self.max_grad_norm,
+            self._max_grad_norm,
             norm.data_ptr(),
         )
         return norm
@@ -274,16 +353,21 @@ def count_flops(loss: PPOLoss, minibatch: Minibatch) -> int:
 
     It is a measure of time that does not change from run to run, and is found without computing or changing anything.
     """
+    watch = ModuleWatch(loss)
     try:
         with FakeTensorMode() as mode, FlopCounterMode(display=False) as counter:
             tensors = [*loss.named_parameters(), *loss.named_buffers()]
             state: dict[str, Tensor] = {name: mode.from_tensor(tensor) for name, tensor in tensors}
             example = Minibatch(*map(mode.from_tensor, minibatch))
-            value, _ = functional_call(loss, state, (example, mode.from_tensor(torch.tensor(0.2))))
+            value, _ = functional_call(
+                loss, state, (example, Coefficients(mode.from_tensor(torch.tensor(0.2)), 0.5, 0.01))
+            )
             trained = [tensor for tensor in state.values() if tensor.requires_grad]
             torch.autograd.grad(value, trained, allow_unused=True)
     except Exception:  # of a network that does more than operations on tensors
         return 0
+    finally:
+        watch.undo()
     return int(counter.get_total_flops())
 
 
@@ -312,6 +396,24 @@ def _pieces(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """A flat vector as tensors of the shapes of others."""
     pieces = flat.split([tensor.numel() for tensor in like])
     return [piece.view(tensor.shape) for piece, tensor in zip(pieces, like, strict=True)]
+
+
+def length_of_difference(tensor: Tensor, expected: Tensor) -> float:
+    """How far a tensor is from another one, in lengths of that one."""
+    return float((tensor - expected).norm() / expected.norm().clamp(min=1e-6))
+
+
+def perturbed(values: Sequence[Tensor], distance: float) -> list[Tensor]:
+    """Tensors whose elements are moved at random by about this share of themselves, the same way each time."""
+    generator = torch.Generator().manual_seed(0)
+    return [value * (1 + distance * torch.randn(value.shape, generator=generator)) for value in values]
+
+
+def _found(place: Place) -> Tensor:
+    tensor = place.find()
+    if tensor is None:
+        raise CompilationError(f"{place.name} has another shape or type than it was compiled for")
+    return tensor
 
 
 def _check_optimizer(optimizer: torch.optim.Optimizer) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 from pl_rl import ActorCritic, CNNActorCritic, MLPActorCritic, UsageError
 
@@ -180,3 +181,73 @@ def test_observations_that_are_no_images_are_refused(space, sentence):
 def test_the_smallest_images_have_one_pixel_left():
     network = CNNActorCritic(Box(0, 255, (1, 36, 50), np.uint8), Discrete(2))
     assert network.value(torch.zeros(2, 1, 36, 50, dtype=torch.uint8)).shape == (2,)
+
+
+class LowRank(nn.Module):
+    """A layer that stays, and what is learnt beside it."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer.requires_grad_(False)
+        self.down = nn.Linear(layer.in_features, 2, bias=False)
+        self.up = nn.Linear(2, layer.out_features, bias=False)
+
+    def forward(self, inputs):
+        return self.layer(inputs) + self.up(self.down(inputs))
+
+
+def replace(layers):
+    layers[2] = nn.Linear(64, 64)
+
+
+def wrap(layers):
+    layers[0] = LowRank(layers[0])
+
+
+CHANGES = {
+    "replaced": replace,
+    "wrapped": wrap,
+    "inserted": lambda layers: layers.insert(1, nn.LayerNorm(64)),
+    "pruned": lambda layers: prune.l1_unstructured(layers[0], "weight", 0.5),
+    "spectral norm": lambda layers: parametrizations.spectral_norm(layers[2]),
+    "weight norm": lambda layers: parametrizations.weight_norm(layers[2]),
+    "without bias": lambda layers: setattr(layers[2], "bias", None) or nn.init.ones_(layers[2].weight),
+}
+
+
+@pytest.mark.parametrize("part", ["actor", "critic", "encoder"])
+@pytest.mark.parametrize("kind", CHANGES)
+def test_layers_of_an_mlp_can_be_changed_like_those_of_any_sequence(part, kind):
+    network = MLPActorCritic(OBSERVATIONS, ACTIONS, encoder_sizes=[64, 64])
+    layers, obs = getattr(network, part), torch.randn(8, 4)
+    before = torch.cat([tensor.flatten() for tensor in network(obs)])
+    torch.manual_seed(0)
+    CHANGES[kind](layers)
+    outputs, values = network(obs)
+    assert not torch.equal(torch.cat([outputs.flatten(), values]), before)
+    features = network.encoder(obs)
+    assert torch.equal(outputs, network.actor(features)) or kind == "spectral norm"  # which iterates at each call
+    (outputs.sum() + values.sum()).backward()
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    assert all(parameter.grad is not None for parameter in trained)
+
+
+@pytest.mark.parametrize(
+    ("network", "layer"),
+    [
+        (MLPActorCritic(OBSERVATIONS, ACTIONS, encoder_sizes=[8]), "actor.0"),
+        (CNNActorCritic(Box(0, 255, (1, 36, 36), np.uint8), ACTIONS), "hidden"),
+    ],
+    ids=["mlp", "cnn"],
+)
+def test_hooks_on_single_layers_run(network, layer):
+    calls = []
+    network.get_submodule(layer).register_forward_hook(lambda module, inputs, output: calls.append(output.shape))
+    network(torch.zeros(2, *network.observation_space.shape))
+    assert len(calls) == 1
+
+
+def test_the_hidden_layer_of_a_cnn_can_be_replaced():
+    network = CNNActorCritic(Box(0, 255, (1, 36, 36), np.uint8), ACTIONS)
+    network.hidden = nn.Sequential(nn.LayerNorm(64), network.hidden)
+    assert network.value(torch.zeros(2, 1, 36, 36, dtype=torch.uint8)).shape == (2,)

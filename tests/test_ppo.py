@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from pl_rl import PPO, CNNActorCritic, EnvConfig, MLPActorCritic, UsageError
+from pl_rl import PPO, CNNActorCritic, EnvConfig, MLPActorCritic, Trainer, UsageError
 from tests.networks import LinearValue
 from tests.support import (
     MemoryLogger,
@@ -439,6 +439,22 @@ def test_several_devices_are_refused():
         trainer.fit(small_ppo())
 
 
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (
+            {"gradient_clip_val": 0.3},
+            "gradient_clip_val=0.3 does not reach .* use --model.max_grad_norm 0.3",
+        ),
+        ({"accumulate_grad_batches": 4}, "accumulate_grad_batches=4 does not reach .* a larger --model.minibatch_size"),
+    ],
+)
+def test_what_lightning_does_around_its_own_optimization_is_refused(settings, sentence):
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, **settings)
+    with pytest.raises(UsageError, match=sentence):
+        trainer.fit(small_ppo())
+
+
 def test_validation_is_the_evaluation_that_training_made():
     logger = MemoryLogger()
     model = small_ppo(eval_freq=32)
@@ -562,7 +578,7 @@ def test_shorter_runs_of_larger_networks_compile_too(monkeypatch):
             read.append(pl_module.rounding()["updates"])
 
     read = []
-    monkeypatch.setattr("pl_rl.ppo.FLOPS_OF_A_MILLISECOND", 2**20)
+    monkeypatch.setattr("pl_rl.compiled.FLOPS_OF_A_MILLISECOND", 2**20)
     pixels = {"env": "PlRlTest/Pictures-v0", "network": CNNActorCritic}
     assert not compiles()
     assert compiles(**pixels)
@@ -573,14 +589,14 @@ def test_shorter_runs_of_larger_networks_compile_too(monkeypatch):
 def test_compiling_is_no_training_time(monkeypatch):
     def slow(self):
         time.sleep(0.5)
-        return make_updates(self)
+        return compile_updates(self)
 
     class Clock(L.Callback):
         def on_train_start(self, trainer, pl_module):
             assert pl_module.elapsed_seconds < 0.4
 
-    make_updates = PPO._make_updates
-    monkeypatch.setattr(PPO, "_make_updates", slow)
+    compile_updates = PPO._compile
+    monkeypatch.setattr(PPO, "_compile", slow)
     fit(small_ppo(), max_epochs=1, callbacks=[Clock()])
 
 

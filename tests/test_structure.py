@@ -4,6 +4,8 @@ import ast
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+import pytest
+
 import pl_rl
 
 PACKAGE = Path(pl_rl.__file__).parent
@@ -49,3 +51,10 @@ def test_only_the_command_line_knows_the_argument_parser():
 
 def test_the_mathematics_depends_on_nothing_but_torch():
     assert {name.split(".")[0] for name in imports_of("pl_rl.functional")} == {"torch"}
+
+
+@pytest.mark.parametrize("name", ["acting", "compiled", "module_state", "updates"])
+def test_what_guards_memory_is_no_assertion(name):
+    """``python -O`` takes assertions out."""
+    tree = ast.parse(MODULES[f"pl_rl.{name}"].read_text())
+    assert not [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Assert)]

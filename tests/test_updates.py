@@ -8,10 +8,10 @@ import torch
 
 from pl_rl import CNNActorCritic, MLPActorCritic, codegen, updates
 from pl_rl.compilation import CompilationError
-from pl_rl.loss import Minibatch, PPOLoss
+from pl_rl.loss import Coefficients, Minibatch, PPOLoss
 from pl_rl.updates import CompiledUpdates, EagerUpdates
 
-CLIP = torch.tensor(0.2)
+COEFFICIENTS = Coefficients(torch.tensor(0.2), vf_coef=0.5, ent_coef=0.01)
 BOX = gym.spaces.Box(-1, 1, (3,))
 SPACES = {"discrete": gym.spaces.Discrete(2), "continuous": gym.spaces.Box(-1, 1, (2,))}
 
@@ -44,20 +44,20 @@ def adam(parameters, **settings):
     return torch.optim.Adam(parameters, **{"lr": 0.01, "eps": 1e-5, "fused": True, **settings})
 
 
-def make_updates(updates_class, network, minibatch, optimizer=None, max_grad_norm=0.5, clip_vloss=False):
-    loss = PPOLoss(network, vf_coef=0.5, ent_coef=0.01, clip_vloss=clip_vloss)
+def make_updates(updates_class, network, minibatch, optimizer=None, clip_vloss=False):
+    loss = PPOLoss(network, clip_vloss)
     optimizer = optimizer or adam(network.parameters())
     arguments = () if updates_class is EagerUpdates else (minibatch,)
-    return updates_class(loss, optimizer, max_grad_norm, *arguments)
+    return updates_class(loss, optimizer, *arguments)
 
 
-def run(updates, minibatch, iterations=2, steps=3):
+def run(updates, minibatch, iterations=2, steps=3, max_grad_norm=0.5):
     """Metrics and gradient norms of some updates in some iterations."""
     results = []
     for _ in range(iterations):
-        with updates.iteration():
+        with updates.iteration(COEFFICIENTS, max_grad_norm):
             for _ in range(steps):
-                results.append(torch.cat([updates.gradient(minibatch, CLIP), updates.step().view(1)]))
+                results.append(torch.cat([updates.gradient(minibatch), updates.step().view(1)]))
     updates.close()
     return torch.stack(results)
 
@@ -81,13 +81,16 @@ def assert_same(eager, compiled, rtol=1e-4, atol=1e-5):
     ],
 )
 def test_compiled_updates_do_what_eager_ones_do(kind, settings):
+    clipping = {name: settings[name] for name in settings if name == "max_grad_norm"}
+    settings = {name: settings[name] for name in settings if name != "max_grad_norm"}
     networks = [make_network(kind) for _ in range(2)]
     minibatch = make_minibatch(networks[0])
     eager, compiled = (
         make_updates(updates_class, network, minibatch, **settings)
         for updates_class, network in zip([EagerUpdates, CompiledUpdates], networks, strict=True)
     )
-    torch.testing.assert_close(run(compiled, minibatch), run(eager, minibatch), rtol=1e-4, atol=1e-5)
+    ours, expected = run(compiled, minibatch, **clipping), run(eager, minibatch, **clipping)
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
     assert_same(eager, compiled)
     assert not torch.equal(networks[0].actor[0].weight, make_network(kind).actor[0].weight)
 
@@ -141,12 +144,10 @@ def test_parameter_groups_keep_their_settings():
     networks = [make_network() for _ in range(2)]
     minibatch = make_minibatch(networks[0])
     eager, compiled = (
-        # Without clipping: the eager norm also counts the encoder, which has a gradient but is in no group.
-        make_updates(updates_class, network, minibatch, with_groups(network), max_grad_norm=None)
+        make_updates(updates_class, network, minibatch, with_groups(network))
         for updates_class, network in zip([EagerUpdates, CompiledUpdates], networks, strict=True)
     )
-    run(eager, minibatch)
-    run(compiled, minibatch)
+    torch.testing.assert_close(run(compiled, minibatch), run(eager, minibatch), rtol=1e-4, atol=1e-5)
     assert_same(eager, compiled)
     assert torch.equal(networks[1].encoder[0].weight, make_network().encoder[0].weight), "not the optimiser's to train"
 
@@ -215,7 +216,7 @@ def test_chunks_follow_from_the_minibatch_and_the_work_of_a_sample(size, flops_o
 def test_operations_are_counted_without_a_trace():
     network = make_network()
     network.encoder = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.BatchNorm1d(8), torch.nn.Dropout())
-    loss, minibatch = PPOLoss(network, 0.5, 0.01, False), make_minibatch(make_network())
+    loss, minibatch = PPOLoss(network, clip_vloss=False), make_minibatch(make_network())
     before, random_state = copy.deepcopy(loss.state_dict()), torch.get_rng_state()
     # Forward, for the weights and, but in the first layer, for what goes in; actor and critic alike.
     products = 2 * (3 * 8) + 3 * (2 * 8 * 8 + 8 * 2 + 8 * 1)
@@ -255,8 +256,8 @@ def test_a_failure_in_an_iteration_leaves_the_updates_made_until_then():
     minibatch = make_minibatch(network)
     updates = make_updates(CompiledUpdates, network, minibatch)
     before = network.actor[0].weight.clone()
-    with pytest.raises(KeyboardInterrupt), updates.iteration():
-        updates.gradient(minibatch, CLIP)
+    with pytest.raises(KeyboardInterrupt), updates.iteration(COEFFICIENTS, 0.5):
+        updates.gradient(minibatch)
         updates.step()
         raise KeyboardInterrupt
     assert not torch.equal(network.actor[0].weight, before)
@@ -267,3 +268,42 @@ def test_parameters_outside_of_the_network_are_a_reason_not_to_compile():
     network, other = make_network(), torch.nn.Parameter(torch.zeros(1))
     with pytest.raises(CompilationError, match="trains more than the network"):
         make_updates(CompiledUpdates, network, make_minibatch(network), adam([*network.parameters(), other]))
+
+
+def make_wider(minibatch):
+    return minibatch._replace(obs=torch.cat([minibatch.obs, minibatch.obs], 1))
+
+
+def make_strided(minibatch):
+    return minibatch._replace(obs=minibatch.obs.t().contiguous().t())
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda minibatch: Minibatch(*(field[:32] for field in minibatch)), "another shape or type"),
+        (lambda minibatch: minibatch._replace(obs=minibatch.obs.double()), "another shape or type"),
+        (make_wider, "another shape or type"),
+        (make_strided, "not contiguous"),
+    ],
+)
+def test_a_minibatch_of_another_form_is_refused_at_any_time(change, reason):
+    network = make_network()
+    minibatch = make_minibatch(network)
+    updates = make_updates(CompiledUpdates, network, minibatch)
+    with updates.iteration(COEFFICIENTS, 0.5):
+        updates.gradient(minibatch)
+    with updates.iteration(COEFFICIENTS, 0.5), pytest.raises(CompilationError, match=reason):
+        updates.gradient(change(minibatch))
+
+
+def test_parameters_that_are_not_trained_keep_no_gradient_from_before():
+    network = make_network()
+    minibatch = make_minibatch(network)
+    for parameter in network.parameters():
+        parameter.grad = torch.full_like(parameter, 1e6)
+    updates = make_updates(EagerUpdates, network, minibatch, adam(network.actor.parameters()))
+    norm = run(updates, minibatch)[:, -1]
+    assert norm.max() < 100
+    assert all(parameter.grad is None for parameter in [*network.encoder.parameters(), *network.critic.parameters()])
+    assert torch.equal(network.encoder[0].weight, make_network().encoder[0].weight)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pl_rl import MLPActorCritic
-from pl_rl.loss import Minibatch, PPOLoss
+from pl_rl.loss import Coefficients, Minibatch, PPOLoss
 from pl_rl.updates import CompiledUpdates, EagerUpdates
 from pl_rl.weights import read_weights
 from tests.weights.support import files, network_of, reference_of
@@ -46,8 +46,8 @@ def case(request):
     return SimpleNamespace(
         network=network,
         optimizer=optimizer,
-        loss=PPOLoss(network, hyper.value_weight, hyper.entropy_weight, clip_vloss=True),
-        clip_coef=torch.tensor(hyper.clip_ratio),
+        loss=PPOLoss(network, clip_vloss=True),
+        coefficients=Coefficients(torch.tensor(hyper.clip_ratio), hyper.value_weight, hyper.entropy_weight),
         max_grad_norm=hyper.grad_clip_norm,
         minibatch=Minibatch(
             obs=reference["obs"],
@@ -71,9 +71,9 @@ def old_policy(expected):
 @pytest.mark.parametrize("updates_class", [EagerUpdates, CompiledUpdates])
 def test_an_update_moves_the_network_as_di_engine_does(case, updates_class):
     example = (case.minibatch,) if updates_class is CompiledUpdates else ()
-    updates = updates_class(case.loss, case.optimizer, case.max_grad_norm, *example)
-    with updates.iteration():
-        metrics = dict(zip(PPOLoss.METRICS, updates.gradient(case.minibatch, case.clip_coef), strict=True))
+    updates = updates_class(case.loss, case.optimizer, *example)
+    with updates.iteration(case.coefficients, case.max_grad_norm):
+        metrics = dict(zip(PPOLoss.METRICS, updates.gradient(case.minibatch), strict=True))
         norm = updates.step()
     updates.close()
     expected = case.expected
@@ -90,7 +90,7 @@ def test_an_update_moves_the_network_as_di_engine_does(case, updates_class):
 
 
 def test_the_whole_loss_is_di_engines(case):
-    loss, _ = case.loss(case.minibatch, case.clip_coef)
+    loss, _ = case.loss(case.minibatch, case.coefficients)
     torch.testing.assert_close(loss.detach(), case.expected["total_loss"], **CLOSE)
 
 
@@ -99,7 +99,7 @@ def test_the_kl_is_another_estimate_from_the_same_ratios(case):
     with torch.no_grad():
         outputs, _ = case.network(case.minibatch.obs)
         log_ratio = case.network.distribution.log_prob(outputs, case.minibatch.actions) - case.minibatch.log_probs
-        _, metrics = case.loss(case.minibatch, case.clip_coef)
+        _, metrics = case.loss(case.minibatch, case.coefficients)
     torch.testing.assert_close(-log_ratio.mean(), case.expected["approx_kl"], **CLOSE)
     ours = metrics[PPOLoss.METRICS.index("approx_kl")]
     torch.testing.assert_close(ours, case.expected["approx_kl"] + log_ratio.expm1().mean(), **CLOSE)

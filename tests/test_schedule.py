@@ -1,0 +1,91 @@
+"""Learning rates that are annealed, set from outside, and saved."""
+
+import pytest
+import torch
+
+from pl_rl.schedule import LearningRates
+
+
+def make(*rates):
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": rate} for rate in rates]
+    return torch.optim.SGD(groups)
+
+
+def rates_of(optimizer):
+    return [group["lr"] for group in optimizer.param_groups]
+
+
+def test_annealing_multiplies_each_groups_rate():
+    optimizer = make(0.1, 0.4)
+    rates = LearningRates(optimizer, setting=0.1)
+    for factor in (1.0, 0.5, 0.25):
+        rates.apply(optimizer, 0.1, factor)
+        assert rates_of(optimizer) == [0.1 * factor, 0.4 * factor]
+
+
+def test_a_rate_set_in_a_group_is_annealed_from_there():
+    optimizer = make(0.1, 0.4)
+    rates = LearningRates(optimizer, setting=0.1)
+    rates.apply(optimizer, 0.1, 0.5)
+    optimizer.param_groups[0]["lr"] *= 0.5
+    rates.apply(optimizer, 0.1, 0.25)
+    assert rates_of(optimizer) == pytest.approx([0.1 * 0.5 * 0.25, 0.4 * 0.25])
+    optimizer.param_groups[0]["lr"] = 0.0
+    rates.apply(optimizer, 0.1, 0.125)
+    assert rates_of(optimizer) == pytest.approx([0.0, 0.4 * 0.125])
+
+
+def test_the_models_rate_moves_all_groups_in_proportion():
+    optimizer = make(0.1, 0.4)
+    rates = LearningRates(optimizer, setting=0.1)
+    rates.apply(optimizer, 0.3, 0.5)
+    assert rates_of(optimizer) == pytest.approx([0.3 * 0.5, 1.2 * 0.5])
+
+
+def test_a_group_that_was_set_does_not_move_once_more():
+    optimizer = make(0.1)
+    rates = LearningRates(optimizer, setting=0.1)
+    rates.apply(optimizer, 0.1, 1.0)
+    optimizer.param_groups[0]["lr"] = 0.2
+    rates.apply(optimizer, 0.2, 1.0)
+    assert rates_of(optimizer) == [0.2]
+
+
+def test_a_rate_can_come_back_from_zero():
+    optimizer = make(0.1)
+    rates = LearningRates(optimizer, setting=0.1)
+    rates.apply(optimizer, 0.0, 1.0)
+    assert rates_of(optimizer) == [0.0]
+    rates.apply(optimizer, 0.2, 0.0)
+    assert rates_of(optimizer) == [0.0]
+    rates.apply(optimizer, 0.2, 0.5)
+    assert rates_of(optimizer) == [0.1]
+
+
+def test_a_group_that_is_added_has_its_own_rate():
+    optimizer = make(0.1)
+    rates = LearningRates(optimizer, setting=0.1)
+    rates.apply(optimizer, 0.1, 0.5)
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 0.3})
+    rates.apply(optimizer, 0.1, 0.25)
+    assert rates_of(optimizer) == pytest.approx([0.1 * 0.25, 0.3 * 0.5])
+
+
+def test_rates_go_on_where_they_were_saved_unless_others_are_made():
+    def saved():
+        optimizer = make(0.1)
+        rates = LearningRates(optimizer, setting=0.1)
+        rates.apply(optimizer, 0.1, 0.5)
+        optimizer.param_groups[0]["lr"] = 0.02
+        return optimizer, rates
+
+    optimizer, rates = saved()
+    state, in_groups = rates.state_dict(), rates_of(optimizer)
+    rates.apply(optimizer, 0.1, 0.25)
+    for made, expected in [(0.1, rates_of(optimizer)), (0.8, [0.8 * 0.25])]:
+        resumed = make(made)
+        again = LearningRates(resumed, setting=made)
+        resumed.param_groups[0]["lr"] = in_groups[0]  # as the optimiser's state comes back
+        assert again.load_state_dict(state, in_groups) == (made == 0.1)
+        again.apply(resumed, made, 0.25)
+        assert rates_of(resumed) == expected
