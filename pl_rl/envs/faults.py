@@ -12,14 +12,22 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pl_rl.envs.replay import WrongObservation
 from pl_rl.errors import EnvironmentFailure
+from pl_rl.interruption import Interrupted
 
 Fault = tuple[int, str, str]
 """Index of the environment, what it did, and its traceback (empty where there is none)."""
 
+STOPS = (KeyboardInterrupt, Interrupted)
+"""What a signal raises, wherever the process is: it ends the run, and is no fault of an environment that was at work.
+Whatever else comes out of one is, also ``sys.exit``, which games call when their window is closed."""
 
-def fault_of(index: int, doing: str, error: Exception) -> Fault:
+
+class WrongOutput(ValueError):
+    """An observation or a reward of a shape or type that cannot be one."""
+
+
+def fault_of(index: int, doing: str, error: BaseException) -> Fault:
     """An exception that came out of an environment.
 
     Args:
@@ -27,11 +35,18 @@ def fault_of(index: int, doing: str, error: Exception) -> Fault:
         doing: What it was asked for, in words.
         error: Being handled.
     """
-    if isinstance(error, WrongObservation):
-        return index, f"{error} ({doing})", ""
+    trace = "" if isinstance(error, WrongOutput) else traceback.format_exc()
+    return index, f"{error_in_words(error)} ({doing})", trace
+
+
+def error_in_words(error: BaseException) -> str:
+    """What an environment did from which this came out, as the rest of a sentence."""
+    if isinstance(error, WrongOutput):
+        return str(error)
+    if isinstance(error, SystemExit):
+        return f"ended the process by sys.exit({'' if error.code is None else repr(error.code)})"
     said = " ".join(str(error).split())
-    what = f"raised {type(error).__name__}{f': {said}' if said else ''} ({doing})"
-    return index, what, traceback.format_exc()
+    return f"raised {type(error).__name__}{f': {said}' if said else ''}"
 
 
 def failure(fault: Fault) -> EnvironmentFailure:
