@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pl_rl.compilation import Compiled
+from pl_rl.modes import evaluation_mode
 from pl_rl.networks import ActorCritic
 
 
 class Acting(ABC):
-    """A network's decisions over one rollout after another.
+    """A network's decisions over one rollout after another, in evaluation mode.
 
     Args:
         network: The policy and the value function; read at each step.
@@ -95,7 +96,8 @@ class CompiledActing(Acting):
             prefix, _, name = full_name.rpartition(".")
             module = self._decision.get_submodule(prefix)
             self._places.append((module._parameters if name in module._parameters else module._buffers, name))
-        self._compiled = Compiled(self._act, [obs, noise, *self._tensors()])
+        with evaluation_mode(network):
+            self._compiled = Compiled(self._act, [obs, noise, *self._tensors()])
 
     def load(self) -> None:
         """Wait for the compiler.

@@ -19,8 +19,10 @@ from pl_rl.envs import AnyVectorEnv, EnvConfig, make_env, make_vector_env
 from pl_rl.envs.faults import check_finite
 from pl_rl.envs.parallel import SyncEnvs
 from pl_rl.errors import EnvironmentFailure, UsageError
+from pl_rl.modes import evaluation_mode
 from pl_rl.networks import ActorCritic
 from pl_rl.normalization import ObservationNormalizer
+from pl_rl.random_state import restore_random_state, save_random_state
 
 # Atari's own limit, the largest in common use, is 27,000 steps of four frames.
 LONGEST_EPISODE = 100_000
@@ -156,11 +158,31 @@ def play(
 ) -> Episodes:
     """Play ``num_episodes`` episodes in ``env`` from a seeded reset on; arguments as in :func:`evaluate`.
 
+    The network acts in evaluation mode. Afterwards its parts are in the modes in which they were, and the global
+    random generators, which an environment or a network of somebody's own may draw from, in their states: evaluating
+    more often changes nothing in training, and the same weights give the same episodes outside of it.
+
     An episode that has not ended after 100,000 steps counts as it is, and is the last of its environment.
 
     Raises:
         EnvironmentFailure: If an environment fails, or gives numbers that mean nothing.
     """
+    random_state = save_random_state()
+    try:
+        with evaluation_mode(network, normalizer):
+            return _play(network, env, num_episodes, seed, deterministic, normalizer)
+    finally:
+        restore_random_state(random_state)
+
+
+def _play(
+    network: ActorCritic,
+    env: AnyVectorEnv,
+    num_episodes: int,
+    seed: int,
+    deterministic: bool,
+    normalizer: ObservationNormalizer | None,
+) -> Episodes:
     parameter = next(network.parameters())
     generator = torch.Generator().manual_seed(seed)
     remaining = np.full(env.num_envs, num_episodes // env.num_envs)

@@ -81,7 +81,8 @@ def check_finite(
         sums += [obs.sum(), torch.from_numpy(last_obs).sum(), *(final.sum() for final in final_obs.values())]
     if torch.stack([total.double() for total in sums]).isfinite().all():
         return
-    found = [(int(t) + 1, int(i), f"gave the reward {rewards[t, i]}") for t, i in np.argwhere(~np.isfinite(rewards))]
+    wrong_rewards = np.argwhere(~np.isfinite(rewards))
+    found = [(int(t) + 1, int(i), f"gave the reward {_number(rewards[t, i], 'float32')}") for t, i in wrong_rewards]
     every_obs = [*enumerate(obs), (len(obs), torch.from_numpy(last_obs))] if obs.is_floating_point() else []
     for t, step_obs in every_obs:
         found += [(t, i, _observed(step_obs[i])) for i in range(len(step_obs)) if not step_obs[i].isfinite().all()]
@@ -93,8 +94,26 @@ def check_finite(
         raise failure
 
 
+def too_large(obs: npt.NDArray[Any], step: int) -> EnvironmentFailure:
+    """The exception to raise for observations ``[N, ...]`` after a step that are finite and cannot be normalized."""
+    rows = obs.reshape(len(obs), -1)
+    index, position = np.unravel_index(np.abs(rows).argmax(), rows.shape)
+    failure = EnvironmentFailure(
+        int(index),
+        f"gave an observation whose number {position} of {rows.shape[1]} is {rows[index, position]:g}, whose square "
+        "overflows, so that norm_obs=true cannot normalize it; scale it by a wrapper, or use norm_obs=false",
+    )
+    failure.step = step
+    return failure
+
+
 def _observed(obs: Tensor) -> str:
     """An observation that is not finite, by its first such number."""
     flat = obs.flatten()
     position = int(torch.nonzero(~flat.isfinite())[0])
-    return f"gave an observation whose number {position} of {len(flat)} is {flat[position].item()}"
+    return f"gave an observation whose number {position} of {len(flat)} is {_number(flat[position].item(), flat.dtype)}"
+
+
+def _number(value: float, dtype: Any) -> str:
+    """It may be infinite only in the type in which it is kept."""
+    return f"{value} in {str(dtype).removeprefix('torch.')}" if np.isinf(value) else str(value)
