@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pl_rl.distributions import to_numpy
 from pl_rl.envs import AnyVectorEnv, EnvConfig, make_env, make_vector_env
-from pl_rl.envs.faults import check_finite
+from pl_rl.envs.faults import STOPS, check_finite, close_each, closing
 from pl_rl.envs.parallel import SyncEnvs
 from pl_rl.errors import EnvironmentFailure, UsageError
 from pl_rl.modes import evaluation_mode
@@ -77,10 +77,8 @@ def evaluate(
     if env_config.vectorization == "async":
         env_config = dataclasses.replace(env_config, vectorization="auto")
     env = make_vector_env(env_config, min(num_envs, num_episodes))
-    try:
+    with closing(env):
         return play(network, env, num_episodes, seed, deterministic, normalizer)
-    finally:
-        env.close()
 
 
 def record(
@@ -112,10 +110,8 @@ def record(
         disable_logger=True,
     )
     env = SyncEnvs([lambda: recorded])
-    try:
+    with closing(env):
         return play(network, env, num_episodes, seed, deterministic, normalizer)
-    finally:
-        env.close()
 
 
 def _check_drawable(env_config: EnvConfig) -> None:
@@ -128,17 +124,19 @@ def _check_drawable(env_config: EnvConfig) -> None:
         env.render()
     except gym.error.DependencyNotInstalled as error:
         raise UsageError(f"recording {env_config.id!r} needs a package more: {error}") from error
-    except Exception as error:  # simulators raise all sorts
+    except STOPS:
+        raise
+    except BaseException as error:  # simulators raise all sorts
         _drop_quietly(error)
         raise UsageError(
             f"environment {env_config.id!r} cannot be drawn here, {type(error).__name__}: {error}; without a screen, "
             "MuJoCo's need EGL or, with MUJOCO_GL=osmesa, OSMesa"
         ) from error
     finally:
-        env.close()
+        close_each([(0, env)])  # what is wrong with that is said when it has been recorded
 
 
-def _drop_quietly(error: Exception) -> None:
+def _drop_quietly(error: BaseException) -> None:
     """Let go of the half-made things that raised it: MuJoCo's print a traceback of their own when they go."""
     hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:

@@ -4,9 +4,11 @@ Shapes: ``T`` steps of a rollout, ``N`` environments.
 """
 
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -35,7 +37,7 @@ def fault_of(index: int, doing: str, error: BaseException) -> Fault:
         doing: What it was asked for, in words.
         error: Being handled.
     """
-    trace = "" if isinstance(error, WrongOutput) else traceback.format_exc()
+    trace = "" if isinstance(error, WrongOutput | SystemExit) else traceback.format_exc()
     return index, f"{error_in_words(error)} ({doing})", trace
 
 
@@ -47,6 +49,41 @@ def error_in_words(error: BaseException) -> str:
         return f"ended the process by sys.exit({'' if error.code is None else repr(error.code)})"
     said = " ".join(str(error).split())
     return f"raised {type(error).__name__}{f': {said}' if said else ''}"
+
+
+def close_each(envs: Iterable[tuple[int, gym.Env[Any, Any]]]) -> Fault | None:
+    """Close environments, all of them whatever each does, and give the first fault.
+
+    Args:
+        envs: With their indices.
+    """
+    first = None
+    for index, env in envs:
+        try:
+            env.close()
+        except STOPS:
+            raise
+        except BaseException as error:
+            first = first or (index, f"{error_in_words(error)} (while it was closed)", "")
+    return first
+
+
+@contextmanager
+def closing(env: "gym.vector.VectorEnv[Any, Any, Any]") -> Iterator[None]:
+    """Close environments after this block; what the block raises is what is raised, whether they can be closed or not.
+
+    Raises:
+        EnvironmentFailure: If one cannot be closed.
+    """
+    try:
+        yield
+    except BaseException as error:
+        try:
+            env.close()
+        except EnvironmentFailure as failure:
+            error.add_note(f"Afterwards {failure}.")
+        raise
+    env.close()
 
 
 def failure(fault: Fault) -> EnvironmentFailure:
