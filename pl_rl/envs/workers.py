@@ -246,7 +246,6 @@ class Worker:
         except OSError:
             self.process.kill()
 
-
     def last_words(self, deadline: float) -> Fault | None:
         """The fault in closing its environments, if there was one.
 
