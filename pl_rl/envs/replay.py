@@ -161,7 +161,7 @@ class ReplayEnv(gym.Wrapper[Any, Any, Any, Any]):
         obs, _ = self._noted(self.env.reset(seed=self._anchor_seed()))
         waiting = iter([*window["resets"], None])
         next_reset = next(waiting)
-        for number, action in enumerate(window["actions"], start=1):
+        for number, action in enumerate(window["actions"].copy(), start=1):  # as they may be clipped in place
             obs, reward, *_ = self.step(action)
             self.replayed_return += float(np.float32(reward))
             if number == next_reset:
