@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pl_rl.distributions import to_numpy
 from pl_rl.envs import AnyVectorEnv, EnvConfig, make_env, make_vector_env
-from pl_rl.envs.faults import STOPS, check_finite, close_each, closing
+from pl_rl.envs.faults import STOPS, check_finite, close_each, closing, number_of
 from pl_rl.envs.parallel import SyncEnvs
 from pl_rl.errors import EnvironmentFailure, UsageError
 from pl_rl.modes import evaluation_mode
@@ -109,7 +109,7 @@ def record(
         name_prefix=env_config.id.replace("/", "-"),
         disable_logger=True,
     )
-    env = SyncEnvs([lambda: recorded])
+    env = SyncEnvs([lambda: gym.wrappers.TransformReward(recorded, number_of)])
     with closing(env):
         return play(network, env, num_episodes, seed, deterministic, normalizer)
 
@@ -187,7 +187,11 @@ def _play(
     remaining[: num_episodes % env.num_envs] += 1
     open_returns, open_lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, dtype=np.int64)
     episodes = Episodes([], [])
-    obs, _ = env.reset(seed=seed)
+    try:
+        obs, _ = env.reset(seed=seed)
+    except EnvironmentFailure as failure:
+        failure.when = "at the beginning of an evaluation"
+        raise
     step = 0
     while remaining.any():
         step += 1

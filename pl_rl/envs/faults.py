@@ -29,6 +29,19 @@ class WrongOutput(ValueError):
     """An observation or a reward of a shape or type that cannot be one."""
 
 
+def number_of(reward: Any) -> float:
+    """A reward as the number that it is, or that an array of one holds, as some environments give rewards.
+
+    Raises:
+        WrongOutput: With what it is, if it is anything else.
+    """
+    numbers = np.asarray(reward)
+    if numbers.size == 1 and numbers.dtype.kind in "biuf":
+        return float(numbers.item())
+    what = f"a reward of shape {numbers.shape}" if numbers.shape else f"the reward {reward!r:.80}"
+    raise WrongOutput(f"gave {what}, where a number is needed")
+
+
 def fault_of(index: int, doing: str, error: BaseException) -> Fault:
     """An exception that came out of an environment.
 
@@ -119,7 +132,7 @@ def check_finite(
     if torch.stack([total.double() for total in sums]).isfinite().all():
         return
     wrong_rewards = np.argwhere(~np.isfinite(rewards))
-    found = [(int(t) + 1, int(i), f"gave the reward {_number(rewards[t, i], 'float32')}") for t, i in wrong_rewards]
+    found = [(int(t) + 1, int(i), f"gave the reward {_shown(rewards[t, i], 'float32')}") for t, i in wrong_rewards]
     every_obs = [*enumerate(obs), (len(obs), torch.from_numpy(last_obs))] if obs.is_floating_point() else []
     for t, step_obs in every_obs:
         found += [(t, i, _observed(step_obs[i])) for i in range(len(step_obs)) if not step_obs[i].isfinite().all()]
@@ -148,9 +161,9 @@ def _observed(obs: Tensor) -> str:
     """An observation that is not finite, by its first such number."""
     flat = obs.flatten()
     position = int(torch.nonzero(~flat.isfinite())[0])
-    return f"gave an observation whose number {position} of {len(flat)} is {_number(flat[position].item(), flat.dtype)}"
+    return f"gave an observation whose number {position} of {len(flat)} is {_shown(flat[position].item(), flat.dtype)}"
 
 
-def _number(value: float, dtype: Any) -> str:
+def _shown(value: float, dtype: Any) -> str:
     """It may be infinite only in the type in which it is kept."""
     return f"{value} in {str(dtype).removeprefix('torch.')}" if np.isinf(value) else str(value)

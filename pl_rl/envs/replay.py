@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pl_rl.envs.digest import Digest
-from pl_rl.envs.faults import STOPS, WrongOutput, error_in_words
+from pl_rl.envs.faults import STOPS, WrongOutput, error_in_words, number_of
 from pl_rl.envs.lasting import Arrays, load_lasting, needs_new_object, save_lasting
 from pl_rl.seeding import derive_seed
 
@@ -201,7 +201,7 @@ class ReplayEnv(gym.Wrapper[Any, Any, Any, Any]):
             try:
                 earn(reward)  # type: ignore[arg-type]
             except (TypeError, ValueError, DeprecationWarning):
-                number = _number(reward)
+                number = number_of(reward)
                 earn(number)
                 taken = obs, number, terminated, truncated, info
             if terminated or truncated:
@@ -233,16 +233,3 @@ class ReplayEnv(gym.Wrapper[Any, Any, Any, Any]):
 
     def _anchor_seed(self) -> int:
         return self._first_seed if self._anchors == 0 else derive_seed(self._first_seed, self._anchors)
-
-
-def _number(reward: Any) -> float:
-    """The number that an array of one holds, as some environments give rewards.
-
-    Raises:
-        WrongOutput: With what it is, if it is anything else.
-    """
-    numbers = np.asarray(reward)
-    if numbers.size == 1 and numbers.dtype.kind in "biuf":
-        return float(numbers.item())
-    what = f"a reward of shape {numbers.shape}" if numbers.shape else f"the reward {reward!r:.80}"
-    raise WrongOutput(f"gave {what}, where a number is needed")
