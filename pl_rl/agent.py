@@ -19,7 +19,7 @@ from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.utilities import rank_zero_info
 
 from pl_rl.checkpoints import STATE_KEY, migrate
-from pl_rl.envs import EnvConfig, make_env, make_vector_env, vectorization_of
+from pl_rl.envs import EnvConfig, close_single, make_env, make_vector_env, vectorization_of
 from pl_rl.errors import EnvironmentFailure, UsageError
 from pl_rl.evaluation import LIMIT_EPISODES, LONGEST_EPISODE, Episodes, evaluate, record, shown_return
 from pl_rl.network_changes import changed_network
@@ -96,7 +96,7 @@ class Agent(L.LightningModule):
         single = _single(env)
         with _threads(NUM_THREADS):
             self.network = network(single.observation_space, single.action_space)
-        single.close()
+        close_single(single, env.id)
         self.normalizer = ObservationNormalizer(single.observation_space) if norm_obs else None
         self.reward_scaler = RewardScaler(gamma) if norm_reward else None
         self.env_steps = 0
@@ -436,7 +436,7 @@ def _single(config: EnvConfig) -> gym.Env[Any, Any]:
                 f"train_wrappers change the {change}, but evaluations go without them; name the wrapper that does so "
                 "under wrappers"
             )
-    evaluated.close()
+    close_single(evaluated, config.id)
     return trained
 
 

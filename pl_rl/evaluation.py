@@ -16,11 +16,13 @@ from torch import Tensor
 
 from pl_rl.distributions import to_numpy
 from pl_rl.envs import AnyVectorEnv, EnvConfig, make_env, make_vector_env
-from pl_rl.envs.faults import check_finite
+from pl_rl.envs.faults import STOPS, check_finite, close_each, closing, number_of
 from pl_rl.envs.parallel import SyncEnvs
 from pl_rl.errors import EnvironmentFailure, UsageError
+from pl_rl.modes import evaluation_mode
 from pl_rl.networks import ActorCritic
 from pl_rl.normalization import ObservationNormalizer
+from pl_rl.random_state import restore_random_state, save_random_state
 
 # Atari's own limit, the largest in common use, is 27,000 steps of four frames.
 LONGEST_EPISODE = 100_000
@@ -75,10 +77,8 @@ def evaluate(
     if env_config.vectorization == "async":
         env_config = dataclasses.replace(env_config, vectorization="auto")
     env = make_vector_env(env_config, min(num_envs, num_episodes))
-    try:
+    with closing(env):
         return play(network, env, num_episodes, seed, deterministic, normalizer)
-    finally:
-        env.close()
 
 
 def record(
@@ -109,11 +109,9 @@ def record(
         name_prefix=env_config.id.replace("/", "-"),
         disable_logger=True,
     )
-    env = SyncEnvs([lambda: recorded])
-    try:
+    env = SyncEnvs([lambda: gym.wrappers.TransformReward(recorded, number_of)])
+    with closing(env):
         return play(network, env, num_episodes, seed, deterministic, normalizer)
-    finally:
-        env.close()
 
 
 def _check_drawable(env_config: EnvConfig) -> None:
@@ -126,17 +124,19 @@ def _check_drawable(env_config: EnvConfig) -> None:
         env.render()
     except gym.error.DependencyNotInstalled as error:
         raise UsageError(f"recording {env_config.id!r} needs a package more: {error}") from error
-    except Exception as error:  # simulators raise all sorts
+    except STOPS:
+        raise
+    except BaseException as error:  # simulators raise all sorts
         _drop_quietly(error)
         raise UsageError(
             f"environment {env_config.id!r} cannot be drawn here, {type(error).__name__}: {error}; without a screen, "
             "MuJoCo's need EGL or, with MUJOCO_GL=osmesa, OSMesa"
         ) from error
     finally:
-        env.close()
+        close_each([(0, env)])  # what is wrong with that is said when it has been recorded
 
 
-def _drop_quietly(error: Exception) -> None:
+def _drop_quietly(error: BaseException) -> None:
     """Let go of the half-made things that raised it: MuJoCo's print a traceback of their own when they go."""
     hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
@@ -156,18 +156,42 @@ def play(
 ) -> Episodes:
     """Play ``num_episodes`` episodes in ``env`` from a seeded reset on; arguments as in :func:`evaluate`.
 
+    The network acts in evaluation mode. Afterwards its parts are in the modes in which they were, and the global
+    random generators, which an environment or a network of somebody's own may draw from, in their states: evaluating
+    more often changes nothing in training, and the same weights give the same episodes outside of it.
+
     An episode that has not ended after 100,000 steps counts as it is, and is the last of its environment.
 
     Raises:
         EnvironmentFailure: If an environment fails, or gives numbers that mean nothing.
     """
+    random_state = save_random_state()
+    try:
+        with evaluation_mode(network, normalizer):
+            return _play(network, env, num_episodes, seed, deterministic, normalizer)
+    finally:
+        restore_random_state(random_state)
+
+
+def _play(
+    network: ActorCritic,
+    env: AnyVectorEnv,
+    num_episodes: int,
+    seed: int,
+    deterministic: bool,
+    normalizer: ObservationNormalizer | None,
+) -> Episodes:
     parameter = next(network.parameters())
     generator = torch.Generator().manual_seed(seed)
     remaining = np.full(env.num_envs, num_episodes // env.num_envs)
     remaining[: num_episodes % env.num_envs] += 1
     open_returns, open_lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, dtype=np.int64)
     episodes = Episodes([], [])
-    obs, _ = env.reset(seed=seed)
+    try:
+        obs, _ = env.reset(seed=seed)
+    except EnvironmentFailure as failure:
+        failure.when = "at the beginning of an evaluation"
+        raise
     step = 0
     while remaining.any():
         step += 1

@@ -86,11 +86,13 @@ class ObservationNormalizer(RunningStatistics):
         """Observations ``[..., *space.shape]`` as the network sees them, in float32."""
         return ((obs - self.mean) / self.scale).clamp(-self.clip, self.clip).float()
 
+    @np.errstate(over="ignore", invalid="ignore")  # looked for below
     def update(self, obs: npt.NDArray[Any]) -> bool:
         """Learn from the observations ``[N, ...]`` of one step as the environments gave them.
 
         Returns:
-            Whether all are finite. If not, nothing changes: what is wrong with one step must not outlive it.
+            Whether all are finite, and so are their squares. If not, nothing changes: what is wrong with one step must
+            not outlive it.
 
         Source: the parallel formula of Chan, Golub and LeVeque,
         https://en.wikipedia.org/wiki/Algorithms_for_calculating_variance#Parallel_algorithm
@@ -98,14 +100,15 @@ class ObservationNormalizer(RunningStatistics):
         # In the memory of the buffers: on so few numbers, NumPy's operations take a third of the time of torch's.
         mean, var, count = self.mean.numpy(), self.var.numpy(), self.count.numpy()
         obs_mean = np.add.reduce(obs, 0, np.float64) / len(obs)
-        if not math.isfinite(obs_mean.sum()):
-            return False
         deviations = obs - obs_mean
         obs_var = np.add.reduce(deviations * deviations, 0) / len(obs)
+        share, delta = len(obs) / (count.item() + len(obs)), obs_mean - mean
+        change = (obs_var - var + delta * delta * (1 - share)) * share
+        if not math.isfinite(change.sum()):
+            return False
         count += len(obs)
-        share, delta = len(obs) / count.item(), obs_mean - mean
         mean += delta * share
-        var += (obs_var - var + delta * delta * (1 - share)) * share
+        var += change
         return True
 
     @torch.no_grad()

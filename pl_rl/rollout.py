@@ -14,8 +14,9 @@ from torch import Tensor
 from pl_rl.acting import Acting, EagerActing
 from pl_rl.distributions import to_numpy
 from pl_rl.envs import AnyVectorEnv, restore_envs, save_envs
-from pl_rl.envs.faults import check_finite
+from pl_rl.envs.faults import check_finite, too_large
 from pl_rl.errors import EnvironmentFailure
+from pl_rl.modes import evaluation_mode
 from pl_rl.networks import ActorCritic
 from pl_rl.normalization import ObservationNormalizer, RewardScaler
 
@@ -186,9 +187,16 @@ class RolloutCollector:
     def collect(self) -> Rollout:
         """One rollout of the current policy, on the network's device.
 
+        The network acts in evaluation mode (dropout passes all, batch norm uses its running statistics), and is in
+        the mode that it was in afterwards.
+
         Raises:
             EnvironmentFailure: If an environment fails, or gives numbers that nothing can be learnt from.
         """
+        with evaluation_mode(self.network, self.normalizer):
+            return self._collect()
+
+    def _collect(self) -> Rollout:
         if self._obs is None:
             raise RuntimeError("collect() needs a reset(seed) first")
         steps, num_envs = self.num_steps, self.env.num_envs
@@ -206,6 +214,7 @@ class RolloutCollector:
         for t in range(steps):
             if self.normalizer is not None and not self.normalizer.update(self._obs):
                 check_finite(obs[:t], rewards[:t], self._obs, final_obs)
+                raise too_large(self._obs, t)
             obs_rows[t].copy_(self._as_input(self._obs))
             env_actions = distribution.to_env(to_numpy(self.acting.act(t)))
             try:

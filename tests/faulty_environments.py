@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 
 import gymnasium as gym
@@ -48,9 +49,42 @@ class Faulty(gym.Env):
                     os.kill(os.getpid(), signal.SIGKILL)
                 case "exits":
                     os._exit(3)
+                case "leaves":
+                    sys.exit(0)
+                case "leaves in words":
+                    raise SystemExit("the window was closed")
+                case "cancelled":
+                    raise GeneratorExit("cancelled")
+                case "no reward":
+                    reward = None
+                case "two rewards":
+                    reward = np.ones(2)
                 case "hangs":
                     time.sleep(10_000)
         return obs, reward, ended, False, {}
+
+
+class Unclosable(Faulty):
+    """Raises when it is closed, if it has made a step; one that was looked at alone has not."""
+
+    def __init__(self, fault="none", error="RuntimeError"):
+        super().__init__(fault)
+        self.error = error
+        self.steps = 0
+
+    def close(self):
+        self.breaks = False
+        if self.steps and self.error == "exit":
+            sys.exit(0)
+        if self.steps:
+            raise RuntimeError("the simulator is gone")
+
+
+class Unmakeable(gym.Env):
+    """Ends the process when it is made."""
+
+    def __init__(self):
+        sys.exit("no display")
 
 
 class Endless(Faulty):
@@ -64,6 +98,6 @@ class Endless(Faulty):
         return obs, reward, False, False, {}
 
 
-for cls in (Faulty, Endless):
+for cls in (Faulty, Unclosable, Unmakeable, Endless):
     if f"PlRlTest/{cls.__name__}-v0" not in gym.registry:
         gym.register(f"PlRlTest/{cls.__name__}-v0", cls, disable_env_checker=True)

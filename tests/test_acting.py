@@ -49,6 +49,24 @@ def test_a_compiled_function_decides_what_the_network_does(space):
                 parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
 
 
+class ModeDependent(MLPActorCritic):
+    """Says twice as much where it is in training mode, and has dropout there."""
+
+    def policy(self, obs):
+        return nn.functional.dropout(super().policy(obs), training=self.training) * (2 if self.training else 1)
+
+
+def test_a_compiled_function_decides_what_the_network_does_in_evaluation_mode():
+    network = ModeDependent(OBS, SPACES[0], encoder_sizes=(8,))
+    compiled = CompiledActing(network, torch.zeros(5, 3))
+    compiled.load()
+    assert network.training
+    obs, noise = torch.randn(4, 5, 3), network.distribution.noise((4, 5), torch.Generator())
+    network.eval()
+    for ours, expected in zip(rollout(compiled, obs, noise), rollout(EagerActing(network), obs, noise), strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
 def test_a_rollout_is_not_overwritten_by_the_next():
     network, _, compiled = make_acting(SPACES[0])
     obs, noise = torch.randn(4, 5, 3), network.distribution.noise((4, 5), torch.Generator())

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import tests.faulty_environments  # noqa: F401  (registers environments)
 from pl_rl import EnvConfig, MLPActorCritic, RunFailure, UsageError
 from pl_rl.envs import make_env
 from pl_rl.evaluation import Episodes, evaluate, record, shown_return
@@ -136,6 +137,27 @@ def test_an_environment_that_fails_while_it_is_filmed_is_named(tmp_path, monkeyp
     monkeypatch.setattr("gymnasium.envs.classic_control.cartpole.CartPoleEnv.step", lambda env, action: 1 / 0)
     with pytest.raises(RunFailure, match=r"environment 0 raised ZeroDivisionError: .*, at step 1 of an evaluation"):
         record(policy, config, 1, 0, tmp_path / "clips")
+
+
+@pytest.mark.filterwarnings("ignore:.*reward returned by:UserWarning")  # gymnasium's
+@pytest.mark.parametrize("filmed", [True, False])
+def test_rewards_may_be_arrays_of_one_number(filmed, tmp_path, monkeypatch):
+    config = EnvConfig("CartPole-v1", kwargs={"max_episode_steps": 5})
+    step = gym.envs.classic_control.cartpole.CartPoleEnv.step
+    monkeypatch.setattr(
+        "gymnasium.envs.classic_control.cartpole.CartPoleEnv.step",
+        lambda env, action: tuple(np.array([part]) if i == 1 else part for i, part in enumerate(step(env, action))),
+    )
+    if filmed:
+        episodes = record(policy_for(config), config, 1, 0, tmp_path / "clips")
+    else:
+        episodes = play("CartPole-v1", 1, 1, vectorization="sync", max_episode_steps=5)
+    assert episodes == Episodes([5.0], [5])
+
+
+def test_an_environment_that_fails_as_it_is_reset_is_named():
+    with pytest.raises(RunFailure, match=r"environment 0 raised .* \(in a reset\), at the beginning of an evaluation"):
+        play("PlRlTest/Faulty-v0", 2, 2, seed=1, fault="raises in a reset", at=0)
 
 
 def test_a_library_for_drawing_that_does_not_load_is_named(tmp_path):

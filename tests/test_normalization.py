@@ -8,6 +8,7 @@ import torch
 
 import pl_rl
 import tests.uncertain_environments  # noqa: F401  (registers environments)
+from pl_rl import RunFailure
 from pl_rl import functional as F
 from pl_rl.callbacks import PretrainedCheckpoint, RunCheckpoint
 from pl_rl.envs import make_vector_env
@@ -16,6 +17,7 @@ from pl_rl.normalization import ObservationNormalizer, RewardScaler
 from pl_rl.rollout import RolloutCollector
 from pl_rl.verification import compare_runs
 from pl_rl.weights import read_weights
+from tests.environments import Counter
 from tests.networks import LinearValue
 from tests.support import fit, quiet_trainer, read_checkpoint, same_bits, small_ppo
 from tests.test_resume import account, differences, last_of, run_of, train
@@ -55,6 +57,38 @@ def test_an_observation_that_is_not_finite_teaches_nothing(wrong):
     before = {name: tensor.clone() for name, tensor in normalizer.state_dict().items()}
     normalizer.update(np.array([[1.0, 2.0], [3.0, wrong]]))
     assert same_bits(normalizer.state_dict(), before)
+
+
+@pytest.mark.parametrize("large", [1e200, 1e300, 1.7e308])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_an_observation_whose_square_overflows_teaches_nothing(large, rows):
+    normalizer = normalizer_of(*random_steps(5))
+    before = {name: tensor.clone() for name, tensor in normalizer.state_dict().items()}
+    assert not normalizer.update(np.array([[1.0, large], [3.0, large]])[:rows])
+    assert same_bits(normalizer.state_dict(), before)
+
+
+class Huge(Counter):
+    """Observes 1e300 after its second step, and finite numbers always."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float64)
+
+    def _obs(self):
+        return np.array([1.0, 1e300 if self.steps == 2 else self.steps])
+
+
+@pytest.mark.parametrize(
+    ("norm_obs", "sentence"),
+    [
+        (True, r"number 1 of 2 is 1e\+300, whose square overflows, so that norm_obs=true cannot normalize it; "),
+        (False, "number 1 of 2 is inf in float32"),
+    ],
+)
+def test_observations_that_are_too_large_are_said_to_be(norm_obs, sentence):
+    if "PlRlTest/Huge-v0" not in gym.registry:
+        gym.register("PlRlTest/Huge-v0", Huge)
+    with pytest.raises(RunFailure, match=rf"environment 0 gave an observation whose {sentence}.*at its step 2 "):
+        fit(small_ppo(env="PlRlTest/Huge-v0", norm_obs=norm_obs))
 
 
 def test_observations_are_normalised_by_hand():

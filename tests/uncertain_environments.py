@@ -78,6 +78,58 @@ class ClipsInPlace(NoisyWalk):
         return taken
 
 
+class Curriculum(NoisyWalk):
+    """Its episodes grow with the number of those that were played, each by a step, from ``first`` steps on."""
+
+    def __init__(self, first=30):
+        self.longest = first
+
+    def reset(self, *, seed=None, options=None):
+        self.steps, self.longest = 0, self.longest + 1
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action):
+        obs, reward, _, _, info = super().step(action)
+        self.steps += 1
+        return obs, reward, False, self.steps >= self.longest, info
+
+
+class UnseededEnd(NoisyWalk):
+    """Draws a reward at the end of each episode from a generator that no seed reaches."""
+
+    def __init__(self):
+        self.own = np.random.default_rng()
+
+    def step(self, action):
+        obs, reward, terminated, *rest = super().step(action)
+        return obs, reward + terminated * self.own.normal(), terminated, *rest
+
+
+class CountsAllSteps(gym.Wrapper):
+    """Rewards grow with all steps that were ever made."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.count = 0
+
+    def step(self, action):
+        obs, reward, *rest = self.env.step(action)
+        self.count += 1
+        return obs, reward + self.count / 1e12, *rest
+
+
+class Sequences(NoisyWalk):
+    """Gives observations as lists or as every second number of an array, and rewards as arrays of one number."""
+
+    def step(self, action):
+        obs, reward, *rest = super().step(action)
+        return np.repeat(obs, 2)[::2] if reward > -2 else obs.tolist(), np.array([reward]), *rest
+
+
+for cls in (Curriculum, UnseededEnd, Sequences):
+    if f"PlRlTest/{cls.__name__}-v0" not in gym.registry:
+        gym.register(f"PlRlTest/{cls.__name__}-v0", cls, disable_env_checker=True)
+
 for cls in (NoisyWalk, Imprecise, GloballyRandom, Hoarder, NoisyReward, ClipsInPlace):
     if f"PlRlTest/{cls.__name__}-v0" not in gym.registry:
         gym.register(f"PlRlTest/{cls.__name__}-v0", cls, max_episode_steps=40, disable_env_checker=cls is Imprecise)

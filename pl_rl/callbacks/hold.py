@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from pl_rl.errors import UsageError
+from pl_rl.modes import evaluation_mode
 from pl_rl.networks import ActorCritic
 from pl_rl.weights.matching import check_patterns, matches
 
@@ -83,7 +84,7 @@ def policy_parameters(network: ActorCritic) -> set[str]:
     """The parameters that the distribution of actions depends on, found by differentiating the policy's outputs."""
     space, learning = network.observation_space, learning_parameters(network)
     assert space.shape is not None
-    with torch.enable_grad():
+    with torch.enable_grad(), evaluation_mode(network):
         outputs = network.policy(torch.zeros((1, *space.shape)).to(next(network.parameters())))
         gradients = torch.autograd.grad(outputs.sum(), list(learning.values()), allow_unused=True)
     reached = {name for name, gradient in zip(learning, gradients, strict=True) if gradient is not None}

@@ -6,6 +6,7 @@ import time
 import gymnasium as gym
 
 from pl_rl.envs.config import EnvConfig
+from pl_rl.envs.faults import STOPS, close_each
 from pl_rl.envs.single import make_env
 from pl_rl.envs.workers import cores
 from pl_rl.random_state import restore_random_state, save_random_state
@@ -30,10 +31,12 @@ def workers_pay(config: EnvConfig, num_envs: int) -> bool:
     env = make_env(config, training=True)
     try:
         return (num_envs - in_turn) * _seconds_per_step(env) > OVERHEAD_SECONDS
-    except Exception:  # which will come again, and be reported, when the environment is used
+    except STOPS:
+        raise
+    except BaseException:  # which will come again, and be reported, when the environment is used
         return False
     finally:
-        env.close()
+        close_each([(0, env)])
         restore_random_state(random_state)
 
 

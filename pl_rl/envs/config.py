@@ -12,7 +12,9 @@ class EnvConfig:
     """An environment by name, as a config file states it.
 
     A wrapper is the path of its class, such as ``gymnasium.wrappers.FlattenObservation``, or a mapping with that as
-    ``class_path`` and its arguments beyond the environment as ``init_args``.
+    ``class_path`` and its arguments beyond the environment as ``init_args``. Tuples, which YAML and JSON have not, are
+    written as lists: an environment or a wrapper gets a tuple where its annotation asks for one or it does not take the
+    list.
 
     Args:
         id: Name in gymnasium's registry, such as ``CartPole-v1``; ``package.module:Name-v0`` imports the module

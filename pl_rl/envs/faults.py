@@ -4,22 +4,45 @@ Shapes: ``T`` steps of a rollout, ``N`` environments.
 """
 
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pl_rl.envs.replay import WrongObservation
 from pl_rl.errors import EnvironmentFailure
+from pl_rl.interruption import Interrupted
 
 Fault = tuple[int, str, str]
 """Index of the environment, what it did, and its traceback (empty where there is none)."""
 
+STOPS = (KeyboardInterrupt, Interrupted)
+"""What a signal raises, wherever the process is: it ends the run, and is no fault of an environment that was at work.
+Whatever else comes out of one is, also ``sys.exit``, which games call when their window is closed."""
 
-def fault_of(index: int, doing: str, error: Exception) -> Fault:
+
+class WrongOutput(ValueError):
+    """An observation or a reward of a shape or type that cannot be one."""
+
+
+def number_of(reward: Any) -> float:
+    """A reward as the number that it is, or that an array of one holds, as some environments give rewards.
+
+    Raises:
+        WrongOutput: With what it is, if it is anything else.
+    """
+    numbers = np.asarray(reward)
+    if numbers.size == 1 and numbers.dtype.kind in "biuf":
+        return float(numbers.item())
+    what = f"a reward of shape {numbers.shape}" if numbers.shape else f"the reward {reward!r:.80}"
+    raise WrongOutput(f"gave {what}, where a number is needed")
+
+
+def fault_of(index: int, doing: str, error: BaseException) -> Fault:
     """An exception that came out of an environment.
 
     Args:
@@ -27,11 +50,53 @@ def fault_of(index: int, doing: str, error: Exception) -> Fault:
         doing: What it was asked for, in words.
         error: Being handled.
     """
-    if isinstance(error, WrongObservation):
-        return index, f"{error} ({doing})", ""
+    trace = "" if isinstance(error, WrongOutput | SystemExit) else traceback.format_exc()
+    return index, f"{error_in_words(error)} ({doing})", trace
+
+
+def error_in_words(error: BaseException) -> str:
+    """What an environment did from which this came out, as the rest of a sentence."""
+    if isinstance(error, WrongOutput):
+        return str(error)
+    if isinstance(error, SystemExit):
+        return f"ended the process by sys.exit({'' if error.code is None else repr(error.code)})"
     said = " ".join(str(error).split())
-    what = f"raised {type(error).__name__}{f': {said}' if said else ''} ({doing})"
-    return index, what, traceback.format_exc()
+    return f"raised {type(error).__name__}{f': {said}' if said else ''}"
+
+
+def close_each(envs: Iterable[tuple[int, gym.Env[Any, Any]]]) -> Fault | None:
+    """Close environments, all of them whatever each does, and give the first fault.
+
+    Args:
+        envs: With their indices.
+    """
+    first = None
+    for index, env in envs:
+        try:
+            env.close()
+        except STOPS:
+            raise
+        except BaseException as error:
+            first = first or (index, f"{error_in_words(error)} (while it was closed)", "")
+    return first
+
+
+@contextmanager
+def closing(env: "gym.vector.VectorEnv[Any, Any, Any]") -> Iterator[None]:
+    """Close environments after this block; what the block raises is what is raised, whether they can be closed or not.
+
+    Raises:
+        EnvironmentFailure: If one cannot be closed.
+    """
+    try:
+        yield
+    except BaseException as error:
+        try:
+            env.close()
+        except EnvironmentFailure as failure:
+            error.add_note(f"Afterwards {failure}.")
+        raise
+    env.close()
 
 
 def failure(fault: Fault) -> EnvironmentFailure:
@@ -66,7 +131,8 @@ def check_finite(
         sums += [obs.sum(), torch.from_numpy(last_obs).sum(), *(final.sum() for final in final_obs.values())]
     if torch.stack([total.double() for total in sums]).isfinite().all():
         return
-    found = [(int(t) + 1, int(i), f"gave the reward {rewards[t, i]}") for t, i in np.argwhere(~np.isfinite(rewards))]
+    wrong_rewards = np.argwhere(~np.isfinite(rewards))
+    found = [(int(t) + 1, int(i), f"gave the reward {_shown(rewards[t, i], 'float32')}") for t, i in wrong_rewards]
     every_obs = [*enumerate(obs), (len(obs), torch.from_numpy(last_obs))] if obs.is_floating_point() else []
     for t, step_obs in every_obs:
         found += [(t, i, _observed(step_obs[i])) for i in range(len(step_obs)) if not step_obs[i].isfinite().all()]
@@ -78,8 +144,26 @@ def check_finite(
         raise failure
 
 
+def too_large(obs: npt.NDArray[Any], step: int) -> EnvironmentFailure:
+    """The exception to raise for observations ``[N, ...]`` after a step that are finite and cannot be normalized."""
+    rows = obs.reshape(len(obs), -1)
+    index, position = np.unravel_index(np.abs(rows).argmax(), rows.shape)
+    failure = EnvironmentFailure(
+        int(index),
+        f"gave an observation whose number {position} of {rows.shape[1]} is {rows[index, position]:g}, whose square "
+        "overflows, so that norm_obs=true cannot normalize it; scale it by a wrapper, or use norm_obs=false",
+    )
+    failure.step = step
+    return failure
+
+
 def _observed(obs: Tensor) -> str:
     """An observation that is not finite, by its first such number."""
     flat = obs.flatten()
     position = int(torch.nonzero(~flat.isfinite())[0])
-    return f"gave an observation whose number {position} of {len(flat)} is {flat[position].item()}"
+    return f"gave an observation whose number {position} of {len(flat)} is {_shown(flat[position].item(), flat.dtype)}"
+
+
+def _shown(value: float, dtype: Any) -> str:
+    """It may be infinite only in the type in which it is kept."""
+    return f"{value} in {str(dtype).removeprefix('torch.')}" if np.isinf(value) else str(value)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.vector.utils import concatenate
 
-from pl_rl.envs.faults import failure, fault_of
+from pl_rl.envs.faults import STOPS, close_each, failure, fault_of
 
 EnvFns = Sequence[Callable[[], gym.Env[Any, Any]]]
 Step = tuple[npt.NDArray[Any], npt.NDArray[np.float64], npt.NDArray[np.bool_], npt.NDArray[np.bool_], dict[str, Any]]
@@ -28,12 +28,14 @@ class SyncEnvs(SyncVectorEnv[Any, Any]):
         """Begin an episode in each; the ``i``-th with the seed ``seed + i``.
 
         Raises:
-            EnvironmentFailure: If one raises an exception or gives a wrong observation.
+            EnvironmentFailure: If one raises an exception, ends the process or gives a wrong observation.
         """
         for i, env in enumerate(self.envs):
             try:
                 self._env_obs[i], _ = env.reset(seed=None if seed is None else seed + i, options=options)
-            except Exception as error:
+            except STOPS:
+                raise
+            except BaseException as error:
                 raise failure(fault_of(i, "in a reset", error)) from error
         return concatenate(self.single_observation_space, self._env_obs, self._observations), {}
 
@@ -41,7 +43,7 @@ class SyncEnvs(SyncVectorEnv[Any, Any]):
         """One step of all; ``infos["final_obs"][i]`` is the last observation of an ended episode.
 
         Raises:
-            EnvironmentFailure: If one raises an exception or gives a wrong observation.
+            EnvironmentFailure: If one raises an exception, ends the process or gives a wrong observation.
         """
         final_obs = np.full(self.num_envs, None, dtype=object)
         i, doing = 0, ""
@@ -55,12 +57,25 @@ class SyncEnvs(SyncVectorEnv[Any, Any]):
                     doing = "reset"
                     obs, _ = env.reset()
                 self._env_obs[i] = obs
-        except Exception as error:
+        except STOPS:
+            raise
+        except BaseException as error:
             raise failure(fault_of(i, in_words(doing, actions[i]), error)) from error
         ended = self._terminations | self._truncations
         infos = {"final_obs": final_obs, "_final_obs": ended} if ended.any() else {}
         all_obs: Any = concatenate(self.single_observation_space, self._env_obs, self._observations)
         return all_obs, self._rewards.copy(), self._terminations.copy(), self._truncations.copy(), infos
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Close each.
+
+        Raises:
+            EnvironmentFailure: If one raises an exception.
+        """
+        self.closed = True  # not again when this object goes
+        fault = close_each(enumerate(getattr(self, "envs", ())))  # they are not there if one could not be made
+        if fault is not None:
+            raise failure(fault)
 
 
 def in_words(doing: str, action: Any) -> str:

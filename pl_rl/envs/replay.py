@@ -1,16 +1,20 @@
 """Environments whose state can be saved without knowing what it consists of.
 
 Pickling is a trap: MuJoCo, Atari and Box2D environments copy as *fresh* ones that run and are silently wrong. An
-environment that is deterministic given its seed and its actions is restored by doing it all again instead.
+environment that is deterministic given its seed and its actions is restored by doing it all again instead, and a
+checksum of all that it gave shows whether it is.
 """
 
 from collections.abc import Callable
-from typing import Any, SupportsFloat
+from typing import Any, SupportsFloat, TypedDict
+from zlib import crc32
 
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
+from pl_rl.envs.digest import Digest
+from pl_rl.envs.faults import STOPS, WrongOutput, error_in_words, number_of
 from pl_rl.envs.lasting import Arrays, load_lasting, needs_new_object, save_lasting
 from pl_rl.seeding import derive_seed
 
@@ -20,8 +24,19 @@ LONGEST_ANCHOR_STEPS = 1000
 AnyEnv = gym.Env[Any, Any]
 
 
-class WrongObservation(ValueError):
-    """An observation that is not of its space's shape, or of a type that cannot be one of the space's."""
+class Window(TypedDict):
+    """What was done from one anchor on, and checksums of what came of it."""
+
+    anchors: int
+    """Anchors before it, since the reset with a seed from outside."""
+    lasting: list[Arrays]
+    """What outlived its reset, as it was there."""
+    actions: npt.NDArray[Any]
+    """``[T, ...]``"""
+    resets: list[int]
+    """After how many actions the further episodes began."""
+    sums: list[list[int]] | None
+    """As :meth:`Digest.sums` gives them, of each episode; ``None`` where nobody knows them."""
 
 
 class ReplayEnv(gym.Wrapper[Any, Any, Any, Any]):
@@ -35,8 +50,18 @@ class ReplayEnv(gym.Wrapper[Any, Any, Any, Any]):
     It goes round all other wrappers, so that their state is replayed too; what outlives seeded resets
     (see :mod:`pl_rl.envs.lasting`) is kept as it was at the anchor.
 
+    Checksums tell whether a replay gave what was given before. What outlives a seeded reset and is unknown to us, such
+    as a count of episodes, often shows at an episode's end only, and the anchor may be as young as the open episode;
+    so the window between the anchor before and the last one is kept, too.
+
     Args:
         make: Makes the environment; called again to restore a state, so that nothing of an earlier episode remains.
+
+    Attributes:
+        replayed_return: Rewards of the open episode in a replay, added up as rollouts do it, which keep them as
+            float32.
+        replayed_obs: The observation that a replay ended with.
+        replay_fault: What is wrong with a replay, as the rest of a sentence; ``None`` if nothing is.
     """
 
     def __init__(self, make: Callable[[], AnyEnv]) -> None:
@@ -47,51 +72,72 @@ class ReplayEnv(gym.Wrapper[Any, Any, Any, Any]):
         self._lasting: list[Arrays] = save_lasting(self.env)
         self._actions: list[Any] = []
         self._resets: list[int] = []
+        self._digest = Digest()
+        self._before: Window | None = None
         self._renews = needs_new_object(self.env)
         self._may_go_on = self.env.has_wrapper_attr("reset_goes_on")
         # An attribute in the place of the method is what callers then find, one look-up and one call away.
         self.step = self._recording_step()  # type: ignore[method-assign, assignment]
         self.replayed_return = 0.0
-        """Rewards of the open episode in a replay, added up as rollouts do it, which keep them as float32."""
         self.replayed_obs: Any = None
-        """The observation that a replay ended with; ``None`` if it failed."""
+        self.replay_fault: str | None = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin an episode; where none is asked for, a seed of the environment's own is used at an anchor."""
         if seed is not None:
-            self._first_seed, self._anchors = seed, 0
+            self._first_seed, self._anchors, self._before = seed, 0, None
         elif self._anchor_is_due():
+            self._before = self._window()
             self._anchors += 1
         else:
-            self._resets.append(len(self._actions))
-            return self._checked(self.env.reset(options=options))
-        self._actions.clear()
-        self._resets.clear()
+            self._begin_episode()
+            return self._noted(self.env.reset(options=options))
+        self._forget()
         self._lasting = save_lasting(self.env)
         if self._renews:
             self._renew()
-        return self._checked(self.env.reset(seed=self._anchor_seed(), options=options))
+        return self._noted(self.env.reset(seed=self._anchor_seed(), options=options))
 
     @property
     def replay(self) -> dict[str, Any]:
         """What a replay needs. Assigning it replays it in a new environment."""
+        return {"first_seed": self._first_seed, "window": self._window(), "before": self._before}
+
+    @replay.setter
+    def replay(self, replay: dict[str, Any]) -> None:
+        self._first_seed, self._before = replay["first_seed"], replay["before"]
+        faults = []
+        try:
+            for window in (self._before, replay["window"]):
+                if window is not None:
+                    self.replayed_obs = self._replay(window)
+                    faults.append(self._difference(window))
+        except STOPS:
+            raise
+        except BaseException as error:  # if not deterministic, it may refuse an action that it once took
+            faults.append(f"failed, as it {error_in_words(error)}")
+            self.replayed_obs = np.zeros(self.observation_space.shape or (), self.observation_space.dtype)
+        self.replay_fault = next(filter(None, faults), None)
+
+    def _window(self) -> Window:
         return {
-            "first_seed": self._first_seed,
             "anchors": self._anchors,
             "lasting": self._lasting,
             "actions": np.array(self._actions),
             "resets": list(self._resets),
+            "sums": self._digest.sums(),
         }
 
-    @replay.setter
-    def replay(self, replay: dict[str, Any]) -> None:
-        self._first_seed, self._anchors = replay["first_seed"], replay["anchors"]
-        try:
-            self._lasting = replay["lasting"]
-            self._renew()
-            self.replayed_obs = self._replay(replay["actions"], replay["resets"])
-        except Exception:  # an environment that is not deterministic may refuse an action that it once took
-            self.replayed_obs = None
+    def _forget(self) -> None:
+        """A window ends."""
+        self._actions.clear()
+        self._resets.clear()
+        self._digest.clear()
+
+    def _begin_episode(self) -> None:
+        """Without an anchor."""
+        self._resets.append(len(self._actions))
+        self._digest.begin_episode()
 
     def _anchor_is_due(self) -> bool:
         if len(self._actions) < min(FIRST_ANCHOR_STEPS * 2**self._anchors, LONGEST_ANCHOR_STEPS):
@@ -106,56 +152,81 @@ class ReplayEnv(gym.Wrapper[Any, Any, Any, Any]):
         # As above, for the new object.
         self.step = self._recording_step()  # type: ignore[method-assign, assignment]
 
-    def _replay(self, actions: npt.NDArray[Any], resets: list[int]) -> Any:
-        """Do it all again, and remember it again; the observation in the end."""
-        self._actions.clear()
-        self._resets.clear()
+    def _replay(self, window: Window) -> Any:
+        """Do it all again in a new environment, and remember it again; the observation in the end."""
+        self._anchors, self._lasting = window["anchors"], window["lasting"]
+        self._renew()
+        self._forget()
         self.replayed_return = 0.0
-        obs, _ = self.env.reset(seed=self._anchor_seed())
-        waiting = iter([*resets, None])
+        obs, _ = self._noted(self.env.reset(seed=self._anchor_seed()))
+        waiting = iter([*window["resets"], None])
         next_reset = next(waiting)
-        for number, action in enumerate(actions, start=1):
+        for number, action in enumerate(window["actions"].copy(), start=1):  # as they may be clipped in place
             obs, reward, *_ = self.step(action)
             self.replayed_return += float(np.float32(reward))
             if number == next_reset:
-                self._resets.append(number)
                 self.replayed_return = 0.0
-                obs, _ = self.env.reset()
+                self._begin_episode()
+                obs, _ = self._noted(self.env.reset())
                 next_reset = next(waiting)
         # In the type of the space, as a vector environment keeps it: many environments give float64 for float32.
         return np.array(obs, self.observation_space.dtype)
 
+    def _difference(self, window: Window) -> str | None:
+        """Where a replay first gave something else, in words; ``None`` if nowhere, or nobody knows."""
+        known = window["sums"] or []
+        for start, ours, theirs in zip([0, *window["resets"]], self._digest.sums(), known, strict=False):
+            if ours != theirs:
+                what = "observations" if ours[0] != theirs[0] else "rewards or the end"
+                return f"led elsewhere, by the {what} of the episode that began {start} steps after an anchor"
+        return None
+
     def _recording_step(self) -> Callable[[Any], tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]]:
         """``step`` with a memory; a closure, since looking up attributes would double what it costs."""
         inner, remember, check = self.env.step, self._actions.append, self._check
+        digest, observed, earn = self._digest, self._digest.observed, self._digest.rewards.append
         is_array = bool(self.action_space.shape)
         shape, dtype = self.observation_space.shape, self.observation_space.dtype
 
         def step(action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
             remember(action.copy() if is_array else action)  # an environment may clip an array in place
             taken = inner(action)
-            obs = taken[0]
+            obs, reward, terminated, truncated, info = taken
             if type(obs) is not np.ndarray or obs.dtype is not dtype or obs.shape != shape:
                 check(obs)
+            try:
+                observed[0] = crc32(obs, observed[0])
+            except (TypeError, ValueError, BufferError):  # no array, or not in one piece
+                digest.observe(obs)
+            try:
+                earn(reward)  # type: ignore[arg-type]
+            except (TypeError, ValueError, DeprecationWarning):
+                number = number_of(reward)
+                earn(number)
+                taken = obs, number, terminated, truncated, info
+            if terminated or truncated:
+                digest.end(terminated, truncated)
             return taken
 
         return step
 
-    def _checked(self, begun: tuple[Any, dict[str, Any]]) -> tuple[Any, dict[str, Any]]:
+    def _noted(self, begun: tuple[Any, dict[str, Any]]) -> tuple[Any, dict[str, Any]]:
+        """What a reset gave."""
         self._check(begun[0])
+        self._digest.observe(begun[0])
         return begun
 
     def _check(self, obs: Any) -> None:
         """Refuse what would be stretched or cut into the place of an observation.
 
         Raises:
-            WrongObservation: With what it is and what it should be.
+            WrongOutput: With what it is and what it should be.
         """
         space, array = self.observation_space, np.asarray(obs)
         if space.shape is None or space.dtype is None:
             return
         if array.shape != space.shape or not np.can_cast(array.dtype, space.dtype, "same_kind"):
-            raise WrongObservation(
+            raise WrongOutput(
                 f"gave an observation of shape {array.shape} and type {array.dtype}, where its space has "
                 f"{space.shape} and {space.dtype}"
             )

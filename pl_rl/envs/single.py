@@ -3,14 +3,19 @@
 import difflib
 import inspect
 import os
+import re
 import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from typing import Any
 
 import gymnasium as gym
 
 from pl_rl.envs.config import ClassPath, EnvConfig
-from pl_rl.errors import UsageError
+from pl_rl.envs.faults import STOPS, close_each, error_in_words
+from pl_rl.errors import RunFailure, UsageError
 
 AnyEnv = gym.Env[Any, Any]
 
@@ -42,7 +47,9 @@ def import_modules(config: EnvConfig) -> None:
     for name in config.imports:
         try:
             import_module(name)
-        except Exception as error:  # whatever the module does
+        except STOPS:
+            raise
+        except BaseException as error:  # whatever the module does
             raise UsageError(
                 f"imports: the module {name!r} cannot be imported: {_said(error)}; install it, or correct the name"
             ) from error
@@ -52,7 +59,7 @@ def _make_unwrapped(config: EnvConfig, render_mode: str | None) -> AnyEnv:
     try:
         # Not every environment takes a render mode, so None is not passed on.
         render: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
-        return gym.make(config.id, **render, **config.kwargs)
+        return _made(partial(gym.make, config.id, **render), config.kwargs)
     except gym.error.DependencyNotInstalled as error:
         raise UsageError(f"environment {config.id!r} needs a package that is not installed: {error}") from error
     except (gym.error.UnregisteredEnv, gym.error.DeprecatedEnv, ModuleNotFoundError) as error:
@@ -61,13 +68,15 @@ def _make_unwrapped(config: EnvConfig, render_mode: str | None) -> AnyEnv:
         raise UsageError(
             f"there is no environment {config.id!r}{hint}; a module that registers it is named by env.imports"
         ) from error
-    except Exception as error:  # whatever its constructor does
+    except STOPS:
+        raise
+    except BaseException as error:  # whatever its constructor does
         raise UsageError(
             f"environment {config.id!r} with kwargs={config.kwargs} cannot be made: {_said(error)}{_of_drawing(error)}"
         ) from error
 
 
-def _of_drawing(error: Exception) -> str:
+def _of_drawing(error: BaseException) -> str:
     """The way out where MuJoCo cannot load the library that it is to draw with, which it does when it is imported."""
     library = os.environ.get("MUJOCO_GL")
     modules = {frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)}
@@ -89,11 +98,56 @@ def wrap(env: AnyEnv, wrapper: ClassPath) -> AnyEnv:
     except TypeError as error:
         raise UsageError(f"the wrapper {path} with init_args={init_args} cannot be made: {error}") from error
     try:
-        return cls(env, **init_args)
-    except Exception as error:  # whatever its constructor does
+        return _made(partial(cls, env), init_args)
+    except STOPS:
+        raise
+    except BaseException as error:  # whatever its constructor does
         raise UsageError(
             f"the wrapper {path} with init_args={init_args} does not go round {env}: {_said(error)}"
         ) from error
+
+
+def _made(make: Callable[..., AnyEnv], arguments: dict[str, Any]) -> AnyEnv:
+    """An environment with its arguments as a config file has them, or else with tuples for lists, which it has not.
+
+    Raises:
+        BaseException: Whatever the first of the two attempts raised, if both fail.
+    """
+    arguments = {name: _as_annotated(value, make, name) for name, value in arguments.items()}
+    with_tuples = _tuples(arguments)
+    try:
+        return make(**arguments)
+    except Exception:
+        if with_tuples == arguments:
+            raise
+        with suppress(Exception):
+            return make(**with_tuples)
+        raise
+
+
+def _as_annotated(value: Any, make: Callable[..., AnyEnv], name: str) -> Any:
+    """With tuples for lists if the argument is said to take tuples."""
+    parameter = inspect.signature(make).parameters.get(name)
+    annotation = "" if parameter is None else str(parameter.annotation)
+    return _tuples(value) if re.search(r"\btuple\b", annotation, re.IGNORECASE) else value
+
+
+def _tuples(value: Any) -> Any:
+    """Plain data with tuples for lists."""
+    if isinstance(value, dict):
+        return {name: _tuples(item) for name, item in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def close_single(env: AnyEnv, env_id: str) -> None:
+    """Close an environment that was made for a look at it.
+
+    Raises:
+        RunFailure: If it raises an exception.
+    """
+    fault = close_each([(0, env)])
+    if fault is not None:
+        raise RunFailure(f"environment {env_id!r} {fault[1]}")
 
 
 def wrapper_parts(wrapper: ClassPath) -> tuple[str, dict[str, Any]]:
@@ -117,7 +171,9 @@ def _wrapper_class(path: str) -> type[gym.Wrapper[Any, Any, Any, Any]]:
     module_name, _, name = path.rpartition(".")
     try:
         module = import_module(module_name)
-    except Exception as error:  # whatever the module does
+    except STOPS:
+        raise
+    except BaseException as error:  # whatever the module does
         raise UsageError(f"the wrapper {path!r} cannot be imported: {_said(error)}") from error
     try:
         cls = getattr(module, name)
@@ -130,8 +186,10 @@ def _wrapper_class(path: str) -> type[gym.Wrapper[Any, Any, Any, Any]]:
     return cls
 
 
-def _said(error: Exception) -> str:
+def _said(error: BaseException) -> str:
     """What an exception says, on one line, with its type where that adds something."""
+    if isinstance(error, SystemExit):
+        return f"it {error_in_words(error)}"
     text = " ".join(str(error).split())
     plain = isinstance(error, TypeError | ValueError | ImportError | gym.error.Error) and text
     return text if plain else f"{type(error).__name__}: {text}"

@@ -1,6 +1,6 @@
 """Saving and restoring the state of vector environments, as plain data."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from pl_rl.envs.native import SameStepCartPoleVectorEnv
 from pl_rl.envs.native_atari import NativeAtariEnvs
 from pl_rl.envs.parallel import SyncEnvs
+from pl_rl.envs.replay import Window
 from pl_rl.envs.vector import AnyVectorEnv
 from pl_rl.envs.workers import AsyncEnvs
 
@@ -30,6 +31,8 @@ class Restored(NamedTuple):
     """Current observations ``[N, ...]``."""
     open_returns: npt.NDArray[np.float64] | None = None
     """Rewards so far in each open episode ``[N]``, where they were earned again."""
+    faults: Sequence[str | None] | None = None
+    """What is wrong with each environment's replay, as the rest of a sentence, where they were replayed."""
 
 
 def _save_cartpole(env: SameStepCartPoleVectorEnv) -> dict[str, Any]:
@@ -53,35 +56,50 @@ def _restore_cartpole(env: SameStepCartPoleVectorEnv, saved: dict[str, Any]) -> 
 
 
 def _save_replays(env: SyncEnvs | AsyncEnvs) -> list[dict[str, Any]]:
-    return [
-        {
-            **replay,
-            "actions": torch.from_numpy(replay["actions"]),
-            "lasting": [
-                {name: torch.from_numpy(array) for name, array in state.items()} for state in replay["lasting"]
-            ],
-        }
-        for replay in env.get_attr("replay")
-    ]
+    saved = []
+    for i, replay in enumerate(env.get_attr("replay")):
+        window, before = replay["window"], replay["before"]
+        # What one environment shows of its class will do, as replays take time.
+        shown_before = None if i > 0 or before is None else {**_saved_window(before), "sums": before["sums"]}
+        digest = {"sums": window["sums"], "before": shown_before}
+        saved.append({"first_seed": replay["first_seed"], **_saved_window(window), "digest": digest})
+    return saved
+
+
+def _saved_window(window: Window) -> dict[str, Any]:
+    return {
+        "anchors": window["anchors"],
+        "lasting": [{name: torch.from_numpy(array) for name, array in state.items()} for state in window["lasting"]],
+        "actions": torch.from_numpy(window["actions"]),
+        "resets": window["resets"],
+    }
 
 
 def _restore_replays(env: SyncEnvs | AsyncEnvs, saved: list[dict[str, Any]]) -> Restored | None:
     if len(saved) != env.num_envs:
         return None
-    replays = [
-        {
-            **replay,
-            "actions": replay["actions"].numpy(),
-            # Absent from checkpoints that were written when no state outlived an anchor.
-            "lasting": [{name: t.numpy() for name, t in state.items()} for state in replay.get("lasting", [])],
-        }
-        for replay in saved
-    ]
+    replays = []
+    for replay in saved:
+        digest = replay["digest"] or {"sums": None, "before": None}  # of old checkpoints nothing is known
+        before = digest["before"] and _window(digest["before"], digest["before"]["sums"])
+        replays.append(
+            {"first_seed": replay["first_seed"], "window": _window(replay, digest["sums"]), "before": before}
+        )
     env.set_attr("replay", replays)
-    observations = env.get_attr("replayed_obs")
-    if any(obs is None for obs in observations):
-        return None
-    return Restored(np.stack(observations), np.array(env.get_attr("replayed_return")))
+    obs, open_returns = np.stack(env.get_attr("replayed_obs")), np.array(env.get_attr("replayed_return"))
+    return Restored(obs, open_returns, env.get_attr("replay_fault"))
+
+
+def _window(saved: Mapping[str, Any], sums: list[list[int]] | None) -> Window:
+    """The inverse of :func:`_saved_window`."""
+    return {
+        "anchors": saved["anchors"],
+        # Absent from checkpoints that were written when no state outlived an anchor.
+        "lasting": [{name: t.numpy() for name, t in state.items()} for state in saved.get("lasting", [])],
+        "actions": saved["actions"].numpy(),
+        "resets": saved["resets"],
+        "sums": sums,
+    }
 
 
 SNAPSHOTS: dict[type[AnyVectorEnv], Snapshot] = {
@@ -103,7 +121,8 @@ def replayed_steps(saved: dict[str, Any] | None) -> int:
     """How many steps, over all environments, are to be made again when this is restored."""
     if saved is None or saved["class"] not in (SyncEnvs.__name__, NativeAtariEnvs.__name__):
         return 0
-    return sum(len(replay["actions"]) for replay in saved["state"])
+    windows = [*saved["state"], *(replay["digest"]["before"] for replay in saved["state"] if replay["digest"])]
+    return sum(len(window["actions"]) for window in windows if window is not None)
 
 
 def restore_envs(
@@ -129,19 +148,17 @@ def restore_envs(
     if len(obs) != env.num_envs:
         return f"the state of {len(obs)} environments does not fit {env.num_envs}"
     if restored is None:
-        return (
-            "a replay of their seeds and actions failed, so they depend on more than these, or are others than before"
-        )
+        return "they could not be brought into the state that was saved"
     for i in range(env.num_envs):
-        differs = None
-        if not np.array_equal(restored.obs[i], obs[i], equal_nan=True):
-            differs = "the observation"
-        elif restored.open_returns is not None and restored.open_returns[i] != open_returns[i]:
-            differs = "the rewards"
-        if differs is not None:
+        fault = None if restored.faults is None else restored.faults[i]
+        if fault is None and not np.array_equal(restored.obs[i], obs[i], equal_nan=True):
+            fault = "led elsewhere, by the observation in the end"
+        elif fault is None and restored.open_returns is not None and restored.open_returns[i] != open_returns[i]:
+            fault = "led elsewhere, by the rewards of the open episode"
+        if fault is not None:
             return (
-                f"a replay of environment {i}'s seed and actions led elsewhere, by {differs}, so it depends on more "
-                "than these, or is another one than before"
+                f"a replay of environment {i}'s seed and actions {fault}, so it depends on more than these, or is "
+                "another one than before"
             )
     return None
 

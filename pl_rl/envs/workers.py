@@ -10,7 +10,9 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.util import Finalize
 from typing import Any, NamedTuple
@@ -21,11 +23,13 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import CloudpickleWrapper, batch_space
 
-from pl_rl.envs.faults import failure, fault_of
+from pl_rl.envs.faults import Fault, close_each, failure, fault_of
 from pl_rl.envs.parallel import EnvFns, Step, in_words
 from pl_rl.errors import EnvironmentFailure
 
 CLOSING_SECONDS = 5.0
+# A worker's last answer.
+CLOSED = "closed"
 # They are the parent's to handle: it may go on to the end of an iteration, and needs its environments for that.
 IGNORED_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 
@@ -80,7 +84,7 @@ class AsyncEnvs(VectorEnv[Any, Any, Any]):
         timeout: Seconds that making, resetting or stepping an environment may take.
 
     Raises:
-        EnvironmentFailure: If an environment cannot be made.
+        EnvironmentFailure: If an environment cannot be made, or one cannot be closed.
     """
 
     def __init__(self, env_fns: EnvFns, timeout: float) -> None:
@@ -90,7 +94,9 @@ class AsyncEnvs(VectorEnv[Any, Any, Any]):
         self.single_observation_space, self.single_action_space = single.observation_space, single.action_space
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
-        single.close()
+        fault = close_each([(0, single)])
+        if fault is not None:
+            raise failure(fault)
         self._timeout = timeout
         shares = np.array_split(np.arange(self.num_envs), min(self.num_envs, cores()))
         context = multiprocessing.get_context()
@@ -153,12 +159,21 @@ class AsyncEnvs(VectorEnv[Any, Any, Any]):
         self._answers("set_attr", limited=False)
 
     def close_extras(self, **kwargs: Any) -> None:
-        """End the workers, by force where they do not come to an end by themselves."""
+        """End the workers, by force where they do not come to an end by themselves.
+
+        Raises:
+            EnvironmentFailure: If an environment raises an exception when it is closed.
+        """
+        self.closed = True  # not again when this object goes
+        deadline = time.monotonic() + CLOSING_SECONDS
         for worker in self._workers:
             worker.end()
+        faults = [worker.last_words(deadline) for worker in self._workers]
         for worker in self._workers:
-            worker.process.join(CLOSING_SECONDS)
+            worker.process.join(max(0.1, deadline - time.monotonic()))
         self._finalizer()
+        for fault in filter(None, faults):
+            raise failure(fault)
 
     def _tell(self, command: str, argument: Any) -> None:
         for worker in self._workers:
@@ -231,6 +246,22 @@ class Worker:
         except OSError:
             self.process.kill()
 
+    def last_words(self, deadline: float) -> Fault | None:
+        """The fault in closing its environments, if there was one.
+
+        Args:
+            deadline: Until when to wait, in the seconds of the monotonic clock.
+        """
+        try:
+            while self.connection.poll(max(0.0, deadline - time.monotonic())):
+                fault: Fault | None
+                fault, answer = self.connection.recv()
+                if answer == CLOSED:  # not the answer to an earlier command, which nobody waited for
+                    return fault
+        except (EOFError, OSError):
+            pass
+        return None
+
 
 class _Share:
     """The environments of one worker, in that worker's process."""
@@ -294,7 +325,7 @@ def _work(
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         environments = _Share(layout, number, share, env_fns)
-    except Exception as error:
+    except BaseException as error:  # no signal's, which are ignored here
         connection.send((fault_of(int(layout.arrays().busy[number]), "while it was made", error), None))
         return
     connection.send((None, None))
@@ -307,10 +338,11 @@ def _work(
             break
         try:
             connection.send((None, getattr(environments, command)(argument)))
-        except Exception as error:
+        except BaseException as error:
             connection.send((fault_of(environments.busy, environments.doing(command), error), None))
-    for env in environments.envs:
-        env.close()
+    fault = close_each(zip(share, environments.envs, strict=True))
+    with suppress(OSError):  # whose other end may be gone
+        connection.send((fault, CLOSED))
 
 
 def _end_with_parent() -> None:

@@ -21,7 +21,7 @@ def main() -> None:
     torch.set_num_threads(1)
     print(f"seed {args.seed}", flush=True)
     scenarios = ["kills", "signals", "full_disk", "read_only", "cut_and_flipped", "nothing_sound"]
-    scenarios += ["two_processes", "clock", "workers"]
+    scenarios += ["two_processes", "clock", "workers", "hidden_state"]
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory(prefix="pl_rl-chaos-") as folder:
         chaos = Chaos(Path(folder), args.seed)

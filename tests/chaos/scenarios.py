@@ -18,6 +18,7 @@ from pl_rl.runs import newest_sound_checkpoint
 from tests.chaos.processes import Run, differences, fit_command, moment, newest_run
 
 NOBODY = 65534
+UNCERTAIN = "tests.uncertain_environments"
 
 
 @dataclass
@@ -294,6 +295,35 @@ class Chaos:
             self.end(folder, command)
             outcome.judge(whole, folder)
         return outcome
+
+    def hidden_state(self) -> list[Outcome]:
+        """State that outlives seeded resets: a resume cannot be exact, and must not say that it is."""
+        kinds = {
+            "a curriculum": {"model__env__id": f"{UNCERTAIN}:PlRlTest/Curriculum-v0"},
+            "unseeded rewards at the end of episodes": {"model__env__id": f"{UNCERTAIN}:PlRlTest/UnseededEnd-v0"},
+            "a wrapper that counts all steps": {"model__env__wrappers": f"[{UNCERTAIN}.CountsAllSteps]"},
+        }
+        outcomes = []
+        for kind, settings in kinds.items():
+            outcome = Outcome(f"{kind}, killed and continued: told that it is not exact")
+            for vectorization in ("sync", "async"):
+                folder = self.new(f"hidden-{len(outcomes)}-{vectorization}")
+                command = fit_command(model__env__vectorization=vectorization, **settings)
+                run = Run(folder, command)
+                # Its first episodes since an anchor are over by then.
+                run.wait_for("collecting", self.chance.randint(15, 21))
+                run.kill()
+                run.wait()
+                run.output.unlink()
+                status, output = Run(folder, command).wait()
+                outcome.tried += 1
+                said = "not exact: environments: restarted, as a replay of environment 0's seed and actions led"
+                if status == 0 and said in output and "fidelity: exact" not in output:
+                    outcome.refused += 1
+                else:
+                    outcome.lost.append(f"status {status}: {output[-2000:]}")
+            outcomes.append(outcome)
+        return outcomes
 
     def nothing_sound(self) -> Outcome:
         """Where no checkpoint is left, a run is refused and never begun from scratch in silence."""

@@ -108,7 +108,7 @@ def test_a_game_is_not_cut_for_an_anchor():
         lives = env.unwrapped.ale.lives()
         if terminated or truncated:
             env.reset()
-            anchors = env.replay["anchors"]
+            anchors = env.replay["window"]["anchors"]
             assert anchors == previous or lives == 0
             previous = anchors
     assert previous >= 2

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 import tests.faulty_environments as faulty
-from pl_rl import EnvConfig, RunFailure
+from pl_rl import EnvConfig, RunFailure, UsageError
 from pl_rl import evaluation as evaluation_module
 from pl_rl.callbacks import RunCheckpoint
 from pl_rl.cli import main
 from pl_rl.envs import make_vector_env
+from pl_rl.interruption import Interrupted
 from tests.support import counters_in, fit, is_running, same_bits, small_ppo
 
 ANYWHERE = {
@@ -27,6 +28,11 @@ ANYWHERE = {
     "wrong shape": r"gave an observation of shape \(1,\) and type float32, where its space has \(3,\) and float32",
     "wrong type": r"gave an observation of shape \(3,\) and type complex64, where its space has \(3,\) and float32",
     "raises in a reset": r"raised RuntimeError: no way back \(in the reset after an episode\)",
+    "leaves": r"ended the process by sys.exit\(0\) \(given the action [01]\)",
+    "leaves in words": r"ended the process by sys.exit\('the window was closed'\) \(given the action [01]\)",
+    "cancelled": r"raised GeneratorExit: cancelled \(given the action [01]\)",
+    "no reward": r"gave the reward None, where a number is needed \(given the action [01]\)",
+    "two rewards": r"gave a reward of shape \(2,\), where a number is needed \(given the action [01]\)",
 }
 IN_WORKERS = {
     "killed": r"lost its worker process \d+, which was killed by SIGKILL \(has memory run out\?\)",
@@ -63,7 +69,7 @@ def test_a_failing_environment_ends_the_run_before_anything_is_learnt_from_it(ve
             enable_checkpointing=True,
         )
     assert time.monotonic() - began < 60
-    assert re.match(r"environment [0-3] (gave|raised|lost|did) ", str(caught.value))
+    assert re.match(r"environment [0-3] (gave|raised|lost|did|ended) ", str(caught.value))
     assert ", at its step 23 (iteration 2); the last good checkpoint is " in str(caught.value)
     last = tmp_path / "checkpoints" / "last.ckpt"
     assert str(last) in str(caught.value) or "checkpoints/last.ckpt" in str(caught.value)
@@ -71,7 +77,7 @@ def test_a_failing_environment_ends_the_run_before_anything_is_learnt_from_it(ve
     assert len(weights) == 1 and same_bits(weights[0], agent.state_dict())
     assert no_child_is_left()
     notes = "".join(getattr(caught.value, "__notes__", []))
-    assert ("faulty_environments.py" in notes) == fault.startswith("raises")
+    assert ("faulty_environments.py" in notes) == fault.startswith(("raises", "cancelled"))
 
 
 def test_the_index_is_that_of_the_environment():
@@ -84,11 +90,11 @@ def test_the_index_is_that_of_the_environment():
             env.close()
 
 
-@pytest.mark.parametrize("fault", ["raises", "nan reward", "infinite observation"])
+@pytest.mark.parametrize("fault", ["raises", "nan reward", "infinite observation", "leaves"])
 def test_a_failing_evaluation_says_that_it_was_one(fault):
     agent = small_ppo(env=EnvConfig("PlRlTest/Faulty-v0", kwargs={"fault": fault}), eval_freq=8)
     with pytest.raises(
-        RunFailure, match=rf"environment \d (raised|gave) .*, at step {faulty.FAULT_AT} of an evaluation"
+        RunFailure, match=rf"environment \d (raised|gave|ended) .*, at step {faulty.FAULT_AT} of an evaluation"
     ):
         fit(agent)
 
@@ -131,6 +137,73 @@ def test_the_command_line_says_it_in_its_last_line_after_the_traceback(capsys):
     )
     assert any("tests/faulty_environments.py" in line for line in before)
     assert no_child_is_left()
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), Interrupted(signal.SIGTERM)])
+@pytest.mark.parametrize("doing", ["reset", "step", "close", "replay"])
+def test_what_a_signal_raises_while_an_environment_is_at_work_ends_the_run(doing, stop, monkeypatch):
+    env = make_vector_env(EnvConfig("PlRlTest/Endless-v0", "sync"), 2)
+    env.reset(seed=0)
+    env.step(np.zeros(2, np.int64))
+
+    def interrupted(*args, **kwargs):
+        raise stop
+
+    with monkeypatch.context() as patch, pytest.raises(type(stop)) as caught:
+        patch.setattr(faulty.Endless, "step" if doing == "replay" else doing, interrupted, raising=False)
+        match doing:
+            case "replay":
+                env.set_attr("replay", list(env.get_attr("replay")))
+            case "step":
+                env.step(np.zeros(2, np.int64))
+            case _:
+                getattr(env, doing)()
+    assert caught.value is stop
+
+
+def test_an_environment_that_ends_the_process_while_it_is_made_is_refused():
+    with pytest.raises(UsageError, match=r"Unmakeable-v0' .* cannot be made: it ended the process by sys.exit\('no di"):
+        make_vector_env(EnvConfig("PlRlTest/Unmakeable-v0"), 2)
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [("RuntimeError", "raised RuntimeError: the simulator is gone"), ("exit", r"ended the process by sys.exit\(0\)")],
+)
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_an_environment_that_cannot_be_closed_ends_a_run_that_has_saved_all(vectorization, error, sentence, tmp_path):
+    agent = small_ppo(env=EnvConfig("PlRlTest/Unclosable-v0", vectorization, {"error": error}))
+    saving = {"callbacks": [RunCheckpoint()], "default_root_dir": tmp_path, "enable_checkpointing": True}
+    with pytest.raises(RunFailure, match=rf"^environment 0 {sentence} \(while it was closed\)"):
+        fit(agent, **saving)
+    assert counters_in(tmp_path / "checkpoints" / "last.ckpt")["iteration"] == 8
+    assert no_child_is_left()
+
+
+def test_an_evaluation_names_an_environment_that_cannot_be_closed():
+    agent = small_ppo(env=EnvConfig("PlRlTest/Unclosable-v0"), eval_freq=8)
+    with pytest.raises(
+        RunFailure, match=r"^environment 0 raised RuntimeError: the simulator is gone \(while it was clo"
+    ):
+        fit(agent)
+
+
+def test_an_environment_that_cannot_be_closed_hides_no_earlier_error():
+    config = EnvConfig("PlRlTest/Unclosable-v0", kwargs={"fault": "raises"})
+    network = small_ppo(env=config).network
+    with pytest.raises(RunFailure, match="raised ZeroDivisionError: the pole is infinitely long") as caught:
+        evaluation_module.evaluate(network, config, 2, 2, seed=0)
+    assert "Afterwards environment 0 raised RuntimeError: the simulator is gone (while it was closed)." in "\n".join(
+        caught.value.__notes__
+    )
+
+
+def test_an_environment_that_can_never_be_closed_is_named_before_anything_is_begun(monkeypatch):
+    monkeypatch.setattr(faulty.Endless, "close", lambda env: 1 / 0, raising=False)
+    with pytest.raises(
+        RunFailure, match=r"environment 'PlRlTest/Endless-v0' raised ZeroDivisionError: .* it was closed"
+    ):
+        small_ppo(env=EnvConfig("PlRlTest/Endless-v0"))
 
 
 def test_a_worker_that_is_killed_from_outside_is_named():

@@ -206,7 +206,9 @@ def test_what_cannot_be_replayed_is_said_and_not_waited_for():
     assert replayed_steps(saved) == 6
     assert restore_envs(env, saved, obs.copy(), np.zeros(2)) is None
     saved["state"][1]["actions"][2] = 6
-    assert "a replay of their seeds and actions failed" in restore_envs(env, saved, obs.copy(), np.zeros(2))
+    assert "a replay of environment 1's seed and actions failed, as it raised ValueError: action 6" in restore_envs(
+        env, saved, obs.copy(), np.zeros(2)
+    )
     env.close()
 
 

@@ -5,10 +5,12 @@ import sys
 import gymnasium as gym
 import numpy as np
 import pytest
+import yaml
 
 import tests.uncertain_environments  # noqa: F401  (registers environments)
 from pl_rl import EnvConfig, UsageError
 from pl_rl.envs import make_env, make_vector_env
+from tests.environments import Counter
 from tests.envs.test_replay import assert_restored_after
 from tests.support import fit, small_ppo
 
@@ -134,6 +136,76 @@ def test_the_module_of_a_class_may_fail_in_any_way(code, sentence, tmp_path, mon
         make_env(EnvConfig("CartPole-v1", wrappers=["broken.Wrapper"]))
     with pytest.raises(UsageError, match=f"the network class 'broken.Net' cannot be imported: {sentence}"):
         small_ppo(network={"class_path": "broken.Net", "init_args": {}})
+
+
+RESIZE = {"class_path": "gymnasium.wrappers.ResizeObservation", "init_args": {"shape": [4, 6]}}
+GRAYSCALE = {"class_path": "gymnasium.wrappers.GrayscaleObservation", "init_args": {"keep_dim": False}}
+RESHAPE = {"class_path": "gymnasium.wrappers.ReshapeObservation", "init_args": {"shape": [24]}}
+STICKY = {
+    "class_path": "gymnasium.wrappers.StickyAction",
+    "init_args": {"repeat_action_probability": 0.1, "repeat_action_duration": [1, 3]},
+}
+
+
+class WantsTuples(gym.Wrapper):
+    """Says nothing of it."""
+
+    def __init__(self, env, crop, names):
+        super().__init__(env)
+        if not (isinstance(crop, tuple) and isinstance(crop[0], tuple) and isinstance(names["of"], tuple)):
+            raise TypeError("crop must be tuples")
+
+
+class WantsLists(gym.Wrapper):
+    """Says nothing of it."""
+
+    def __init__(self, env, names):
+        super().__init__(env)
+        if not isinstance(names, list):
+            raise TypeError("names must be a list")
+
+
+class Corner(Counter):
+    """Is made with a tuple."""
+
+    def __init__(self, corner=(0, 0)):
+        super().__init__(truncate_at=3)
+        if not isinstance(corner, tuple):
+            raise TypeError("corner must be a tuple")
+
+
+def test_lists_of_a_config_are_tuples_where_tuples_are_wanted():
+    wrappers = [RESIZE, GRAYSCALE, RESHAPE, STICKY]
+    wrappers.append(
+        {"class_path": f"{__name__}.WantsTuples", "init_args": {"crop": [[0, 1], [2, 3]], "names": {"of": ["a"]}}}
+    )
+    wrappers.append({"class_path": f"{__name__}.WantsLists", "init_args": {"names": ["a"]}})
+    env = make_env(EnvConfig("PlRlTest/Images-v0", wrappers=wrappers))
+    obs, _ = env.reset(seed=0)
+    assert obs.shape == (24,) and env.step(0)[0].shape == (24,)
+    # What the config says stays as it is, as a checkpoint holds it.
+    assert RESIZE["init_args"] == {"shape": [4, 6]}
+
+
+def test_lists_among_the_arguments_of_an_environment_are_tuples_where_they_must_be():
+    gym.register("PlRlTest/Corner-v0", Corner)
+    make_env(EnvConfig("PlRlTest/Corner-v0", kwargs={"corner": [1, 2]})).reset(seed=0)
+    with pytest.raises(UsageError, match="cannot be made: corner must be a tuple"):
+        make_env(EnvConfig("PlRlTest/Corner-v0", kwargs={"corner": "1, 2"}))
+
+
+def test_what_is_said_of_a_list_that_does_not_fit_is_about_the_list():
+    wrapper = {"class_path": f"{__name__}.WantsTuples", "init_args": {"crop": [0, 1], "names": {"of": []}}}
+    with pytest.raises(UsageError, match=r"init_args={'crop': \[0, 1\], .* does not go round .*: crop must be tuples"):
+        make_env(EnvConfig("PlRlTest/Counter-v0", wrappers=[wrapper]))
+
+
+def test_a_run_with_pictures_of_another_size():
+    """From YAML to a policy, which has no other way to name such a wrapper."""
+    config = {"id": "PlRlTest/Images-v0", "kwargs": {"max_episode_steps": 5}, "wrappers": [RESIZE, GRAYSCALE, RESHAPE]}
+    model = small_ppo(env=yaml.safe_load(yaml.safe_dump(config)), total_env_steps=128)
+    fit(model)
+    assert model.network.observation_space.shape == (24,)
 
 
 def test_imported_modules_register_environments():
