@@ -14,7 +14,7 @@ import time
 from functools import cache
 from pathlib import Path
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info
 
 DIGEST_BYTES = 32
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
@@ -30,21 +30,41 @@ def read(key: str) -> bytes | None:
     """The library that is kept for a key, if it is there, sound and the user's; says so if it is there and is not."""
     try:
         path = folder() / f"{key}.so"
-        # Not to wait for a writer, should it be a pipe.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    except (FileNotFoundError, NotKept):
+    except NotKept:
+        return None
+    try:
+        content = _own(path)
+    except FileNotFoundError:
         return None
     except OSError as error:
-        return _refused(path, error.strerror or str(error))
-    with os.fdopen(descriptor, "rb") as file:
+        reason = error.strerror or str(error)
+    else:
+        library = content[:-DIGEST_BYTES]
+        if content == _with_digest(key, library):
+            return library
+        reason = "it is damaged"
+    say(f"{path} is not used ({reason}); it is compiled again.")
+    return None
+
+
+def _own(path: Path) -> bytes:
+    """A file's content, if it is one, the user's, and nobody else can write it.
+
+    Raises:
+        OSError: If it is not.
+    """
+    # Not to wait for a writer, should it be a pipe.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            return _refused(path, "it is no file")
+            raise OSError("it is no file")
         if fault := _fault_of_owner(status) or _fault_of_mode(status):
-            return _refused(path, f"it {fault}")
-        content = file.read()
-    library = content[:-DIGEST_BYTES]
-    return library if content == _with_digest(key, library) else _refused(path, "it is damaged")
+            raise PermissionError(f"it {fault}")
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(descriptor)
 
 
 def keep(key: str, library: bytes) -> None:
@@ -161,10 +181,6 @@ def others_can_change(path: Path) -> str | None:
 def say(sentence: str) -> None:
     """Tell the user, once in a process."""
     rank_zero_info(sentence)
-
-
-def _refused(path: Path, reason: str) -> None:
-    say(f"{path} is not used, as {reason}; it is compiled again.")
 
 
 def _with_digest(key: str, library: bytes) -> bytes:

@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pl_rl import code_cache, codegen, compiler
+from pl_rl import code_cache, codegen, compiler, tracing
 from pl_rl.compiler import Compiler, find_compiler
 from pl_rl.errors import CompilationError, RunFailure
-from pl_rl.tracing import first_line, trace
 
 __all__ = ["CompilationError", "Compiled", "Library", "compile_function", "describe_machine_code", "find_compiler"]
 
@@ -36,6 +35,7 @@ class Library:
     def __init__(self, source: str) -> None:
         if find_compiler() is None:
             raise CompilationError("no C++ compiler was found on this machine")
+        compiler.remove_leftovers()
         self._key = _key(source)
         kept = code_cache.read(self._key)
         self._loaded = None if kept is None else _load(kept)
@@ -88,13 +88,13 @@ class Compiled:
     ) -> None:
         # Each in memory of its own, from its beginning, as ``generate`` takes for granted.
         example = [tensor.detach().clone() for tensor in example]
-        graph = trace(function, example)
+        graph = tracing.trace(function, example)
         try:
             source = codegen.generate(graph)
         except CompilationError:
             raise
         except Exception as error:
-            raise CompilationError(f"there is no source for the network: {first_line(error)}") from error
+            raise CompilationError(f"there is no source for the network: {tracing.first_line(error)}") from error
         self._expected = [_layout(tensor) for tensor in example]
         returned: Any = graph.graph.output_node().args[0]
         self.results = [torch.empty(node.meta["val"].shape, dtype=node.meta["val"].dtype) for node in returned]
@@ -123,12 +123,12 @@ class Compiled:
         Raises:
             CompilationError: If one has another shape, type or strides: it would be read or written past its end.
         """
-        for tensors, expected in [(inputs, self._expected), (outputs, [_layout(result) for result in self.results])]:
-            given = [_layout(tensor) for tensor in tensors]
-            if given != expected:
-                differing = [pair for pair in zip(given, expected, strict=False) if pair[0] != pair[1]]
-                told = "{} instead of {}".format(*(differing or [(len(given), len(expected))])[0])
-                raise CompilationError(f"a tensor is not as it was compiled for (shape, type, strides): {told}")
+        given = [_layout(tensor) for tensor in [*inputs, *outputs]]
+        expected = [*self._expected, *(_layout(result) for result in self.results)]
+        if given != expected:
+            other = [pair for pair in zip(given, expected, strict=False) if pair[0] != pair[1]]
+            told = "{} instead of {}".format(*other[0]) if other else f"{len(given)} instead of {len(expected)} of them"
+            raise CompilationError(f"tensors are not as it was compiled for (shape, type, strides): {told}")
         return Call(self._run, inputs, outputs, self._blocks[instance])
 
     def __call__(self, *inputs: Tensor, instance: int = 0) -> list[Tensor]:
@@ -177,13 +177,14 @@ def compile_function(
 
 def describe_machine_code() -> str:
     """What the bits of results depend on: the compiler, and a digest of what writes C++ and for which processor."""
-    writer = [path.read_text() for path in sorted(Path(codegen.__file__).parent.glob("*.py"))]
-    return f"compiled by {find_compiler()}, code {_digest([*writer, _included(), compiler.FLAGS, compiler.processor()])[:8]}"
+    writers = [Path(tracing.__file__), *sorted(Path(codegen.__file__).parent.glob("*.py"))]
+    parts = [*(path.read_text() for path in writers), _included(), compiler.flags(), compiler.processor()]
+    return f"compiled by {find_compiler()}, code {_digest(parts)[:8]}"
 
 
 def _key(source: str) -> str:
     """Of all that decides what is compiled."""
-    return _digest([source, _included(), compiler.FLAGS, find_compiler(), compiler.processor()])[:32]
+    return _digest([source, _included(), compiler.flags(), find_compiler(), compiler.processor()])[:32]
 
 
 def _included() -> list[str]:

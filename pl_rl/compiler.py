@@ -26,17 +26,18 @@ CHILD = Path(__file__).with_name("compiler_child.py")
 THIS_PROCESSOR = "-march=native" if platform.machine() in ("x86_64", "i686") else "-mcpu=native"
 FLAGS = [
     *("-std=c++17", "-shared", "-fPIC", THIS_PROCESSOR),
-    *("-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic", "-fopenmp-simd"),
+    *("-O2", "-ftree-vectorize", "-fopenmp-simd"),
     # Nobody reads errno or floating-point exceptions. Sums stay in their order but where the source says otherwise; a
     # product and a sum may become one operation that rounds once (-ffp-contract=fast is the default of GCC), so bits
     # depend on the compiler, which is therefore part of a run's description.
     *("-fno-math-errno", "-fno-trapping-math"),
 ]
+OF_GCC = ["-fvect-cost-model=dynamic"]
 SCRATCH = "pl_rl-compiler-"
 OF_PROCESSOR = (
     *("model name", "flags"),  # x86
     *("Features", "CPU implementer", "CPU architecture", "CPU variant", "CPU part"),  # ARM
-    *("cpu\t", "isa", "uarch", "features", "processor "),  # POWER, RISC-V, s390
+    *("cpu\t", "isa", "uarch", "features"),  # POWER, RISC-V, s390
 )
 # A compiler that failed for want of these may do another time.
 WANTS = ("out of memory", "memory exhausted", "Cannot allocate memory", "No space left", "Resource temporarily")
@@ -58,7 +59,7 @@ class Compiler:
             written, self._library = folder / "source.cpp", folder / "library.so"
             written.write_text(source)
             child = [sys.executable, "-I", "-S", str(CHILD), str(os.getpid()), str(folder)]
-            compiler = [*command(), *FLAGS, f"-I{NATIVE}", "-o", str(self._library), str(written)]
+            compiler = [*command(), *flags(), f"-I{NATIVE}", "-o", str(self._library), str(written)]
             reader, writer = os.pipe()
             self._process = subprocess.Popen(
                 [*child, *compiler],
@@ -117,6 +118,11 @@ def command() -> list[str]:
         raise CompilationError(f"CXX={given!r} cannot be split into words: {error}") from error
 
 
+def flags() -> list[str]:
+    """How it is told to compile."""
+    return FLAGS if "clang" in (find_compiler() or "") else [*FLAGS, *OF_GCC]
+
+
 def find_compiler() -> str | None:
     """Name and version of the C++ compiler, or ``None``.
 
@@ -144,43 +150,63 @@ def _version(words: tuple[str, ...]) -> str | None:
 def processor() -> str:
     """What the compiler is told to make full use of, and whose library of mathematics it uses."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines(keepends=True)
+        told = Path("/proc/cpuinfo").read_text(errors="replace")
     except OSError as error:
         raise CompilationError(f"the processor cannot be told: {error}") from error
-    libc = " ".join(platform.libc_ver())
-    return "".join([platform.machine(), libc, *sorted({line for line in lines if line.startswith(OF_PROCESSOR)})])
+    return "\n".join([platform.machine(), *platform.libc_ver(), *_of_processor(told)])
 
 
-def remove_leftovers(root: Path) -> None:
-    """Remove folders of compilers whose process was killed, and their keeper with it."""
-    for folder in root.glob(f"{SCRATCH}*"):
-        with contextlib.suppress(OSError):  # among them that another process compiles there
-            status = folder.lstat()
-            if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
-                continue
-            try:
-                with (folder / "lock").open() as lock:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except FileNotFoundError:
-                if time.time() - status.st_mtime < 60:  # it is being made
-                    continue
-            shutil.rmtree(folder, ignore_errors=True)
+def _of_processor(told: str) -> list[str]:
+    """The lines of ``/proc/cpuinfo`` that differ between kinds of processors, and not between moments."""
+    return sorted({line for line in told.splitlines() if line.startswith(OF_PROCESSOR)})
+
+
+def remove_leftovers() -> None:
+    """Remove folders of compilers whose process was killed, and with it what should have removed them."""
+    with contextlib.suppress(OSError):
+        for folder in _scratch_root().glob(f"{SCRATCH}*"):
+            if _is_left(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_left(folder: Path) -> bool:
+    """Whether it is the user's and no process compiles there."""
+    try:
+        status = folder.lstat()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+            return False
+        try:
+            with (folder / "lock").open() as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return time.time() - status.st_mtime > 60  # or it is being made
+    except OSError:
+        return False
+    return True
+
+
+def _scratch_root() -> Path:
+    """Where nobody else can change what is compiled.
+
+    Raises:
+        OSError: If there is no such place.
+    """
+    root = Path(tempfile.gettempdir()).absolute()
+    if (fault := code_cache.others_can_change(root)) is None:
+        return root
+    try:
+        return code_cache.folder()
+    except code_cache.NotKept as error:
+        raise PermissionError(f"{fault}; set TMPDIR to a folder of your own") from error
 
 
 def _scratch() -> tuple[Path, int]:
-    """A new folder that nobody else can write, and a lock in it that ends with this process.
+    """A new folder, and a lock in it that ends with this process.
 
     Raises:
         OSError: If there is no place for one.
     """
-    root = Path(tempfile.gettempdir()).absolute()
-    if fault := code_cache.others_can_change(root):
-        try:
-            root = code_cache.folder()
-        except code_cache.NotKept as error:
-            raise PermissionError(f"{fault}; set TMPDIR to a folder of your own") from error
-    remove_leftovers(root)
-    folder = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=root))
+    folder = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=_scratch_root()))
     lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with contextlib.suppress(OSError):  # a file system without locks: what is left there stays
         fcntl.flock(lock, fcntl.LOCK_EX)

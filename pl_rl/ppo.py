@@ -26,7 +26,7 @@ from pl_rl.callbacks.resume_state import ResumeState
 from pl_rl.callbacks.run_directory import RunDirectory
 from pl_rl.checkpoints import STATE_KEY, plain_data
 from pl_rl.envs import EnvConfig
-from pl_rl.errors import CompilationError, RunFailure, UsageError
+from pl_rl.errors import CompilationError, CompilerFailure, RunFailure, UsageError
 from pl_rl.loss import Minibatch, PPOLoss
 from pl_rl.networks import MLPActorCritic
 from pl_rl.rollout import Rollout
@@ -240,6 +240,10 @@ class PPO(Agent):
             updates = CompiledUpdates(self._loss(), self._optimizer(), self.max_grad_norm, example)
             acting.load()
         except CompilationError as error:
+            if self.compile_update and isinstance(error, CompilerFailure):
+                raise RunFailure(
+                    f"compile_update=true: {error}; give the command again with memory and disk to spare, or use false"
+                ) from error
             if self.compile_update:
                 raise UsageError(f"compile_update=true cannot be had: {error}; use null or false") from error
             rank_zero_info(f"Updates are not compiled: {error}.")

@@ -81,7 +81,8 @@ def _check(graph: fx.GraphModule) -> None:
     Raises:
         CompilationError: With the operation.
     """
-    constants = [reduce(getattr, str(node.target).split("."), graph) for node in graph.graph.nodes if node.op == "get_attr"]
+    names = [str(node.target) for node in graph.graph.nodes if node.op == "get_attr"]
+    constants: list[Any] = [reduce(getattr, name.split("."), graph) for name in names]
     if any(isinstance(value, Tensor) and not value.untyped_storage().resizable() for value in constants):
         raise CompilationError(ARRAY)
     for node in graph.graph.nodes:

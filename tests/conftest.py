@@ -14,3 +14,17 @@ def _own_folder(tmp_path, monkeypatch):
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def fake_compiler(tmp_path, monkeypatch):
+    """Makes ``$CXX`` a script that has a version, and for the rest does what it is told in shell."""
+    path = tmp_path / "fake-compiler"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache-of-fake-compiler"))
+    monkeypatch.setenv("CXX", str(path))
+
+    def does(commands, asked="echo fake 1.0; exit"):
+        path.write_text(f'#!/bin/sh\nif [ "$1" = --version ]; then {asked}; fi\n{commands}\n')
+        path.chmod(0o755)
+
+    return does
