@@ -1,9 +1,13 @@
 """What every test shares: a folder of its own to work in, and one thread."""
 
+import hypothesis
 import pytest
 import torch
 
 import tests.environments  # noqa: F401  (registers the small environments)
+
+hypothesis.settings.register_profile("default", max_examples=25, deadline=None, derandomize=True, database=None)
+hypothesis.settings.register_profile("nightly", max_examples=1000, deadline=None)
 
 
 @pytest.fixture(autouse=True)
