@@ -2,43 +2,24 @@
 
 A small network's update is a few hundred operations of a few microseconds each, most of it spent on the way from
 Python to the operation. As one function that knows all shapes it is a single call, of little more than its matrix
-products. What is compiled for a machine is kept in ``$XDG_CACHE_HOME/pl_rl`` (``~/.cache/pl_rl``), named by its source:
-the first run of a network pays a few seconds, and a run that is resumed gets the same bits.
+products. What is compiled for a machine is kept on disk (:mod:`pl_rl.code_cache`), named by its source: the first run
+of a network pays a few seconds, and a run that is resumed gets the same bits.
 """
 
 import ctypes
 import hashlib
-import os
-import platform
-import shutil
-import signal
-import subprocess
-import sys
-import tempfile
-import weakref
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx
-from torch._decomp import core_aten_decompositions, get_decompositions
-from torch.func import functionalize
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch import Tensor
 
-from pl_rl import codegen
-from pl_rl.errors import CompilationError
+from pl_rl import code_cache, codegen, compiler, tracing
+from pl_rl.compiler import Compiler, find_compiler
+from pl_rl.errors import CompilationError, RunFailure
 
-NATIVE = Path(__file__).parent / "native"
-FLAGS = [
-    *("-std=c++17", "-shared", "-fPIC", "-march=native"),
-    *("-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic", "-fopenmp-simd"),
-    # Nobody reads errno or floating-point exceptions; what the numbers are stays as written.
-    *("-fno-math-errno", "-fno-trapping-math"),
-]
-ALSO_DECOMPOSED = [getattr(torch.ops.aten, name) for name in ("_log_softmax", "_softmax", "elu", "gelu", "leaky_relu")]
-NOT_DECOMPOSED = [torch.ops.aten.slice_scatter.default, torch.ops.aten.select_scatter.default]
+__all__ = ["CompilationError", "Compiled", "Library", "compile_function", "describe_machine_code", "find_compiler"]
 
 
 class Library:
@@ -48,12 +29,17 @@ class Library:
         source: In C++, without what it includes from ``native/``.
 
     Raises:
-        CompilationError: If there is no compiler or no folder to keep it in.
+        CompilationError: If there is no compiler, or it cannot be started.
     """
 
     def __init__(self, source: str) -> None:
-        self._path = _cache_folder() / f"{_key(source)}.so"
-        self._compiler = None if self._path.exists() else _Compiler(source, self._path)
+        if find_compiler() is None:
+            raise CompilationError("no C++ compiler was found on this machine")
+        compiler.remove_leftovers()
+        self._key = _key(source)
+        kept = code_cache.read(self._key)
+        self._loaded = None if kept is None else _load(kept)
+        self._compiler = None if self._loaded is not None else Compiler(source)
 
     def load(self) -> ctypes.CDLL:
         """The library, once it is there.
@@ -62,48 +48,22 @@ class Library:
             CompilationError: If it cannot be compiled or loaded.
         """
         if self._compiler is not None:
-            self._compiler.finish()
-            self._compiler = None
-        try:
-            return ctypes.CDLL(str(self._path))
-        except OSError as error:
-            raise CompilationError(f"{self._path} cannot be loaded; delete it to compile it again: {error}") from error
+            library = self._compiler.finish()
+            self._compiler, self._loaded = None, _load(library)
+            if self._loaded is not None:
+                code_cache.keep(self._key, library)
+        if self._loaded is None:
+            raise CompilationError("what the compiler made cannot be loaded")
+        return self._loaded
 
 
-class _Compiler:
-    """A compiler's process, whose library appears at ``path`` whole or not at all."""
-
-    def __init__(self, source: str, path: Path) -> None:
-        self._path = path
-        self._folder = tempfile.TemporaryDirectory(dir=path.parent)
-        written = Path(self._folder.name, "source.cpp")
-        written.write_text(source)
-        self._library = written.with_suffix(".so")
-        command = [_command(), *FLAGS, f"-I{NATIVE}", "-o", str(self._library), str(written)]
-        self._process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
-        )
-        weakref.finalize(self, _end, self._process)  # a run that is asked to leave does not wait for it
-
-    def finish(self) -> None:
-        """Wait for it.
-
-        Raises:
-            CompilationError: With the first error.
-        """
-        with self._folder:
-            _, output = self._process.communicate()
-            if self._process.returncode:
-                errors = [line for line in output.splitlines() if "error" in line] or [output.strip() or "no reason"]
-                raise CompilationError(f"compiling failed: {errors[0]}")
-            self._library.replace(self._path)
-
-
-def _end(compiler: subprocess.Popen[str]) -> None:
-    """Leave no process behind, nor those that it started."""
-    if compiler.poll() is None:
-        os.killpg(compiler.pid, signal.SIGKILL)
-        compiler.wait()
+def _load(library: bytes) -> ctypes.CDLL | None:
+    """A library, unless it is for a system with other libraries than this one, which may share a home with it."""
+    try:
+        return code_cache.load(library)
+    except OSError as error:
+        code_cache.say(f"Machine code cannot be loaded: {error}.")
+        return None
 
 
 class Compiled:
@@ -113,7 +73,7 @@ class Compiled:
 
     Args:
         function: Takes and returns tensors; may use autograd inside, and branch on nothing but shapes.
-        example: Arguments of the shapes that it will be called with.
+        example: Arguments of the shapes, types and strides that it will be called with.
         instances: How many threads will call it at once.
 
     Attributes:
@@ -126,13 +86,16 @@ class Compiled:
     def __init__(
         self, function: Callable[..., Sequence[Tensor]], example: Sequence[Tensor], instances: int = 1
     ) -> None:
-        if find_compiler() is None:
-            raise CompilationError("no C++ compiler was found on this machine")
         # Each in memory of its own, from its beginning, as ``generate`` takes for granted.
-        example = [tensor.detach().clone(memory_format=torch.contiguous_format) for tensor in example]
-        graph = _trace(function, example)
-        source = codegen.generate(graph)
-        self._expected = [(tensor.shape, tensor.dtype) for tensor in example]
+        example = [tensor.detach().clone() for tensor in example]
+        graph = tracing.trace(function, example)
+        try:
+            source = codegen.generate(graph)
+        except CompilationError:
+            raise
+        except Exception as error:
+            raise CompilationError(f"there is no source for the network: {tracing.first_line(error)}") from error
+        self._expected = [_layout(tensor) for tensor in example]
         returned: Any = graph.graph.output_node().args[0]
         self.results = [torch.empty(node.meta["val"].shape, dtype=node.meta["val"].dtype) for node in returned]
         self._library = Library(source.text)
@@ -146,22 +109,32 @@ class Compiled:
             CompilationError: If the compiler fails.
         """
         self._run = self._library.load().run
-        self._run.argtypes, self._run.restype = [ctypes.c_void_p] * 3, None
+        self._run.argtypes, self._run.restype = [ctypes.c_void_p] * 3, ctypes.c_int
         return self
 
     def bind(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], instance: int = 0) -> "Call":
-        """The function as a call without arguments, from tensors to tensors, all of them contiguous."""
-        # Machine code would read and write past the end of anything else.
-        assert [(tensor.shape, tensor.dtype) for tensor in inputs] == self._expected
-        assert [tensor.shape for tensor in outputs] == [result.shape for result in self.results]
-        assert [tensor.dtype for tensor in outputs] == [result.dtype for result in self.results]
-        assert all(tensor.is_contiguous() for tensor in [*inputs, *outputs])
+        """The function as a call without arguments, from tensors to tensors.
+
+        Args:
+            inputs: As the example.
+            outputs: As ``results``.
+            instance: Whose memory it works in.
+
+        Raises:
+            CompilationError: If one has another shape, type or strides: it would be read or written past its end.
+        """
+        given = [_layout(tensor) for tensor in [*inputs, *outputs]]
+        expected = [*self._expected, *(_layout(result) for result in self.results)]
+        if given != expected:
+            other = [pair for pair in zip(given, expected, strict=False) if pair[0] != pair[1]]
+            told = "{} instead of {}".format(*other[0]) if other else f"{len(given)} instead of {len(expected)} of them"
+            raise CompilationError(f"tensors are not as it was compiled for (shape, type, strides): {told}")
         return Call(self._run, inputs, outputs, self._blocks[instance])
 
     def __call__(self, *inputs: Tensor, instance: int = 0) -> list[Tensor]:
         """The function's outputs, without gradients."""
         outputs = [torch.empty_like(result) for result in self.results]
-        self.bind([tensor.contiguous() for tensor in inputs], outputs, instance)()
+        self.bind(inputs, outputs, instance)()
         return outputs
 
 
@@ -169,7 +142,7 @@ class Call:
     """A compiled function with the addresses of its arguments and results.
 
     Attributes:
-        arguments: Addresses of the inputs; others of the same shape and type may take their place.
+        arguments: Addresses of the inputs; others of the same shape, type and strides may take their place.
         results: Addresses of the outputs, likewise.
     """
 
@@ -180,8 +153,16 @@ class Call:
         self._run, self._addresses = run, (ctypes.byref(self.arguments), ctypes.byref(self.results), block.data_ptr())
 
     def __call__(self) -> None:
-        """Compute; the interpreter's lock is let go of meanwhile."""
-        self._run(*self._addresses)
+        """Compute; the interpreter's lock is let go of meanwhile.
+
+        Raises:
+            RunFailure: If an index lay outside of what it indexes; nothing else was read or written instead.
+        """
+        if self._run(*self._addresses):
+            raise RunFailure(
+                "the network gathers from, or scatters to, a place outside of a tensor; mend the index, which "
+                "compile_update=false shows in a traceback"
+            )
 
 
 def compile_function(
@@ -194,107 +175,27 @@ def compile_function(
     return Compiled(function, example, instances).load()
 
 
-@cache
-def find_compiler() -> str | None:
-    """Name and version of the C++ compiler, or ``None``."""
-    if sys.platform != "linux" or shutil.which(_command()) is None:
-        return None
-    version = subprocess.run([_command(), "--version"], capture_output=True, text=True, check=False).stdout
-    return version.partition("\n")[0] or None
-
-
 def describe_machine_code() -> str:
     """What the bits of results depend on: the compiler, and a digest of what writes C++ and for which processor."""
-    writer = [path.read_text() for path in sorted(Path(codegen.__file__).parent.glob("*.py"))]
-    return f"compiled by {find_compiler()}, code {_digest([*writer, _included(), FLAGS, _processor()])[:8]}"
-
-
-def _command() -> str:
-    return os.environ.get("CXX", "g++")
-
-
-def _trace(function: Callable[..., Sequence[Tensor]], example: Sequence[Tensor]) -> fx.GraphModule:
-    """The function as a graph of core ATen operations that change nothing.
-
-    Raises:
-        CompilationError: If it cannot be one, or would not be the same function.
-    """
-    try:
-        graph = make_fx(function, tracing_mode="fake")(*example)
-    except Exception as error:
-        raise CompilationError(f"the network cannot be traced: {_first_line(error)}") from error
-    _check(graph)
-    decompositions = {**core_aten_decompositions(), **get_decompositions(ALSO_DECOMPOSED)}
-    decompositions[torch.ops.aten.native_layer_norm.default] = _layer_norm
-    decompositions |= codegen.DECOMPOSITIONS
-    for operation in NOT_DECOMPOSED:
-        decompositions.pop(operation, None)
-    try:
-        functional = make_fx(functionalize(graph), tracing_mode="fake", decomposition_table=decompositions)(*example)
-    except Exception as error:
-        raise CompilationError(f"the network cannot be traced: {_first_line(error)}") from error
-    functional.graph.eliminate_dead_code()
-    for node in functional.graph.nodes:
-        if node.target is torch.ops.aten.copy_.default:  # what is left of them changes an argument
-            raise CompilationError("the network changes its own state")
-    return functional
-
-
-def _layer_norm(
-    x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """By operations that there is source for; also the mean and the inverse of the standard deviation."""
-    dims = list(range(-len(shape), 0))
-    mean = x.mean(dims, keepdim=True)
-    inverse = (x.var(dims, correction=0, keepdim=True) + eps).rsqrt()
-    normal = (x - mean) * inverse
-    scaled = normal if weight is None else normal * weight
-    return scaled if bias is None else scaled + bias, mean, inverse
-
-
-def _check(graph: fx.GraphModule) -> None:
-    """Refuse what draws random numbers, and what changes its own state.
-
-    Raises:
-        CompilationError: With the operation.
-    """
-    for node in graph.graph.nodes:
-        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
-            raise CompilationError(f"the network draws random numbers ({node.target})")
-        if "batch_norm" in str(node.target):
-            raise CompilationError(f"the network changes its own state ({node.target})")
+    writers = [Path(tracing.__file__), *sorted(Path(codegen.__file__).parent.glob("*.py"))]
+    parts = [*(path.read_text() for path in writers), _included(), compiler.flags(), compiler.processor()]
+    return f"compiled by {find_compiler()}, code {_digest(parts)[:8]}"
 
 
 def _key(source: str) -> str:
     """Of all that decides what is compiled."""
-    return _digest([source, _included(), FLAGS, find_compiler(), _processor()])[:32]
+    return _digest([source, _included(), compiler.flags(), find_compiler(), compiler.processor()])[:32]
 
 
 def _included() -> list[str]:
-    return [path.read_text() for path in sorted(NATIVE.iterdir())]
+    return [path.read_text() for path in sorted(compiler.NATIVE.iterdir())]
 
 
 def _digest(parts: list[Any]) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-@cache
-def _processor() -> str:
-    """What the compiler is told to make full use of."""
-    with Path("/proc/cpuinfo").open() as lines:
-        return "".join(
-            [platform.machine(), *sorted({line for line in lines if line.startswith(("model name", "flags"))})]
-        )
-
-
-def _cache_folder() -> Path:
-    try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "pl_rl")
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except (OSError, RuntimeError) as error:  # the latter without a home
-        raise CompilationError(f"no cache folder can be made: {error}") from error
-    return folder
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+def _layout(tensor: Tensor) -> tuple[Any, ...]:
+    """Shape, type, and the strides of what has more than one element."""
+    strides = [stride for stride, n in zip(tensor.stride(), tensor.shape, strict=True) if n > 1]
+    return tuple(tensor.shape), tensor.dtype, strides if tensor.numel() else []

@@ -13,6 +13,10 @@ class CompilationError(Exception):
     """Why a function cannot be compiled, in words."""
 
 
+class CompilerFailure(CompilationError):
+    """Why the compiler did not come to its end this time, though another time it may: it was killed, or lacked room."""
+
+
 class RunFailure(RuntimeError):
     """Something failed while a well-formed request was carried out."""
 

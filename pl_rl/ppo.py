@@ -28,7 +28,7 @@ from pl_rl.callbacks.run_directory import RunDirectory
 from pl_rl.checkpoints import STATE_KEY, changed_settings, plain_data
 from pl_rl.compiled import CompiledLearner, is_worth_compiling
 from pl_rl.envs import EnvConfig
-from pl_rl.errors import CompilationError, RunFailure, UsageError
+from pl_rl.errors import CompilationError, CompilerFailure, RunFailure, UsageError
 from pl_rl.loss import Coefficients, Minibatch, PPOLoss
 from pl_rl.module_state import training_mode
 from pl_rl.networks import ActorCritic, MLPActorCritic
@@ -309,6 +309,10 @@ class PPO(Agent):
                 raise CompilationError("detect_anomaly=true watches single operations")
             return CompiledLearner(loss, self._optimizer(), obs_dtype, self.minibatch_size, self.num_envs)
         except CompilationError as error:
+            if self.compile_update and isinstance(error, CompilerFailure):
+                raise RunFailure(
+                    f"compile_update=true: {error}; give the command again with memory and disk to spare, or use false"
+                ) from error
             if self.compile_update:
                 raise UsageError(f"compile_update=true cannot be had: {error}; use null or false") from error
             rank_zero_info(f"Updates are not compiled: {error}.")

@@ -322,7 +322,8 @@ class CompiledUpdates(Updates):
             beta1, beta2 = group["betas"]
             correction, root_correction = 1 - beta1**count, math.sqrt(1 - beta2**count)
             settings.__init__(
-                group["lr"], beta1, beta2, group["weight_decay"], group["eps"], correction, root_correction
+                *(group["lr"], 1 - beta1, beta2, 1 - beta2, group["weight_decay"], group["eps"]),
+                *(correction, root_correction),
             )
         gradient, norm = self._mean_gradient, torch.empty(())
         self._step(
@@ -376,7 +377,10 @@ class _Settings(ctypes.Structure):
 
     _fields_ = [
         (name, ctypes.c_float)
-        for name in ("rate", "beta1", "beta2", "decay", "epsilon", "correction", "root_correction")
+        for name in (
+            *("rate", "new_in_average", "beta2", "new_in_square"),
+            *("decay", "epsilon", "correction", "root_correction"),
+        )
     ]
 
 

@@ -1,9 +1,13 @@
 """What every test shares: a folder of its own to work in, and one thread."""
 
+import hypothesis
 import pytest
 import torch
 
 import tests.environments  # noqa: F401  (registers the small environments)
+
+hypothesis.settings.register_profile("default", max_examples=25, deadline=None, derandomize=True, database=None)
+hypothesis.settings.register_profile("nightly", max_examples=1000, deadline=None)
 
 
 @pytest.fixture(autouse=True)
@@ -14,3 +18,17 @@ def _own_folder(tmp_path, monkeypatch):
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def fake_compiler(tmp_path, monkeypatch):
+    """Makes ``$CXX`` a script that has a version, and for the rest does what it is told in shell."""
+    path = tmp_path / "fake-compiler"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache-of-fake-compiler"))
+    monkeypatch.setenv("CXX", str(path))
+
+    def does(commands, asked="echo fake 1.0; exit"):
+        path.write_text(f'#!/bin/sh\nif [ "$1" = --version ]; then {asked}; fi\n{commands}\n')
+        path.chmod(0o755)
+
+    return does

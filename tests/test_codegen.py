@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as nnf
 
-from pl_rl import compilation
+from pl_rl import compiler
 from pl_rl.compilation import CompilationError, compile_function
 
 ROWS = torch.linspace(-3, 3, 15).view(3, 5)
@@ -144,8 +144,8 @@ def test_convolutions_without_bias():
 @pytest.mark.parametrize("machine", ["x86-64", "x86-64-v3"])
 @pytest.mark.parametrize("name", ["odd", "padded", "wide lines"])
 def test_shorter_vectors(machine, name, monkeypatch):
-    flags = [f"-march={machine}" if flag == "-march=native" else flag for flag in compilation.FLAGS]
-    monkeypatch.setattr(compilation, "FLAGS", flags)
+    flags = [f"-march={machine}" if flag == "-march=native" else flag for flag in compiler.FLAGS]
+    monkeypatch.setattr(compiler, "FLAGS", flags)
     check_convolution(name)
 
 

@@ -66,7 +66,6 @@ AS_RESULT = {
     aten.floor.default: "__builtin_floorf({0})",
     aten.maximum.default: "maximum({0}, {1})",
     aten.minimum.default: "minimum({0}, {1})",
-    aten.clamp.Tensor: "minimum(maximum({0}, {1}), {2})",
     aten.clone.default: "{0}",
     aten._to_copy.default: "{0}",
     aten.lift_fresh_copy.default: "{0}",
@@ -97,6 +96,9 @@ POWERS = {
     0.5: "__builtin_sqrtf({0})",
     -1: "(1.f / {0})",
 }
+CLAMPS = {aten.clamp.default, aten.clamp.Tensor}
+SMALL = {torch.uint8, torch.bool}
+"""Types that C++ computes with as larger ones, in which nothing overflows."""
 SUMS = {aten.sum.default, aten.sum.dim_IntList, aten.mean.default, aten.mean.dim}
 EXTREMES = {aten.amax.default: "maximum", aten.amin.default: "minimum"}
 PRODUCTS = {aten.mm.default, aten.addmm.default, aten.bmm.default}
@@ -107,6 +109,8 @@ FEW, LONG = 8, 512
 @dataclasses.dataclass(frozen=True)
 class Source:
     """A function in C++: ``run(arguments, results, block)``, all of them pointers.
+
+    It returns 0, or 1 where it stops before an index that lies outside of what it indexes.
 
     Attributes:
         text: The source.
@@ -161,7 +165,7 @@ class _Generator:
             for buffer in self.buffers
         ]
         steps = [f"  {line}" for step in self.steps for line in ["{", *(f"  {line}" for line in step), "}"]]
-        head = 'extern "C" void run(void* const* arguments, void* const* results, char* block) {'
+        head = 'extern "C" int run(void* const* arguments, void* const* results, char* block) {'
         panel = f"float* const panel = (float*)(block + {block_size});"
         convolves = any(node.target in CONVOLUTIONS for node in self.nodes)
         lines = [
@@ -170,6 +174,7 @@ class _Generator:
             head,
             *(f"  {line}" for line in [*declared, panel]),
             *steps,
+            "  return 0;",
             "}",
         ]
         return Source("\n".join([*lines, ""]), block_size + PANEL_BYTES)
@@ -308,15 +313,19 @@ class _Generator:
             condition = self._operand(args[0], value.shape, torch.bool)
             chosen = [self._operand(arg, value.shape, value.dtype) for arg in args[1:]]
             return Operation("({0} ? {1} : {2})", (condition, *chosen))
-        if target is aten.clamp.default:
-            bounds = [*args[1:], None][:2] if len(args) > 1 else [node.kwargs.get("min"), node.kwargs.get("max")]
+        if target in CLAMPS:
+            given = dict(zip(["min", "max"], args[1:], strict=False)) | node.kwargs
             expression = self._operand(args[0], value.shape, value.dtype)
-            for name, bound in zip(["maximum", "minimum"], bounds, strict=True):
+            for name, bound in [("maximum", given.get("min")), ("minimum", given.get("max"))]:
                 if bound is not None:
-                    expression = Operation(f"{name}({{0}}, {literal(bound, value.dtype)})", (expression,))
+                    bound = self._operand(bound, value.shape, value.dtype)
+                    expression = Operation(f"{name}({{0}}, {{1}})", (expression, bound))
             return expression
         if target is aten.pow.Tensor_Scalar:
-            template = POWERS.get(args[1], f"__builtin_powf({{0}}, {literal(args[1], torch.float32)})")
+            power = f"__builtin_powf({{0}}, {literal(args[1], torch.float32)})"
+            if not value.dtype.is_floating_point:
+                power = f"({type_name(value.dtype)})power({{0}}, {args[1]})"
+            template = POWERS.get(args[1], power)
             return Operation(template, (self._operand(args[0], value.shape, value.dtype),))
         if target is aten.gather.default:
             return self._gathered(node)
@@ -329,6 +338,8 @@ class _Generator:
             if node.kwargs.get("alpha", 1) != 1:
                 factor = literal(node.kwargs["alpha"], dtype)
                 template = template.replace("{1}", f"{factor} * {{1}}")
+            if dtype in SMALL:
+                template = f"({type_name(dtype)}){template}"
         if dtype.is_floating_point is False and "__builtin" in template:
             raise _unsupported(node)
         return Operation(template, tuple(self._operand(arg, value.shape, dtype) for arg in args))
@@ -345,13 +356,31 @@ class _Generator:
                 element.buffer.last_use = len(self.steps)
         if argument.meta["val"].dtype == dtype:
             return expression
-        return Operation(f"(({type_name(dtype)}){{0}})", (expression,))
+        through = ""
+        if dtype == torch.uint8 and argument.meta["val"].dtype.is_floating_point:
+            through = "(int64)"  # as in PyTorch; C++ says nothing of numbers outside of [0, 256)
+        return Operation(f"(({type_name(dtype)}){through}{{0}})", (expression,))
 
     def _gathered(self, node: Node) -> Expression:
         """One element of the first argument along a dimension, at each place of the index."""
         source, dim, index = node.args[:3]
         element = _element(source, self._buffer_of(source))
-        return _at_index(element, dim, self._operand(index, node.meta["val"].shape, torch.int64))
+        return self._indexed(element, source, dim, index)
+
+    def _indexed(self, element: Element, indexed: Node, dim: int, index: Node) -> Element:
+        """An element of a tensor at the places that an index names, all of which are looked at first."""
+        shape = index.meta["val"].shape
+        at = self._operand(index, shape, torch.int64)
+        size = indexed.meta["val"].shape[dim]
+        loop = Loop([at], by_stride(index.meta["val"].stride()), shape)
+        self.lines += [
+            "{",
+            "  int outside = 0;",
+            *(f"  {line}" for line in loop.around([f"outside |= (size){loop.text(at)} >= {size};"], "")),
+            "  if (outside) return 1;",
+            "}",
+        ]
+        return _at_index(element, dim, at)
 
     # Loops ------------------------------------------------------------------------------------------------------------
 
@@ -378,7 +407,7 @@ class _Generator:
         count = math.prod(value.shape[dim] for dim in reduced)
         ctype = type_name(reduced_value.dtype)
         if node.target in EXTREMES:
-            start, update = "-__builtin_inff()" if node.target is aten.amax.default else "__builtin_inff()", ""
+            start = _bounds(reduced_value.dtype)[node.target is aten.amin.default]
             update = f"{{0}} = {EXTREMES[node.target]}({{0}}, {{1}});"
             pragma = ""
         else:
@@ -494,8 +523,8 @@ class _Generator:
         base, dim, index, source = node.args[:4]
         whole, value = _element(node, result), node.meta["val"]
         shape = index.meta["val"].shape
+        target = self._indexed(whole, node, dim, index)
         self._assign(whole, self._operand(base, value.shape, result.dtype), value.shape)
-        target = _at_index(whole, dim, self._operand(index, shape, torch.int64))
         operator = "+=" if node.target is aten.scatter_add.default else "="
         self._assign(target, self._operand(source, shape, result.dtype), shape, operator)
 
@@ -508,6 +537,10 @@ class _Generator:
         m, n = value.shape[-2:]
         k = left.meta["val"].shape[-1]
         added = "0, 0, 0"
+        if k == 0:
+            nothing = self._operand(start[0] if start else 0.0, value.shape, value.dtype)
+            self._assign(_element(node, result), nothing, value.shape)
+            return
         if start:
             bias = _element(start[0], self._buffer_of(start[0]), 2)
             added = ", ".join([f"{bias.buffer.name} + {bias.offset}", *map(str, bias.strides)])
@@ -597,7 +630,7 @@ ELEMENTWISE = {
     *AS_RESULT,
     *(getattr(packet, name) for packet in AS_COMMON for name in packet.overloads() if "out" not in name),
     aten.where.self,
-    aten.clamp.default,
+    *CLAMPS,
     aten.pow.Tensor_Scalar,
     aten.gather.default,
 }
@@ -636,6 +669,8 @@ def _reduced_dims(node: Node, dims: int) -> list[int]:
 
 def _extent(value: Tensor) -> int:
     """Elements from the first to the last, in memory."""
+    if value.numel() == 0:
+        return 0
     return sum((n - 1) * stride for n, stride in zip(value.shape, value.stride(), strict=True)) + 1
 
 
@@ -643,6 +678,15 @@ def _common_type(arguments: Sequence[Any]) -> torch.dtype:
     """In which numbers are compared."""
     types = [arg.meta["val"].dtype if isinstance(arg, fx.Node) else torch.tensor(arg).dtype for arg in arguments]
     return reduce(torch.promote_types, types)
+
+
+def _bounds(dtype: torch.dtype) -> tuple[str, str]:
+    """The least and the largest number of a type, in C++."""
+    if dtype.is_floating_point:
+        return literal(-math.inf, dtype), literal(math.inf, dtype)
+    if dtype == torch.bool:
+        return literal(0, dtype), literal(1, dtype)
+    return literal(torch.iinfo(dtype).min, dtype), literal(torch.iinfo(dtype).max, dtype)
 
 
 def _storage(value: Tensor) -> int:

@@ -141,8 +141,10 @@ def type_name(dtype: torch.dtype) -> str:
 def literal(number: Any, dtype: torch.dtype) -> str:
     """A number in C++."""
     if not dtype.is_floating_point:
-        return f"({type_name(dtype)}){int(number)}"
-    number = float(np.float32(number))
+        number = int(number)  # C++ has no literal for the least one
+        return f"({type_name(dtype)}){number}" if number > -(2**63) else f"({type_name(dtype)})({number + 1} - 1)"
+    with np.errstate(over="ignore"):  # infinite in PyTorch, too
+        number = float(np.float32(number))
     if math.isnan(number):
         return '__builtin_nanf("")'
     if math.isinf(number):

@@ -1,9 +1,10 @@
 // Averaging and clipping gradients, and Adam (https://arxiv.org/abs/1412.6980), on parameters wherever they lie.
 #include "kernels.h"
 
-// As torch's fused Adam takes them; the corrections are 1 - beta1^step and sqrt(1 - beta2^step).
+// As torch's fused Adam takes them. What new gradients count, 1 - beta1 and 1 - beta2, is rounded once, as 1 - 0.999 has
+// few digits left in single precision; the corrections are 1 - beta1^step and sqrt(1 - beta2^step).
 struct Settings {
-  float rate, beta1, beta2, decay, epsilon, correction, root_correction;
+  float rate, new_in_average, beta2, new_in_square, decay, epsilon, correction, root_correction;
 };
 
 struct Parameter {
@@ -42,8 +43,8 @@ extern "C" void step(const Parameter* parameters, size count, const float* gradi
 #pragma GCC ivdep
     for (size i = 0; i < p->count; i++) {
       float g = p->gradient[i] * scale + s.decay * p->value[i];
-      float average = p->average[i] + (1.f - s.beta1) * (g - p->average[i]);
-      float average_of_square = s.beta2 * p->average_of_square[i] + (1.f - s.beta2) * g * g;
+      float average = p->average[i] + s.new_in_average * (g - p->average[i]);
+      float average_of_square = s.beta2 * p->average_of_square[i] + s.new_in_square * g * g;
       p->average[i] = average;
       p->average_of_square[i] = average_of_square;
       float root = __builtin_sqrtf(average_of_square) / s.root_correction;

@@ -42,12 +42,23 @@ INLINE float expm1_of(float x) {
   x = x < -40.f ? -40.f : x;  // -1
   float n;
   float p = exp_parts(x, n);
+  // 2^128 is infinite, where the result need not be.
+  float factor = n > 127.f ? 2.f : 1.f;
+  float power = bits_to_float(((int)n - (n > 127.f) + 127) << 23);
+  return (power * p + (power - 1.f / factor)) * factor;
+}
+
+// The same for x <= 0.
+INLINE float expm1_of_negative(float x) {
+  x = x < -40.f ? -40.f : x;
+  float n;
+  float p = exp_parts(x, n);
   float power = bits_to_float(((int)n + 127) << 23);
   return power * p + (power - 1.f);
 }
 
 INLINE float tanh_of(float x) {
-  float e = expm1_of(-2.f * __builtin_fabsf(x));
+  float e = expm1_of_negative(-2.f * __builtin_fabsf(x));
   return __builtin_copysignf(-e / (e + 2.f), x);
 }
 
@@ -72,9 +83,18 @@ INLINE float log_of(float x) {
 template <class T> INLINE T maximum(T a, T b) { return a > b || a != a ? a : b; }
 template <class T> INLINE T minimum(T a, T b) { return a < b || a != a ? a : b; }
 template <class T> INLINE T absolute(T x) { return x < 0 ? -x : x; }
+INLINE float absolute(float x) { return __builtin_fabsf(x); }
 template <class T> INLINE T square(T x) { return x * x; }
-INLINE float relu(float x) { return x < 0.f ? 0.f : x; }
-INLINE float sign(float x) { return (float)(x > 0.f) - (float)(x < 0.f); }
+template <class T> INLINE T relu(T x) { return x < 0 ? 0 : x; }
+template <class T> INLINE T sign(T x) { return (T)((x > 0) - (x < 0)); }
+
+// Of whole numbers, with the digits that they have room for.
+INLINE int64 power(int64 x, int exponent) {
+  size result = 1, factor = (size)x;
+  for (; exponent; exponent >>= 1, factor *= factor)
+    if (exponent & 1) result *= factor;
+  return (int64)result;
+}
 
 // --- Matrix products --------------------------------------------------------------------------------------------------
 
@@ -89,6 +109,17 @@ enum { DEPTH = 256 };  // so that a panel of the right matrix fits the first cac
 
 typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int Lanes __attribute__((vector_size(4 * LANES)));
+
+// Elements of two vectors side by side, by their numbers, which are constants once loops are unrolled.
+#if defined(__clang__)
+INLINE Vector shuffle(Vector first, Vector second, Lanes numbers) {
+  Vector result;
+  for (int i = 0; i < LANES; i++) result[i] = numbers[i] < LANES ? first[numbers[i]] : second[numbers[i] - LANES];
+  return result;
+}
+#else
+#define shuffle __builtin_shuffle
+#endif
 
 // A block of LANES x LANES, transposed: in each step, blocks of twice the size.
 INLINE void transpose_block(const float* from, size stride, float* to, size to_stride) {
@@ -107,8 +138,8 @@ INLINE void transpose_block(const float* from, size stride, float* to, size to_s
     for (int i = 0; i < LANES; i++) {
       if (i & step) continue;
       Vector first = rows[i], second = rows[i | step];
-      rows[i] = __builtin_shuffle(first, second, upper);
-      rows[i | step] = __builtin_shuffle(first, second, lower);
+      rows[i] = shuffle(first, second, upper);
+      rows[i | step] = shuffle(first, second, lower);
     }
   }
 #pragma GCC unroll 16
@@ -207,7 +238,7 @@ INLINE float sum_of_lanes(Vector x) {
     Lanes other;
 #pragma GCC unroll 16
     for (int i = 0; i < LANES; i++) other[i] = i ^ half;
-    x += __builtin_shuffle(x, other);
+    x += shuffle(x, x, other);
   }
   return x[0];
 }
