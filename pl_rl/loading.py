@@ -51,6 +51,12 @@ def load_module(
         settings = checked_of_file(settings, Path(source), trust)
     else:
         settings = checked(settings, trust, f"{source}")
+    try:
+        inspect.signature(cls).bind(**settings, **instead)
+    except TypeError as error:
+        raise UsageError(
+            f"{source} has not the settings of a {cls.__qualname__}: {error}; pass it as an argument"
+        ) from error
     model = cls(**settings, **instead)
     model.on_load_checkpoint(checkpoint)
     model.load_state_dict(checkpoint["state_dict"], strict=model.strict_loading if strict is None else strict)

@@ -78,7 +78,7 @@ class TrainedPolicy(nn.Module):
     ) -> None:
         super().__init__()
         self.settings = settings
-        needed = checked(what_is_needed(settings, spaces), trust, "the policy's settings")
+        needed = checked(what_is_needed(settings, spaces), trust, "the policy")
         observation_space, self._space = make_spaces(spaces) if spaces is not None else _spaces_of(needed["env"])
         self.spaces = describe_spaces(observation_space, self._space)
         self.network = _make_network(needed["network"], observation_space, self._space)
@@ -146,7 +146,7 @@ def what_is_needed(settings: dict[str, Any], spaces: dict[str, Any] | None) -> d
     """
     needed = ["network"] if spaces is not None else ["network", "env"]
     if not isinstance(settings, dict) or not settings.keys() >= set(needed):
-        raise UsageError("the policy's settings lack the network or the environment; use another copy of the file")
+        raise UsageError(f"the policy's settings lack {' or '.join(needed)}; use another copy of the file")
     return {name: settings[name] for name in needed}
 
 
@@ -183,8 +183,8 @@ def read_trained(path: Path) -> TrainedWeights:
     """
     checkpoint = read_checkpoint(path)
     counters, settings = checkpoint["pl_rl"]["counters"], dict(checkpoint["hyper_parameters"])
-    if isinstance(settings["env"], str):
-        settings["env"] = {"id": settings["env"]}
+    env = what_is_needed(settings, None)["env"]
+    settings["env"] = {"id": env} if isinstance(env, str) else env
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     state = checkpoint["callbacks"].get("PeriodicEvaluation", {})

@@ -25,7 +25,7 @@ from pl_rl.cli.parsing import ConfigFile, option, setting
 from pl_rl.cli.trust import names_said
 from pl_rl.errors import UsageError
 from pl_rl.evaluation import Episodes
-from pl_rl.networks import MLPActorCritic
+from pl_rl.networks import ACTIVATIONS, MLPActorCritic
 from pl_rl.ppo import PPO
 from pl_rl.runs import (
     LOG_ROOT,
@@ -183,6 +183,11 @@ class CLI(LightningCLI):
         if not settings or not network.class_path.endswith(f".{MLPActorCritic.__name__}"):
             raise UsageError(
                 f"{path!r} does not tell the settings of a {network.class_path}; leave out --pretrained.adopt_network"
+            )
+        if settings.get("activation") not in (None, *ACTIVATIONS):
+            raise UsageError(
+                f"{path!r} names the activation {str(settings['activation'])[:80]!r}, and a {network.class_path} has "
+                f"{', '.join(ACTIVATIONS)}; leave out --pretrained.adopt_network"
             )
         network.init_args.update(Namespace(settings))
         statistics = config.pretrained.normalizer
