@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,8 +15,9 @@ from typing import Any, Literal
 import torch
 
 from pl_rl.errors import RunFailure, UsageError
-from pl_rl.policy import TrainedPolicy, TrainedWeights, load_weights, metadata, read_trained
+from pl_rl.policy import TrainedPolicy, TrainedWeights, load_weights, metadata, read_trained, what_is_needed
 from pl_rl.runs import shown
+from pl_rl.trust import WayOut, checked_of_file, in_python
 from pl_rl.weights import safetensors
 
 Format = Literal["state_dict", "safetensors", "onnx", "hub"]
@@ -24,7 +25,13 @@ Format = Literal["state_dict", "safetensors", "onnx", "hub"]
 _ENDINGS: dict[Format, str] = {"state_dict": ".pt", "safetensors": ".safetensors", "onnx": ".onnx", "hub": "-hub"}
 
 
-def export(checkpoint: Path, to: Format, output: Path | None = None) -> str:
+def export(
+    checkpoint: Path,
+    to: Format,
+    output: Path | None = None,
+    trust: Iterable[str] = (),
+    way_out: WayOut = in_python,
+) -> str:
     """Write the policy of a checkpoint.
 
     Args:
@@ -33,12 +40,16 @@ def export(checkpoint: Path, to: Format, output: Path | None = None) -> str:
             ``obs`` to the outputs of :class:`pl_rl.policy.TrainedPolicy`, for any batch; ``hub`` is a folder for a
             model hub, see :mod:`pl_rl.hub`.
         output: Where; beside the checkpoint under its name by default. A file or folder there is left alone.
+        trust: Names in a checkpoint from elsewhere that may be imported and called, as in
+            :class:`pl_rl.policy.TrainedPolicy`.
+        way_out: Says how to trust a name.
 
     Returns:
         What was written, in words.
 
     Raises:
-        UsageError: If the checkpoint cannot be read or the policy not be made from it alone, if there is something at
+        UsageError: If the checkpoint cannot be read or the policy not be made from it alone or not without a name
+            that is not trusted, if there is something at
             ``output`` or it cannot be written, or if a package is missing.
         RunFailure: If the network cannot be turned into a graph.
     """
@@ -51,10 +62,10 @@ def export(checkpoint: Path, to: Format, output: Path | None = None) -> str:
     env_id, count = trained.settings["env"]["id"], len(trained.tensors)
     if to == "hub":
         with _placed(target) as partial:
-            _write_hub(trained, partial)
+            _write_hub(trained, checkpoint, trust, way_out, partial)
         return f"Wrote the folder {shown(target)}: the policy for {env_id}, its settings and a model card."
     if to == "onnx":
-        data, names = _onnx(trained)
+        data, names = _onnx(trained, checkpoint, trust, way_out)
         content = f"the deterministic policy for {env_id}, from obs to {', '.join(names)}"
     elif to == "safetensors":
         data = safetensors.dump(trained.tensors, metadata(trained.settings, trained.training))
@@ -73,11 +84,12 @@ def _state_dict(trained: TrainedWeights) -> bytes:
     return file.getvalue()
 
 
-def _onnx(trained: TrainedWeights) -> tuple[bytes, tuple[str, ...]]:
+def _onnx(trained: TrainedWeights, path: Path, trust: Iterable[str], way_out: WayOut) -> tuple[bytes, tuple[str, ...]]:
     """The graph, and the names of its outputs."""
     if find_spec("onnxscript") is None:
         raise UsageError("writing ONNX needs packages more; pip install 'pl-rl[onnx]'")
-    policy = TrainedPolicy(trained.settings)
+    needed = checked_of_file(what_is_needed(trained.settings, trained.spaces), path, trust, way_out)
+    policy = TrainedPolicy({**trained.settings, **needed}, trained.spaces)
     load_weights(policy, trained.tensors)
     with _quiet():
         try:
@@ -105,13 +117,12 @@ def _onnx(trained: TrainedWeights) -> tuple[bytes, tuple[str, ...]]:
     return model.SerializeToString(deterministic=True), policy.outputs
 
 
-def _write_hub(trained: TrainedWeights, folder: Path) -> None:
+def _write_hub(trained: TrainedWeights, path: Path, trust: Iterable[str], way_out: WayOut, folder: Path) -> None:
     try:
         from pl_rl.hub import HubPolicy
     except ImportError as error:
         raise UsageError(str(error)) from error
-    policy = HubPolicy(trained.settings, trained.training)
-    load_weights(policy, trained.tensors)
+    policy = HubPolicy.of_weights(trained, path, trust, way_out)
     save: Any = policy.save_pretrained
     save(folder)
 

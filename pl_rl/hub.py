@@ -3,12 +3,16 @@
 https://huggingface.co/docs/huggingface_hub/guides/integrations
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from pl_rl.policy import TrainedPolicy, load_weights, metadata, read_trained
+from pl_rl.checkpoints import plain_data
+from pl_rl.errors import UsageError
+from pl_rl.policy import TrainedPolicy, TrainedWeights, load_weights, metadata, read_trained, what_is_needed
+from pl_rl.trust import WayOut, checked, checked_of_file, in_python
 from pl_rl.weights import safetensors
 
 try:
@@ -59,30 +63,76 @@ class HubPolicy(TrainedPolicy, PyTorchModelHubMixin, library_name="pl_rl"):  # t
     Args:
         settings: Of the model.
         training: How it was trained, as in :class:`pl_rl.policy.TrainedWeights`; for the model card.
+        spaces: As in :class:`pl_rl.policy.TrainedWeights`.
 
     Raises:
         UsageError: As :class:`pl_rl.policy.TrainedPolicy`.
     """
 
-    def __init__(self, settings: dict[str, Any], training: dict[str, Any]) -> None:
-        super().__init__(settings)
+    # What is trusted is no argument, as the mixin takes those that are not given from the file.
+    def __init__(
+        self, settings: dict[str, Any], training: dict[str, Any], spaces: dict[str, Any] | None = None
+    ) -> None:
+        super().__init__(settings, spaces)
         self.training_record = training
 
     @classmethod
-    def from_checkpoint(cls, path: str | Path) -> "HubPolicy":
+    def from_checkpoint(cls, path: str | Path, trust: Iterable[str] = ()) -> "HubPolicy":
         """The policy of a run's checkpoint.
+
+        Args:
+            path: Of the checkpoint; one below ``lightning_logs`` is the user's own.
+            trust: Names in another one that may be imported and called, as in :class:`pl_rl.policy.TrainedPolicy`.
 
         Raises:
             UsageError: If it is none, or the policy cannot be made from it alone.
         """
-        trained = read_trained(Path(path))
-        policy = cls(trained.settings, trained.training)
+        return cls.of_weights(read_trained(Path(path)), Path(path), trust)
+
+    @classmethod
+    def of_weights(
+        cls, trained: TrainedWeights, path: Path, trust: Iterable[str] = (), way_out: WayOut = in_python
+    ) -> "HubPolicy":
+        """The policy of a checkpoint that has been read.
+
+        Args:
+            trained: What it tells.
+            path: Where it lies.
+            trust: As :meth:`from_checkpoint`.
+            way_out: Says how to trust a name.
+
+        Raises:
+            UsageError: As :meth:`from_checkpoint`.
+        """
+        needed = checked_of_file(what_is_needed(trained.settings, trained.spaces), path, trust, way_out)
+        settings, spaces = {**trained.settings, **needed}, trained.spaces
+        if spaces is None:  # an old file: the folder is to tell them nevertheless
+            spaces = TrainedPolicy(settings).spaces
+        policy = cls(settings, trained.training, spaces)
         load_weights(policy, trained.tensors)
         return policy
 
     @classmethod
-    def _from_pretrained(cls, *, strict: bool = True, **arguments: Any) -> "HubPolicy":
-        """As the mixin's, which by default would leave a weight that the file lacks at random."""
+    def _from_pretrained(cls, *, strict: bool = True, trust: Iterable[str] = (), **arguments: Any) -> "HubPolicy":
+        """As the mixin's, which by default would leave a weight that the file lacks at random.
+
+        Args:
+            strict: Refuse a file without one of the weights.
+            trust: As :meth:`from_checkpoint`, an argument of ``from_pretrained`` too.
+            arguments: What the mixin found in the folder and its own.
+
+        Raises:
+            UsageError: If the folder lacks its settings, or a name in them is not trusted.
+        """
+        if not arguments.keys() >= {"settings", "training"}:
+            raise UsageError(f"{arguments['model_id']!r} has no config.json of pl_rl; use a folder that export wrote")
+        needed = what_is_needed(arguments["settings"], arguments.get("spaces"))
+        folder = Path(arguments["model_id"])
+        if folder.is_dir():
+            needed = checked_of_file(needed, folder, trust)
+        else:
+            needed = checked(needed, trust, f"{arguments['model_id']!r} comes from the hub and")
+        arguments["settings"] = {**arguments["settings"], **needed}
         policy: HubPolicy = super()._from_pretrained(strict=strict, **arguments)
         return policy.eval()  # as not every version does
 
@@ -109,7 +159,7 @@ class HubPolicy(TrainedPolicy, PyTorchModelHubMixin, library_name="pl_rl"):  # t
             env=env,
             **{name: training[name] for name in ("env_steps", "train_iter", "seed", "source_sha256")},
             result=_result(training),
-            settings=yaml.safe_dump(self.settings),
+            settings=yaml.safe_dump(plain_data(self.settings)),
         )
         return ModelCard(f"---\n{ModelCardData(**data).to_yaml()}\n---\n{body}")
 

@@ -5,6 +5,7 @@ Shapes: ``B`` observations of any batch, ``P`` outputs of the policy (see :mod:`
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,10 @@ from pl_rl.checkpoints import read_checkpoint
 from pl_rl.distributions import Categorical, DiagonalGaussian, MultiCategorical
 from pl_rl.envs import EnvConfig, make_env
 from pl_rl.errors import UsageError
+from pl_rl.networks import ActorCritic
 from pl_rl.normalization import ObservationNormalizer
+from pl_rl.spaces import Space, describe_spaces, make_spaces
+from pl_rl.trust import checked
 
 _PARTS = ("network.", "normalizer.")
 
@@ -31,12 +35,15 @@ class TrainedWeights:
     Attributes:
         tensors: ``network.NAME`` and, where observations are normalised, ``normalizer.NAME``.
         settings: All settings of the model, as plain data.
+        spaces: Observation and action space, as :func:`pl_rl.spaces.describe_spaces` gives them; ``None`` where the
+            file does not tell.
         training: How far it was trained (``train_iter``, ``env_steps``, ``seed``), the file that tells so
             (``source_sha256``), and the latest ``evaluation``, which is ``None`` before the first; plain data.
     """
 
     tensors: dict[str, Tensor]
     settings: dict[str, Any]
+    spaces: dict[str, Any] | None
     training: dict[str, Any]
 
 
@@ -47,13 +54,18 @@ class TrainedPolicy(nn.Module):
 
     Args:
         settings: Of the model: a checkpoint's ``hyper_parameters``.
+        spaces: As in :class:`TrainedWeights`. Where ``None``, the environment is made to ask it for its spaces.
+        trust: Names in the settings that may be imported and called, beyond those that :mod:`pl_rl.trust` allows;
+            that of a package allows all in it.
 
     Attributes:
         settings: The same.
+        spaces: The same, known by now; ``None`` for spaces of a kind that cannot be described.
         outputs: The names of what :meth:`forward` returns.
 
     Raises:
-        UsageError: If the environment or the network cannot be made from the settings alone.
+        UsageError: If the environment or the network cannot be made from the settings alone, or a name in the settings
+            is not trusted.
     """
 
     outputs: tuple[str, ...]
@@ -61,14 +73,16 @@ class TrainedPolicy(nn.Module):
     _high: Tensor
     _start: Tensor
 
-    def __init__(self, settings: dict[str, Any]) -> None:
+    def __init__(
+        self, settings: dict[str, Any], spaces: dict[str, Any] | None = None, trust: Iterable[str] = ()
+    ) -> None:
         super().__init__()
         self.settings = settings
-        env = make_env(EnvConfig(**settings["env"]))
-        self.network = network_from_description(settings["network"])(env.observation_space, env.action_space)
-        self.normalizer = ObservationNormalizer(env.observation_space) if settings.get("norm_obs") else None
-        env.close()
-        self._space: gym.Space[Any] = env.action_space
+        needed = checked(what_is_needed(settings, spaces), trust, "the policy")
+        observation_space, self._space = make_spaces(spaces) if spaces is not None else _spaces_of(needed["env"])
+        self.spaces = describe_spaces(observation_space, self._space)
+        self.network = _make_network(needed["network"], observation_space, self._space)
+        self.normalizer = ObservationNormalizer(observation_space) if settings.get("norm_obs") else None
         self._check_distribution()
         if isinstance(self._space, gym.spaces.Box):
             self.outputs = ("action", "value", "mean", "log_std")
@@ -124,14 +138,53 @@ class TrainedPolicy(nn.Module):
             )
 
 
+def what_is_needed(settings: dict[str, Any], spaces: dict[str, Any] | None) -> dict[str, Any]:
+    """The settings that a policy is made from: with its spaces, it needs no environment.
+
+    Raises:
+        UsageError: If they are not there.
+    """
+    needed = ["network"] if spaces is not None else ["network", "env"]
+    if not isinstance(settings, dict) or not settings.keys() >= set(needed):
+        raise UsageError(f"the policy's settings lack {' or '.join(needed)}; use another copy of the file")
+    return {name: settings[name] for name in needed}
+
+
+def _spaces_of(env: dict[str, Any]) -> tuple[Space, Space]:
+    made = make_env(EnvConfig(**env))
+    made.close()
+    return made.observation_space, made.action_space
+
+
+def _make_network(description: dict[str, Any], *spaces: Space) -> ActorCritic:
+    """The network of a description whose names are trusted.
+
+    Raises:
+        UsageError: If it cannot be made.
+    """
+    factory = network_from_description(description)
+    try:
+        return factory(*spaces)
+    except UsageError:
+        raise
+    except Exception as error:  # whatever its constructor does with a file's settings
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(
+            f"the network {description['class_path']} with init_args={description['init_args']} cannot be made for "
+            f"the policy's spaces ({type(error).__name__}: {reason}); use another copy of the file"
+        ) from error
+
+
 def read_trained(path: Path) -> TrainedWeights:
-    """The policy of a checkpoint.
+    """The policy of a checkpoint; nothing that it names is looked at.
 
     Raises:
         UsageError: If the file cannot be read, or is not one of ours.
     """
     checkpoint = read_checkpoint(path)
-    counters, settings = checkpoint["pl_rl"]["counters"], checkpoint["hyper_parameters"]
+    counters, settings = checkpoint["pl_rl"]["counters"], dict(checkpoint["hyper_parameters"])
+    env = what_is_needed(settings, None)["env"]
+    settings["env"] = {"id": env} if isinstance(env, str) else env
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     state = checkpoint["callbacks"].get("PeriodicEvaluation", {})
@@ -143,7 +196,8 @@ def read_trained(path: Path) -> TrainedWeights:
     }
     return TrainedWeights(
         {name: tensor for name, tensor in checkpoint["state_dict"].items() if name.startswith(_PARTS)},
-        dict(settings),
+        settings,
+        checkpoint["pl_rl"]["spaces"],
         {
             "source_sha256": sha256,
             "seed": counters["run_seed"],

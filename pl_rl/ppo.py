@@ -7,9 +7,9 @@ Shapes: ``T`` steps of a rollout, ``N`` environments, ``B`` samples of a minibat
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from inspect import signature
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import lightning as L
 import numpy as np
@@ -29,6 +29,7 @@ from pl_rl.checkpoints import STATE_KEY, changed_settings, plain_data
 from pl_rl.compiled import CompiledLearner, is_worth_compiling
 from pl_rl.envs import EnvConfig
 from pl_rl.errors import CompilationError, CompilerFailure, RunFailure, UsageError
+from pl_rl.loading import load_module
 from pl_rl.loss import Coefficients, Minibatch, PPOLoss
 from pl_rl.module_state import training_mode
 from pl_rl.networks import ActorCritic, MLPActorCritic
@@ -36,6 +37,7 @@ from pl_rl.rollout import Rollout
 from pl_rl.runs import shown
 from pl_rl.schedule import LearningRates, is_due
 from pl_rl.settings import FIXED, FIXED_IN_FIT, check_settings, refusal
+from pl_rl.trust import checked
 from pl_rl.updates import EagerUpdates, Updates
 
 APPROX_KL = PPOLoss.METRICS.index("approx_kl")
@@ -117,11 +119,11 @@ class PPO(Agent):
     ) -> None:
         # A checkpoint's hyperparameters are plain data, and load_from_checkpoint passes them back as such.
         if isinstance(env, dict):
-            env = EnvConfig(**env)
+            env = EnvConfig(**checked({"env": env})["env"])
         elif isinstance(env, str):
             env = EnvConfig(env)
         if isinstance(network, dict):
-            network = network_from_description(network)
+            network = network_from_description(checked({"network": network})["network"])
         super().__init__(
             env=env,
             network=network,
@@ -214,6 +216,38 @@ class PPO(Agent):
         elif name == "env_config":
             name, value = "env", dataclasses.asdict(value)
         self.save_hyperparameters(plain_data({name: value}))
+
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        trust: Iterable[str] = (),
+        **kwargs: Any,
+    ) -> Self:
+        """The model of a checkpoint, with its weights.
+
+        Args:
+            checkpoint_path: Path, URL or open file; one below ``lightning_logs`` is the user's own.
+            map_location: Device of the weights; the CPU by default.
+            hparams_file: Not supported; give settings as keyword arguments.
+            strict: Whether names of weights must agree, as Lightning's.
+            weights_only: As Lightning's; nothing but plain data is ever read.
+            trust: Names in a checkpoint from elsewhere that may be imported and called, beyond those that
+                :mod:`pl_rl.trust` allows; that of a package allows all in it.
+            kwargs: Settings in the place of the checkpoint's.
+
+        Raises:
+            UsageError: If the checkpoint cannot be read, or names what is not trusted.
+        """
+        if hparams_file is not None or weights_only is False:
+            raise UsageError(
+                "hparams_file and weights_only=False are not supported; pass settings as keyword arguments"
+            )
+        return load_module(cls, checkpoint_path, map_location, strict, trust, kwargs)
 
     @property
     def anneals(self) -> bool:

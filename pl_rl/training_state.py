@@ -19,6 +19,7 @@ from pl_rl.agent import Agent
 from pl_rl.envs import SNAPSHOTS, replayed_steps
 from pl_rl.random_state import restore_random_state, save_random_state
 from pl_rl.seeding import Stream, derive_seed
+from pl_rl.spaces import describe_spaces
 
 LIBRARIES = ("torch", "lightning", "gymnasium", "numpy")
 
@@ -33,6 +34,7 @@ def save_training_state(agent: Agent) -> dict[str, Any]:
         "seed_everything": torch.initial_seed(),
         "between_iterations": agent.between_iterations,
         "parent": agent.parent,
+        "spaces": describe_spaces(agent.network.observation_space, agent.network.action_space),
     }
 
 

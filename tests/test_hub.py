@@ -115,5 +115,7 @@ def test_settings_that_nobody_can_make_a_network_from_are_refused():
     config = json.loads(Path("folder/config.json").read_text())
     config["settings"]["network"]["class_path"] = "os.system"
     Path("folder/config.json").write_text(json.dumps(config))
-    with pytest.raises(UsageError, match=r"'os\.system' is not a network"):
+    with pytest.raises(UsageError, match=r"names the class 'os\.system' .* pass trust=\['os\.system'\]"):
         hub.HubPolicy.from_pretrained("folder")
+    with pytest.raises(UsageError, match=r"'os\.system' is not a network"):
+        hub.HubPolicy.from_pretrained("folder", trust=["os.system"])

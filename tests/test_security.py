@@ -2,13 +2,11 @@
 
 import pickle
 import socket
-import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.summary.writer.record_writer import RecordWriter
 
@@ -19,9 +17,7 @@ from pl_rl.inspection import describe_checkpoint
 from pl_rl.plotting import plot_runs
 from pl_rl.weights import read_weights
 from tests.support import fit, small_ppo
-from tests.test_resume import last_of, run_of, train
-
-EVIL = "import pathlib\npathlib.Path('ran').touch()\nclass Network: ...\n"
+from tests.test_resume import run_of, train
 
 
 class Bomb:
@@ -114,61 +110,6 @@ def test_event_files_are_not_unpickled():
         writer.write(pickle.dumps(Bomb()))
     with pytest.raises(Exception):  # noqa: B017  (whatever it is, nothing ran)
         plot_runs([folder], folder)
-
-
-@pytest.fixture
-def stranger(tmp_path, monkeypatch):
-    """A checkpoint that names a module in the working directory, which importing would run."""
-    train(tmp_path / "theirs", 1)
-    Path("evil.py").write_text(EVIL)
-    monkeypatch.syspath_prepend(".")
-    path = tmp_path / "theirs.ckpt"
-
-    def name(**hyper_parameters):
-        content = torch.load(last_of(tmp_path / "theirs"), weights_only=True)
-        content["hyper_parameters"] |= hyper_parameters
-        torch.save(content, path)
-        return str(path)
-
-    yield name
-    sys.modules.pop("evil", None)
-
-
-@pytest.mark.parametrize("verb", ["fit", "validate", "test", "predict", "inspect"])
-def test_what_a_strangers_checkpoint_names_is_not_imported(stranger, verb, capsys):
-    env = {"id": "evil:Env-v0", "vectorization": "auto", "kwargs": {}}
-    network = {"class_path": "evil.Network", "init_args": {}}
-    for names, option in (({"env": env}, "env.id evil:Env-v0"), ({"network": network}, "network.class_path evil.Net")):
-        path = stranger(**names)
-        try:
-            cli.main([verb, *(["--ckpt_path"] if verb != "inspect" else []), path])
-        except SystemExit as end:
-            assert end.code == 2
-        err = capsys.readouterr().err
-        assert verb == "inspect" or f"which to import runs its code; if you trust it, add --model.{option}" in err
-
-
-def test_what_the_configuration_beside_a_strangers_checkpoint_names_is_not_imported(tmp_path, monkeypatch, capsys):
-    train(tmp_path / "theirs", 1)
-    Path("evil.py").write_text(EVIL)
-    monkeypatch.syspath_prepend(".")
-    settings = {"trainer": {"callbacks": [{"class_path": "evil.Network"}]}}
-    (run_of(tmp_path / "theirs") / "config.yaml").write_text(yaml.safe_dump(settings))
-    with pytest.raises(SystemExit) as end:
-        cli.main(["fit", "--ckpt_path", str(last_of(tmp_path / "theirs"))])
-    assert end.value.code == 2
-    assert "names 'evil.Network'" in capsys.readouterr().err
-
-
-def test_what_the_user_names_is_imported(stranger, capsys):
-    path = stranger(network={"class_path": "evil.Network", "init_args": {}})
-    for args in (["--model.network.class_path", "evil.Network"], ["--config", "mine.yaml"]):
-        Path("mine.yaml").write_text("model:\n  network:\n    class_path: evil.Network\n")
-        with pytest.raises(SystemExit):
-            cli.main(["fit", "--ckpt_path", path, *args])
-        assert "evil.Network' is not a network" in capsys.readouterr().err
-        Path("ran").unlink()
-        sys.modules.pop("evil", None)
 
 
 def test_nothing_phones_home(monkeypatch):

@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_info
 
 from pl_rl.agent import as_agent
 from pl_rl.callbacks.lookup import all_attached
@@ -23,19 +24,22 @@ class RunDirectory(L.Callback):
         checkpoint[LOGS_KEY] = measure_logs(trainer.loggers, Path(trainer.log_dir)) if trainer.log_dir else []
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Tell Lightning's ModelCheckpoint where the run is now.
+        """Tell Lightning's ModelCheckpoint where the run is now, and which files are none of its own.
 
         It compares paths letter by letter, and forgets its best score and its files where one is relative or the run
-        was moved.
+        was moved. It removes a file in time that its state names, wherever a link or an address leads.
         """
-        if as_agent(pl_module).branching:
-            return
+        states = checkpoint["callbacks"]
         for callback in all_attached(trainer, ModelCheckpoint):
-            state = checkpoint["callbacks"].get(callback.state_key)
+            state, key = states.get(callback.state_key), callback.state_key
+            if state is None or callback.dirpath is None:
+                continue
             folder = os.path.normpath(Path(str(trainer.ckpt_path)).absolute().parent)
-            continues = callback.dirpath is not None and os.path.normpath(Path(callback.dirpath).absolute()) == folder
-            if state is not None and continues:
-                checkpoint["callbacks"][callback.state_key] = _moved(state, state["dirpath"], str(callback.dirpath))
+            if not as_agent(pl_module).branching and os.path.normpath(Path(callback.dirpath).absolute()) == folder:
+                states[key] = state = _moved(state, state["dirpath"], str(callback.dirpath))
+            if _names_others_files(state, str(callback.dirpath)):
+                del states[key]
+                rank_zero_info("The checkpoint's ModelCheckpoint names files outside of its folder: it begins afresh.")
 
     @staticmethod
     def reuse(trainer: L.Trainer, path: Path, checkpoint: dict[str, Any], cut: bool) -> list[str]:
@@ -54,6 +58,21 @@ class RunDirectory(L.Callback):
         """
         run = run_of_checkpoint(path)
         return [] if run is None else continue_logs(trainer.loggers, run, checkpoint[LOGS_KEY], cut)
+
+
+def _names_others_files(state: dict[str, Any], folder: str) -> bool:
+    """Whether a ModelCheckpoint's state names a file that it may remove and that is not in its folder."""
+    single = [state.get(name) for name in ("best_model_path", "kth_best_model_path", "last_model_path")]
+    paths = [str(path) for path in (*single, *state.get("best_k_models", ())) if path]
+    # Lightning removes what it finds at an address, and of local files those with the folder among their parents,
+    # by the letters.
+    remote = [path for path in paths if "://" in path]
+    local = [
+        Path(path) for path in paths if "://" not in path and Path(folder).absolute() in Path(path).absolute().parents
+    ]
+    return any(not path.startswith(f"{folder}/") or ".." in path.split("/") for path in remote) or any(
+        not path.resolve().is_relative_to(Path(folder).resolve()) for path in local
+    )
 
 
 def _moved(value: Any, old: str, new: str) -> Any:

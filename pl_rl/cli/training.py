@@ -1,7 +1,9 @@
 """The verbs of Lightning's Trainer: fit, validate, test, predict."""
 
 import os
+import shlex
 import sys
+from inspect import signature
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,11 +21,11 @@ from pl_rl.callbacks import PretrainedCheckpoint, RunCheckpoint, RunProgressBar,
 from pl_rl.callbacks.lookup import attached
 from pl_rl.callbacks.run_directory import LOGS_KEY
 from pl_rl.checkpoints import read_checkpoint
-from pl_rl.cli.parsing import ConfigFile, option, read_yaml, setting
-from pl_rl.cli.trust import check_names
+from pl_rl.cli.parsing import ConfigFile, option, setting
+from pl_rl.cli.trust import names_said
 from pl_rl.errors import UsageError
 from pl_rl.evaluation import Episodes
-from pl_rl.networks import MLPActorCritic
+from pl_rl.networks import ACTIVATIONS, MLPActorCritic
 from pl_rl.ppo import PPO
 from pl_rl.runs import (
     LOG_ROOT,
@@ -35,6 +37,7 @@ from pl_rl.runs import (
     shown,
 )
 from pl_rl.trainer import Trainer
+from pl_rl.trust import by_settings, checked_of_file, is_own
 from pl_rl.weights import read_weights
 from pl_rl.weights.matching import fitting_settings
 
@@ -118,18 +121,28 @@ class CLI(LightningCLI):
         if Path(given).absolute() != path:
             print(f"checkpoint: {shown(path)}", flush=True)
         checkpoint = read_checkpoint(path)
-        parser = self._subcommand_parsers[args[0]]
-        parser.set_defaults({f"model.{name}": value for name, value in checkpoint["hyper_parameters"].items()})
+        settings = checked_of_file(checkpoint["hyper_parameters"], path, names_said(args), by_settings, log_root)
+        unknown = sorted(settings.keys() - signature(PPO).parameters.keys())
+        if unknown:
+            raise UsageError(
+                f"{shown(path)} has the setting {unknown[0]!r}, which pl_rl.PPO has not; go on with it in a script, by "
+                "the class that it was saved from"
+            )
+        network_from_description(settings["network"])
+        defaults = {name: dict(value) if isinstance(value, dict) else value for name, value in settings.items()}
+        self._subcommand_parsers[args[0]].set_defaults({f"model.{name}": value for name, value in defaults.items()})
         # A run without logs has no directory of its own, and what lies where it was started is not its configuration.
         run = run_of_checkpoint(path) if checkpoint[LOGS_KEY] else None
         own_config = config_of_run(run) if run is not None else None
-        named: list[Any] = [{"model": checkpoint["hyper_parameters"]}]
         if own_config is not None and option(args, "-c", "--config") is None:
-            named.append(read_yaml(own_config))
-        check_names(path, log_root, named, args)
-        network_from_description(checkpoint["hyper_parameters"]["network"])
-        if own_config is not None and option(args, "-c", "--config") is None:
-            args = [args[0], "--config", str(own_config), *args[1:]]
+            if is_own(own_config, log_root):
+                args = [args[0], "--config", str(own_config), *args[1:]]
+            else:
+                print(
+                    f"{shown(own_config)} is not used, as it lies outside of {shown(log_root)}; if you trust it, add "
+                    f"--config {shlex.quote(shown(own_config))}",
+                    flush=True,
+                )
         return [*args, "--ckpt_path", str(path)]
 
     def _parse_ckpt_path(self) -> None:
@@ -170,6 +183,11 @@ class CLI(LightningCLI):
         if not settings or not network.class_path.endswith(f".{MLPActorCritic.__name__}"):
             raise UsageError(
                 f"{path!r} does not tell the settings of a {network.class_path}; leave out --pretrained.adopt_network"
+            )
+        if settings.get("activation") not in (None, *ACTIVATIONS):
+            raise UsageError(
+                f"{path!r} names the activation {str(settings['activation'])[:80]!r}, and a {network.class_path} has "
+                f"{', '.join(ACTIVATIONS)}; leave out --pretrained.adopt_network"
             )
         network.init_args.update(Namespace(settings))
         statistics = config.pretrained.normalizer

@@ -14,6 +14,7 @@ from pl_rl.errors import RunFailure, UsageError
 from pl_rl.export import Format, export
 from pl_rl.inspection import describe_checkpoint
 from pl_rl.runs import find_checkpoint, shown
+from pl_rl.trust import by_trust_option
 from pl_rl.verification import verify
 
 VERIFY_DESCRIPTION = (
@@ -78,8 +79,15 @@ def _export(args: list[str]) -> None:
         "--to", choices=get_args(Format), required=True, help="What to write; hub is a folder for a model hub."
     )
     parser.add_argument("--output", type=Path | None, help="Where; by default beside the checkpoint.")
+    parser.add_argument(
+        "--trust",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="What a checkpoint from elsewhere may have imported and called: modules, classes, environments.",
+    )
     config = parser.parse_args(args)
-    print(export(find_checkpoint(config.checkpoint), config.to, config.output))
+    print(export(find_checkpoint(config.checkpoint), config.to, config.output, config.trust, by_trust_option))
 
 
 OWN_VERBS = {"plot": _plot, "inspect": _inspect, "export": _export, "verify": _verify}
