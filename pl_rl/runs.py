@@ -12,6 +12,7 @@ import yaml
 
 from pl_rl.checkpoints import STATE_KEY, Damaged, read_checkpoint
 from pl_rl.errors import UsageError
+from pl_rl.plain_yaml import read_yaml
 
 LOG_ROOT = Path("lightning_logs")
 COMMAND_FILE = "command.yaml"
@@ -111,15 +112,15 @@ def note_command(run: Path, command: list[str]) -> None:
     note = run / COMMAND_FILE
     if not note.exists():
         partial = note.with_name(f".{note.name}.partial")
-        partial.write_text(yaml.safe_dump({"command": command}, allow_unicode=True))
+        partial.write_text(yaml.safe_dump({"command": command}, allow_unicode=True), encoding="utf-8")
         partial.replace(note)
 
 
 def run_begun_by(command: list[str], log_root: Path) -> Path | None:
     """The newest run that a command began, word for word; ``None`` if there is none."""
     for run in reversed(runs_under(log_root)):
-        with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
-            if yaml.safe_load((run / COMMAND_FILE).read_text()) == {"command": command}:
+        with contextlib.suppress(UsageError):  # there is no note, or a broken one, which says nothing of other runs
+            if read_yaml(run / COMMAND_FILE) == {"command": command}:
                 return run
     return None
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from pl_rl.agent import Agent, as_agent
 from pl_rl.callbacks.lookup import attached
 from pl_rl.checkpoints import FORMAT_VERSION, STATE_KEY, changed_settings, plain_data
+from pl_rl.restoring import check_optimizers
 from pl_rl.runs import shown
 from pl_rl.training_state import restore_training_state, save_training_state
 
@@ -39,6 +40,11 @@ class ResumeState(L.Callback):
         self._resumed = checkpoint
         self._seed = torch.initial_seed()  # before the run's own comes back
         as_agent(pl_module).restore_counters(checkpoint[STATE_KEY]["counters"])
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Refuse the states of other optimizers, which are there by now and get their states next."""
+        if self._resumed is not None:
+            check_optimizers(self._resumed["optimizer_states"], trainer.optimizers)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Restore the rest, and say so.

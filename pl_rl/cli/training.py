@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
-import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -19,11 +18,12 @@ from pl_rl.callbacks import PretrainedCheckpoint, RunCheckpoint, RunProgressBar,
 from pl_rl.callbacks.lookup import attached
 from pl_rl.callbacks.run_directory import LOGS_KEY
 from pl_rl.checkpoints import read_checkpoint
-from pl_rl.cli.parsing import ConfigFile, option, read_yaml, setting
+from pl_rl.cli.parsing import ConfigFile, option, setting
 from pl_rl.cli.trust import check_names
 from pl_rl.errors import UsageError
 from pl_rl.evaluation import Episodes
 from pl_rl.networks import MLPActorCritic
+from pl_rl.plain_yaml import parse_yaml, read_yaml
 from pl_rl.ppo import PPO
 from pl_rl.runs import (
     LOG_ROOT,
@@ -55,8 +55,8 @@ class SaveConfig(SaveConfigCallback):
             self.config.pop(name, None)
         latest = config_of_run(Path(trainer.log_dir))
         if latest is not None:
-            settings = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
-            self.already_saved = settings == yaml.safe_load(latest.read_text())
+            settings = parse_yaml(self.parser.dump(self.config, skip_none=False))
+            self.already_saved = settings == read_yaml(latest)
             number = 1 + len(list(latest.parent.glob("config_resume*.yaml")))
             self.config_filename = f"config_resume{number}.yaml"
         if "://" in trainer.log_dir:

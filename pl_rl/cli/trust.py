@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pl_rl.cli.parsing import option, read_yaml
+from pl_rl.cli.parsing import option
 from pl_rl.errors import UsageError
+from pl_rl.plain_yaml import read_yaml
 from pl_rl.runs import find_config, shown
 
 LIBRARIES = ("pl_rl", "gymnasium", "lightning", "torch", "ale_py", "minigrid")
