@@ -144,13 +144,18 @@ STATE = record(
     },
 )
 
-_EVALUATION = record(
-    {
-        "latest": mapping(number()),
-        "best_return": number(),
-        "train_iter": maybe(whole()),
-    }
+_STATISTICS = record(
+    {f"{what}_{statistic}": number() for what in ("return", "length") for statistic in ("mean", "min", "max", "std")}
 )
+
+
+def _evaluation(value: Any, place: str) -> None:
+    record({"latest": mapping(number()), "best_return": number(), "train_iter": maybe(whole())})(value, place)
+    if value["latest"] or value["train_iter"] is not None:  # else before the first
+        _STATISTICS(value["latest"], f"{place}.latest")
+        whole()(value["train_iter"], f"{place}.train_iter")
+
+
 _WEIGHTS = mapping(TEXT)
 _LINEAGE = record(
     {"path": TEXT, "source": TEXT, "sha256": TEXT, "notes": sequence(TEXT)},
@@ -171,7 +176,7 @@ def _lineage(value: Any, place: str) -> None:
 CALLBACKS = record(
     {},
     {
-        "PeriodicEvaluation": _EVALUATION,
+        "PeriodicEvaluation": _evaluation,
         "RunCheckpoint": record({"best_model_score": number(), "kept": sequence(whole())}),
         "PretrainedCheckpoint": _lineage,
     },

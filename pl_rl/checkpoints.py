@@ -36,6 +36,7 @@ MIGRATIONS: dict[int, Callable[[dict[str, Any]], None]] = {1: _add_identity_and_
 
 _END = b"PK\x05\x06"  # with which the last record of a zip archive begins, 22 bytes of it and the comment
 _CHECKSUM = b"pl_rl sha256 "
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def with_checksum(archive: bytes) -> bytes:
@@ -89,8 +90,13 @@ def fault_of(content: bytes) -> str | None:
     if tail[2:].startswith(_CHECKSUM):
         right = body[-20:-16] == _END and content == with_checksum(body + b"\0\0")
         return None if right else "its checksum is wrong"
+    if content.startswith(LFS_POINTER):
+        return "it is a Git LFS pointer and not the file itself, which git lfs pull fetches"
     if content[-22:-18] != _END or content[-2:] != b"\0\0":
         return "it is cut short" if content.startswith(b"PK") else "it is not what torch.save writes"
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        if {"data", "policy.pth"} <= set(archive.namelist()):
+            return "it is a model of Stable-Baselines3, from which --pretrained.path starts a new run"
     check_archive(content)  # before anything is unpacked
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         damaged = archive.testzip()  # torch does not compare the checksums that it writes

@@ -12,6 +12,7 @@ from matplotlib.ticker import EngFormatter
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pl_rl.errors import UsageError
+from pl_rl.terminal import printable
 
 AXES = {"evaluator_iter": "train iterations", "evaluator_step": "env steps"}
 
@@ -62,7 +63,7 @@ def plot_runs(runs: list[Path], output: Path) -> list[Path]:
         UsageError: If a run holds no evaluation.
     """
     curves = {group: [read_segments(run, group) for run in runs] for group in AXES}
-    names = [run.resolve().name for run in runs]
+    names = [printable(run.resolve().name).replace("$", r"\$") for run in runs]  # which would begin a formula
     if output.exists() and not output.is_dir():
         raise UsageError(
             f"{str(output)!r} is not a folder; --output names the folder that the PNG files are written to"

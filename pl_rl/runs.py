@@ -13,6 +13,7 @@ import yaml
 from pl_rl.checkpoints import STATE_KEY, Damaged, read_checkpoint
 from pl_rl.errors import UsageError
 from pl_rl.plain_yaml import read_yaml
+from pl_rl.terminal import printable
 
 LOG_ROOT = Path("lightning_logs")
 COMMAND_FILE = "command.yaml"
@@ -103,7 +104,7 @@ def newest_sound_checkpoint(run: Path) -> Path:
         listed = ", ".join(f"{path.name} ({fault})" for path, fault in faults.items())
         raise UsageError(f"{shown(run)} has no sound checkpoint: {listed}; give the path of another run's")
     for path, fault in faults.items():
-        print(f"passed over {shown(path)}: {fault}", flush=True)
+        print(printable(f"passed over {shown(path)}: {fault}"), flush=True)
     return max(reached, key=lambda path: reached[path])
 
 
@@ -141,10 +142,10 @@ def config_of_run(run: Path) -> Path | None:
 def shown(path: Path | str) -> str:
     """A path as a person would type it: relative where it lies below the working directory; a URL as it is."""
     if "://" in str(path):
-        return str(path)
+        return printable(path)
     absolute = Path(path).absolute()
     here = Path.cwd()
-    return str(absolute.relative_to(here)) if absolute.is_relative_to(here) else str(absolute)
+    return printable(absolute.relative_to(here) if absolute.is_relative_to(here) else absolute)
 
 
 def _version(run: Path) -> int:

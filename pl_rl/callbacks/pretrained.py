@@ -16,6 +16,7 @@ from pl_rl.callbacks.hold import Hold, HoldSchedule
 from pl_rl.errors import UsageError
 from pl_rl.networks import MLPActorCritic
 from pl_rl.runs import shown
+from pl_rl.terminal import printable
 from pl_rl.weights import Normalizer, PolicyWeights, read_weights
 from pl_rl.weights.matching import Match, OtherShapes, Rules, match
 
@@ -104,7 +105,7 @@ class PretrainedCheckpoint(L.Callback):
         if trainer.ckpt_path:
             if trainer.is_global_zero:
                 line = f"The resume wins: weights are the checkpoint's, and {shown(self.path)} is not read."
-                Console().print(line, highlight=False, markup=False, soft_wrap=True)
+                Console().print(printable(line), highlight=False, markup=False, soft_wrap=True)
             return
         agent = as_agent(pl_module)
         weights, found, statistics = self._compare(self.path, agent)
@@ -131,7 +132,7 @@ class PretrainedCheckpoint(L.Callback):
         if trainer.is_global_zero:
             table = Table(show_header=False, title="Pre-trained weights", title_justify="left", expand=False)
             for name, value in lineage_rows(self.lineage):
-                table.add_row(name, escape(value))
+                table.add_row(name, escape(printable(value)))
             Console().print(table)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -13,6 +13,7 @@ from pl_rl.callbacks.lookup import attached
 from pl_rl.checkpoints import FORMAT_VERSION, STATE_KEY, changed_settings, plain_data
 from pl_rl.restoring import check_optimizers
 from pl_rl.runs import shown
+from pl_rl.terminal import printable
 from pl_rl.training_state import restore_training_state, save_training_state
 
 
@@ -73,7 +74,7 @@ class ResumeState(L.Callback):
             if seed != self._seed and not agent.branching:
                 changes.append(f"seed_everything: {seed} -> {self._seed}, without effect on the run's random numbers")
             for line in _account(trainer, agent, changes, self.losses):
-                Console().print(line, highlight=False, markup=False, soft_wrap=True)
+                Console().print(printable(line), highlight=False, markup=False, soft_wrap=True)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Close the environments, which Lightning's teardown does after a regular end only."""

@@ -4,6 +4,7 @@ import shlex
 
 import lightning as L
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from pl_rl.agent import Agent, as_agent
@@ -25,7 +26,7 @@ class RunSummary(L.Callback):
         agent = as_agent(pl_module)
         table = Table(show_header=False, title="Run", title_justify="left", expand=False)
         for name, value in self._rows(trainer, agent):
-            table.add_row(name, value)
+            table.add_row(name, escape(value))
         Console().print(table)
         print_commands(trainer, agent)
 
@@ -56,7 +57,7 @@ class RunSummary(L.Callback):
 def print_commands(trainer: L.Trainer, agent: Agent) -> None:
     """How to go on and to watch; not in the table, which would break a command over lines."""
     for purpose, command in _commands(trainer, agent):
-        Console().print(f"{purpose}: {command}", highlight=False, soft_wrap=True)
+        Console().print(f"{purpose}: {command}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _commands(trainer: L.Trainer, agent: Agent) -> list[tuple[str, str]]:

@@ -15,6 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from pl_rl.errors import UsageError
 from pl_rl.plain_yaml import check_yaml, read_yaml
 from pl_rl.runs import find_config
+from pl_rl.terminal import printable, shortened
 
 PROG = "python -m pl_rl"
 
@@ -101,7 +102,7 @@ def setting(args: list[str], name: str) -> str | None:
 
 def fail(error: object, status: int) -> NoReturn:
     """Say why in one line and end the process."""
-    sys.stderr.write(f"error: {error}\n")
+    sys.stderr.write(f"error: {shortened(printable(error))}\n")
     sys.exit(status)
 
 

@@ -34,6 +34,7 @@ from pl_rl.runs import (
     run_of_checkpoint,
     shown,
 )
+from pl_rl.terminal import printable
 from pl_rl.trainer import Trainer
 from pl_rl.weights import read_weights
 from pl_rl.weights.matching import fitting_settings
@@ -176,7 +177,7 @@ class CLI(LightningCLI):
         if isinstance(statistics, str) or (statistics and weights.normalizer is not None):
             config.model.norm_obs = settings["norm_obs"] = True
         words = ", ".join(f"{name}={value}" for name, value in settings.items())
-        print(f"network: {words}, as in {shown(path)}", flush=True)
+        print(printable(f"network: {words}, as in {shown(path)}"), flush=True)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """The trainer with the callbacks that the verb needs."""
