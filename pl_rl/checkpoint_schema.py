@@ -144,7 +144,7 @@ STATE = record(
     },
 )
 
-_STATISTICS = record(
+_EPISODES = record(
     {f"{what}_{statistic}": number() for what in ("return", "length") for statistic in ("mean", "min", "max", "std")}
 )
 
@@ -152,7 +152,7 @@ _STATISTICS = record(
 def _evaluation(value: Any, place: str) -> None:
     record({"latest": mapping(number()), "best_return": number(), "train_iter": maybe(whole())})(value, place)
     if value["latest"] or value["train_iter"] is not None:  # else before the first
-        _STATISTICS(value["latest"], f"{place}.latest")
+        _EPISODES(value["latest"], f"{place}.latest")
         whole()(value["train_iter"], f"{place}.train_iter")
 
 
@@ -194,14 +194,18 @@ HYPER_PARAMETERS = record(
     },
 )
 
-_STATE_DICT = mapping(that(lambda value: isinstance(value, Tensor), "a tensor"))
+_TENSOR = that(lambda value: isinstance(value, Tensor), "a tensor")
+_COUNT = that(lambda value: value.shape == () and 0 <= float(value) < float("inf"), "a tensor of one finite number")
+# What the statistics of observations and rewards are told by.
+_STATISTICS = dict.fromkeys(("normalizer.count", "reward_scaler.count", "reward_scaler.var"), _COUNT)
 
 
 def _tensors(value: Any, place: str) -> None:
-    if not isinstance(value, dict):
-        raise Misfit(place, value, "a dictionary")
-    # A module's extra state may be anything.
-    _STATE_DICT({name: t for name, t in value.items() if not str(name).endswith("_extra_state")}, place)
+    mapping(PLAIN)(value, place)
+    for name, item in value.items():
+        if not name.endswith("_extra_state"):  # of a module, which may be anything
+            _TENSOR(item, f"{place}.{name}")
+            _STATISTICS.get(name, PLAIN)(item, f"{place}.{name}")
 
 
 _OPTIMIZER = record(

@@ -134,13 +134,15 @@ def read_trained(path: Path) -> TrainedWeights:
     counters, settings = checkpoint["pl_rl"]["counters"], checkpoint["hyper_parameters"]
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    state = checkpoint["callbacks"].get("PeriodicEvaluation", {})
-    evaluation = {
-        **state["latest"],
-        "train_iter": state["train_iter"],
-        "episodes": settings["eval_episodes"],
-        "deterministic": settings["eval_deterministic"],
-    }
+    state = checkpoint["callbacks"].get("PeriodicEvaluation")
+    evaluation = None
+    if state is not None and state["latest"]:
+        evaluation = {
+            **state["latest"],
+            "train_iter": state["train_iter"],
+            "episodes": settings.get("eval_episodes"),
+            "deterministic": settings.get("eval_deterministic"),
+        }
     return TrainedWeights(
         {name: tensor for name, tensor in checkpoint["state_dict"].items() if name.startswith(_PARTS)},
         dict(settings),
@@ -149,7 +151,7 @@ def read_trained(path: Path) -> TrainedWeights:
             "seed": counters["run_seed"],
             "train_iter": counters["train_iter"],
             "env_steps": counters["env_steps"],
-            "evaluation": evaluation if state.get("latest") else None,
+            "evaluation": evaluation,
         },
     )
 
