@@ -15,6 +15,7 @@ from torch import Tensor
 from pl_rl.schema import (
     BOOL,
     PLAIN,
+    SETTING,
     TEXT,
     Misfit,
     Schema,
@@ -23,7 +24,9 @@ from pl_rl.schema import (
     mapping,
     maybe,
     number,
+    real,
     record,
+    rows,
     sequence,
     that,
     whole,
@@ -70,7 +73,7 @@ _REPLAY = record(
     {
         "first_seed": whole(0, 2**64 - 1),
         "anchors": whole(),
-        "actions": array(),
+        "actions": rows(),
         "resets": sequence(whole()),
     },
     {
@@ -103,7 +106,7 @@ def _environments(value: Any, place: str) -> None:
 COLLECTOR = record(
     {
         "environments": maybe(_environments),
-        "obs": array(),
+        "obs": rows(),
         "episodes": record(
             {
                 "open_returns": array(torch.float64, ndim=1),
@@ -184,14 +187,15 @@ CALLBACKS = record(
 
 HYPER_PARAMETERS = record(
     {
-        "env": record({"id": TEXT}, {"kwargs": mapping(PLAIN)}),
-        "network": record({"class_path": TEXT, "init_args": maybe(mapping(PLAIN))}),
+        "env": record({"id": TEXT}, {"kwargs": mapping(SETTING)}, others=SETTING),
+        "network": record({"class_path": TEXT, "init_args": maybe(mapping(SETTING))}, others=SETTING),
     },
     {
         "total_env_steps": number(0, 1e300),
         **dict.fromkeys(("num_envs", "num_steps", "eval_episodes", "eval_num_envs"), whole()),
         **dict.fromkeys(("eval_deterministic", "norm_obs", "norm_reward"), BOOL),
     },
+    others=SETTING,
 )
 
 _TENSOR = that(lambda value: isinstance(value, Tensor), "a tensor")
@@ -211,9 +215,7 @@ def _tensors(value: Any, place: str) -> None:
 _OPTIMIZER = record(
     {
         "state": mapping(PLAIN, names=PLAIN),
-        "param_groups": sequence(
-            record({"params": sequence(whole())}, {"lr": that(lambda value: 0 <= float(value) < 1e9, "a rate")})
-        ),
+        "param_groups": sequence(record({"params": sequence(whole())}, {"lr": real(0, 1e9, "a rate")})),
     }
 )
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from pl_rl.checkpoint_schema import check_checkpoint
 from pl_rl.errors import UsageError
-from pl_rl.plain_archive import check_archive, load_plain
+from pl_rl.plain_archive import NotPlain, check_archive, check_tree, load_plain
 from pl_rl.schema import Misfit
 
 STATE_KEY = "pl_rl"
@@ -129,6 +129,10 @@ def check_content(path: str, checkpoint: Any) -> dict[str, Any]:
             f"{path!r} was written by a newer pl_rl (format {str(written)[:60]}, this one reads {FORMAT_VERSION}), so "
             "upgrade pl_rl"
         )
+    try:
+        check_tree(checkpoint)  # as Lightning may have read it
+    except NotPlain as error:
+        raise Damaged(Path(path), str(error)) from error
     try:
         migrate(checkpoint)
     except (AttributeError, LookupError, TypeError, ValueError) as error:

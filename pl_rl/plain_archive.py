@@ -43,22 +43,24 @@ def load_plain(content: bytes) -> Any:
     return value
 
 
-def check_tree(value: Any, size: int) -> None:
-    """Refuse data that unfold to far more than the file they came from.
+def check_tree(value: Any, size: int | None = None) -> None:
+    """Refuse data that unfold to far more than they take.
 
     Args:
         value: The data.
-        size: Of the file, in bytes.
+        size: Of the file that they come from, in bytes; ``None`` means about what they take in memory.
 
     Raises:
         NotPlain: If they do, nest too deeply, hold themselves, or have tensors without numbers.
     """
-    storages: dict[int, int] = {}
+    measure = _Measure()
+    unfolded = measure.unfolded(value, 0)
+    stored = sum(measure.storages.values())
+    if size is None:
+        size = stored + measure.taken
     most = max(SMALL, MAX_UNFOLDED * size)
-    if _unfolded(value, {}, storages, 0) > most:
-        raise NotPlain(f"its {size:,} bytes claim to be more than {most:,}")
-    if sum(storages.values()) > size:
-        raise NotPlain(f"its tensors have more numbers than its {size:,} bytes")
+    if unfolded > most or stored > size:
+        raise NotPlain(f"its {size:,} bytes claim to be more than {most if unfolded > most else size:,}")
 
 
 def check_archive(content: bytes) -> None:
@@ -81,43 +83,54 @@ def check_archive(content: bytes) -> None:
                 _check_pickle(archive.read(part))
 
 
-def _unfolded(value: Any, known: dict[int, tuple[int, Any]], storages: dict[int, int], depth: int) -> int:
-    """Bytes, roughly, if everything were written out where it stands; each object is looked at once.
+class _Measure:
+    """How much data are, each object looked at once.
 
-    Raises:
-        NotPlain: As :func:`check_tree`.
+    Attributes:
+        storages: Bytes of the tensors' numbers, by where they lie.
+        taken: Bytes, roughly, of everything else.
     """
-    if value is None or isinstance(value, bool | int | float | complex):
-        return 1
-    if isinstance(value, str | bytes | bytearray):
-        return 1 + len(value)
-    if id(value) in known:
-        return known[id(value)][0]
-    if depth > MAX_DEPTH:
-        raise NotPlain(f"its data nest deeper than {MAX_DEPTH} levels")
-    known[id(value)] = (2**63, value)  # what holds itself has no end
-    if isinstance(value, Tensor):
-        total = _bytes_of(value, storages)
-    elif isinstance(value, dict):
-        total = 1 + sum(
-            _unfolded(name, known, storages, depth + 1) + _unfolded(item, known, storages, depth + 1)
-            for name, item in value.items()
-        )
-    elif isinstance(value, list | tuple | set | frozenset):
-        total = 1 + sum(_unfolded(item, known, storages, depth + 1) for item in value)
-    else:
-        total = 1  # a dtype, a device
-    known[id(value)] = (total, value)
-    return total
 
+    def __init__(self) -> None:
+        self.storages: dict[int, int] = {}
+        self.taken = 0
+        self._known: dict[int, tuple[int, Any]] = {}
 
-def _bytes_of(tensor: Tensor, storages: dict[int, int]) -> int:
-    if tensor.is_meta:
-        raise NotPlain("it has a tensor without numbers (on the meta device)")
-    if tensor.layout is torch.strided and not tensor.is_nested:
-        storage = tensor.untyped_storage()
-        storages[storage.data_ptr()] = storage.nbytes()
-    return 1 + tensor.numel() * tensor.element_size()
+    def unfolded(self, value: Any, depth: int) -> int:
+        """Bytes, roughly, if everything were written out where it stands.
+
+        Raises:
+            NotPlain: As :func:`check_tree`.
+        """
+        if value is None or isinstance(value, bool | int | float | complex):
+            self.taken += 1
+            return 1
+        if id(value) in self._known:
+            return self._known[id(value)][0]
+        if depth > MAX_DEPTH:
+            raise NotPlain(f"its data nest deeper than {MAX_DEPTH} levels")
+        self._known[id(value)] = (2**63, value)  # what holds itself has no end
+        total = 1
+        if isinstance(value, str | bytes | bytearray):
+            total += len(value)
+            self.taken += len(value)
+        elif isinstance(value, Tensor):
+            total += self._bytes_of(value)
+        elif isinstance(value, dict):
+            total += sum(self.unfolded(part, depth + 1) for item in value.items() for part in item)
+        elif isinstance(value, list | tuple | set | frozenset):
+            total += sum(self.unfolded(item, depth + 1) for item in value)
+        self.taken += 1
+        self._known[id(value)] = (total, value)
+        return total
+
+    def _bytes_of(self, tensor: Tensor) -> int:
+        if tensor.is_meta:
+            raise NotPlain("it has a tensor without numbers (on the meta device)")
+        if tensor.layout is torch.strided and not tensor.is_nested:
+            storage = tensor.untyped_storage()
+            self.storages[storage.data_ptr()] = storage.nbytes()
+        return tensor.numel() * tensor.element_size()
 
 
 def _check_pickle(program: bytes) -> None:

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from torch import Tensor
 
 from pl_rl.errors import UsageError
-from pl_rl.schema import BOOL, PLAIN, TEXT, Misfit, Schema, like, mapping, maybe, number, record, that, whole
+from pl_rl.schema import BOOL, PLAIN, TEXT, Misfit, Schema, like, mapping, maybe, number, real, record, that, whole
 
 _CALLBACKS: Mapping[type[L.Callback], Schema] = {
     EarlyStopping: record(
@@ -80,7 +80,7 @@ def _check_optimizer(saved: dict[str, Any], optimizer: torch.optim.Optimizer, pl
     for index, (group_there, group_here) in enumerate(zip(there, here, strict=True)):
         _check(_group(group_here), group_there, f"{place}.param_groups[{index}]")
         for key, parameter in zip(group_there["params"], group_here["params"], strict=True):
-            if saved["state"].get(key):
+            if saved["state"].get(key) is not None:
                 _check(_parameter_state(parameter, needed), saved["state"][key], f"{place}.state.{key}")
 
 
@@ -103,9 +103,14 @@ def _parameter_state(parameter: Tensor, needed: tuple[str, ...]) -> Schema:
         return isinstance(value, Tensor) and value.shape == parameter.shape and value.layout is torch.strided
 
     shape = that(same_shape, f"a tensor of shape {tuple(parameter.shape)}, as its parameter is")
-    step = that(lambda value: 0 <= float(value) < 1e15, "a count of steps")
-    known = {**dict.fromkeys(_PARAMETER_SHAPED, maybe(shape)), "step": step}
-    return record({name: shape if name != "step" else step for name in needed}, known)
+    known = {**dict.fromkeys(_PARAMETER_SHAPED, maybe(shape)), "step": real(0, 1e15, "a count")}
+    entry = record({name: known[name] for name in needed}, known)
+
+    def check(value: Any, place: str) -> None:
+        if value != {}:  # of a parameter that has made no step
+            entry(value, place)
+
+    return check
 
 
 def _check(schema: Schema, value: Any, place: str) -> None:

@@ -67,8 +67,18 @@ def maybe(schema: Schema) -> Schema:
     return check
 
 
-def record(needed: Mapping[str, Schema], optional: Mapping[str, Schema] | None = None) -> Schema:
-    """A dictionary with these entries; others may be there, of text and plain data."""
+def real(low: float, high: float, wanted: str) -> Schema:
+    """A number in this range, or a tensor of one."""
+    return that(
+        lambda value: isinstance(value, int | float | Tensor) and low <= float(value) <= high,
+        f"{wanted} from {low:g} to {high:g}",
+    )
+
+
+def record(
+    needed: Mapping[str, Schema], optional: Mapping[str, Schema] | None = None, others: Schema | None = None
+) -> Schema:
+    """A dictionary with these entries; others may be there, of plain data or another schema, by names of text."""
 
     def check(value: Any, place: str) -> None:
         if not isinstance(value, dict):
@@ -79,7 +89,7 @@ def record(needed: Mapping[str, Schema], optional: Mapping[str, Schema] | None =
         known = {**needed, **(optional or {})}
         for name, item in value.items():
             TEXT(name, f"a name in {place or 'the file'}")
-            known.get(name, PLAIN)(item, _inside(place, name))
+            known.get(name, others or PLAIN)(item, _inside(place, name))
 
     return check
 
@@ -122,16 +132,25 @@ def fields(*items: Schema) -> Schema:
 
 
 def array(*dtypes: torch.dtype, ndim: int | None = None) -> Schema:
-    """A tensor that NumPy can have, of these types and this many dimensions if they are given; else of one or more."""
+    """A tensor that NumPy can have, of these types and this many dimensions where they are given."""
     kind = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes) or "numbers"
-    wanted = f"a tensor of {kind} with {'some' if ndim is None else ndim} dimensions"
 
     def fits(value: Any) -> bool:
         plain = isinstance(value, Tensor) and value.layout is torch.strided and not value.requires_grad
-        dimensions = value.ndim > 0 if ndim is None else value.ndim == ndim
-        return plain and not value.is_neg() and value.dtype in (dtypes or _NUMPY_HAS) and dimensions
+        return plain and not value.is_neg() and value.dtype in (dtypes or _NUMPY_HAS) and ndim in (None, value.ndim)
 
-    return that(fits, wanted)
+    return that(fits, f"a tensor of {kind}" + ("" if ndim is None else f" with {ndim} dimensions"))
+
+
+def rows() -> Schema:
+    """A tensor that NumPy can have, with at least one dimension."""
+
+    def check(value: Any, place: str) -> None:
+        array()(value, place)
+        if value.ndim == 0:
+            raise Misfit(place, value, "a tensor with rows")
+
+    return check
 
 
 def like(template: Any) -> Schema:
@@ -161,6 +180,15 @@ def _plain(value: Any, place: str) -> None:
         raise Misfit(place, value, "a number of fewer digits")
 
 
+def _setting(value: Any, place: str) -> None:
+    if isinstance(value, dict):
+        mapping(_setting)(value, place)
+    elif isinstance(value, list | tuple):
+        sequence(_setting)(value, place)
+    elif value is not None and not isinstance(value, bool | str | float):
+        whole(-LARGEST, 2 * LARGEST)(value, place)
+
+
 def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -185,3 +213,5 @@ def _in_words(value: Any) -> str:
 TEXT = that(lambda value: isinstance(value, str), "text")
 BOOL = that(lambda value: isinstance(value, bool), "true or false")
 PLAIN: Schema = _plain
+SETTING: Schema = _setting
+"""What a configuration can say: text, numbers, and lists and dictionaries of them."""

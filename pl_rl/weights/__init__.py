@@ -57,6 +57,12 @@ def read_weights(
     except Unreadable as error:
         sentence = " ".join(str(error).split())
         raise UsageError(f"{str(path)!r} {sentence}") from error
+    except UsageError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        # A part may be anything where a library's own files have one thing.
+        sentence = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UsageError(f"{str(path)!r} is damaged, or no file of weights ({sentence}); use another copy") from error
 
 
 def _unknown(file: WeightsFile) -> str:

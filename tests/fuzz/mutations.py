@@ -8,11 +8,28 @@ import torch
 
 from pl_rl.checkpoints import with_checksum
 
+TENSORS = [
+    lambda t: t.unsqueeze(0),
+    lambda t: t.flatten()[:-1],
+    lambda t: t.to(torch.float64),
+    lambda t: t.to(torch.int32),
+    lambda t: t.bool(),
+    lambda t: torch.cat([t.reshape(-1)] * 2),
+    lambda t: t * 0,
+    lambda t: -t if t.dtype.is_floating_point else ~t,
+    lambda t: t.to(torch.float32) * torch.nan,
+    lambda t: t.mT if t.ndim > 1 else t[None],
+    lambda t: t[:0] if t.ndim else t,
+    lambda t: t.tolist(),
+    lambda t: t.reshape(-1)[:1].expand(10**9),
+]
+"""Others much like a tensor."""
+
 EXTREMES = [
     None, True, False, -1, 0, 1, 2, 255, 10**6, 2**31, 2**63 - 1, 2**63, -(2**63) - 1, 10**30, 2**1500,
     0.0, -0.0, 1e-320, 1e308, -1e308, float("nan"), float("inf"), -float("inf"),
-    "", "x", "0", "-1", "nan", "\x1b[2J\x1b]0;title\x07", "\u202egnp.exe", "\ud800", "[bold]x[/bold]", "[/]", "$\\frac$",
-    "../../x", "/dev/zero", "a" * 5000, "a\0b", b"bytes", b"", 1j,
+    "", "x", "0", "-1", "nan", "\x1b[2J\x1b]0;title\x07", "\u202egnp.exe", "\ud800", "[bold]x[/bold]", "[/]",
+    "$\\frac$", "../../x", "/dev/zero", "a" * 5000, "a\0b", b"bytes", b"", 1j,
 ]  # fmt: skip
 
 
@@ -29,11 +46,12 @@ def containers():
     holds_itself = {}
     holds_itself["again"] = holds_itself
     return [
-        [], {}, (), set(), {1: 2}, {"": None}, {None: 1}, [[]], [None] * 1000, {"a": {"b": {}}}, (1, 2), (1.0, 2.0, 3.0),
-        shared, deep, itself, holds_itself, {(1, 2): 3}, bytearray(3), {"x", "y"},
+        [], {}, (), set(), {1: 2}, {"": None}, {None: 1}, [[]], [None] * 1000, {"a": {"b": {}}}, (1, 2),
+        (1.0, 2.0, 3.0), shared, deep, itself, holds_itself, {(1, 2): 3}, bytearray(3), {"x", "y"},
         torch.zeros(()), torch.zeros(0), torch.zeros(3), torch.zeros(2, 3), torch.zeros(1, dtype=torch.int64),
         torch.tensor(float("nan")), torch.tensor(-1), torch.full((3,), torch.inf), torch.zeros(2, dtype=torch.bool),
-        torch.zeros(2, dtype=torch.complex64), torch.zeros(3, dtype=torch.bfloat16), torch.zeros(5056, dtype=torch.uint8),
+        torch.zeros(2, dtype=torch.complex64), torch.zeros(3, dtype=torch.bfloat16),
+        torch.zeros(5056, dtype=torch.uint8),
         torch.zeros(1).expand(4_000_000_000), torch.zeros(1, 1).expand(100_000, 100_000), torch.zeros(2, 2).to_sparse(),
         torch.empty(10**6, 10**6, device="meta"), torch.nn.Parameter(torch.zeros(3)), torch.zeros(4, 4).T[1:],
         torch.float32, torch.device("cpu"), torch.Size([1, 2]),
@@ -95,12 +113,7 @@ def _alter(rng, parent, key):
 def _varied(rng, value):
     """A value much like it."""
     if isinstance(value, torch.Tensor):
-        return rng.choice(
-            [lambda t: t.unsqueeze(0), lambda t: t.flatten()[:-1], lambda t: t.to(torch.float64), lambda t: t.to(torch.int32),
-             lambda t: torch.cat([t.reshape(-1)] * 2), lambda t: t * 0, lambda t: ~t if not t.dtype.is_floating_point else -t,
-             lambda t: t.to(torch.float32) * torch.nan, lambda t: t.mT if t.ndim > 1 else t[None], lambda t: t[:0] if t.ndim else t,
-             lambda t: t.bool(), lambda t: t.tolist(), lambda t: t.reshape(-1)[:1].expand(10**9)]
-        )(value)  # fmt: skip
+        return rng.choice(TENSORS)(value)
     if isinstance(value, bool):
         return rng.choice([not value, int(value), str(value)])
     if isinstance(value, int | float):
@@ -114,7 +127,7 @@ def _varied(rng, value):
             [value[:-1], [*value, *value], tuple(value), list(value), dict(enumerate(value)), value[::-1]]
         )
     if isinstance(value, dict):
-        return rng.choice([list(value), list(value.items()), {k: None for k in value}, {}, {**value, "x": 1}])
+        return rng.choice([list(value), list(value.items()), dict.fromkeys(value), {}, {**value, "x": 1}])
     return rng.choice(EXTREMES)
 
 
@@ -168,9 +181,11 @@ def saved(tree, checksum):
 
 
 YAML_PIECES = [
-    "&a ", "*a", "<<: *a", "{", "}", "[", "]", ": ", "- ", "\n", "  ", "? ", "!!int ", "!!timestamp ", "!!binary ", "!!set ",
-    "!!python/name:os.system ", "\0", "\ufeff", "\x85", "\u2028", "|\n", ">\n", "#", "'", '"', "%YAML 9.9\n", "---\n", "...\n",
-    "2024-99-99", "0x" + "f" * 2000, "1:" * 300 + "1", "9" * 5000, "1e999", ".nan", "~", "@", "`", "\t", "\x1b[2J", "[" * 300,
+    "&a ", "*a", "<<: *a", "{", "}", "[", "]", ": ", "- ", "\n", "  ", "? ", "!!int ", "!!timestamp ", "!!binary ",
+    "!!set ", "!!python/name:os.system ", "\0", "\ufeff", "\x85", "\u2028", "|\n", ">\n", "#", "'", '"', "%YAML 9.9\n",
+    "---\n",
+    "...\n", "2024-99-99", "0x" + "f" * 2000, "1:" * 300 + "1", "9" * 5000, "1e999", ".nan", "~", "@", "`", "\t",
+    "\x1b[2J", "[" * 300,
     "a: &b [*b]\n", "k: &x [1,2,3,4]\nl: &y [*x,*x,*x,*x]\n",
 ]  # fmt: skip
 

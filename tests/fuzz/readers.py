@@ -9,7 +9,6 @@ import functools
 import io
 import json
 import zipfile
-from pathlib import Path
 
 import lightning as L
 import yaml

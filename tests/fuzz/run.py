@@ -13,7 +13,9 @@ import tempfile
 import time
 import traceback
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,7 +25,7 @@ from tests.fuzz.sound import make_sound
 
 SECONDS = 10
 MEMORY = 2**30
-SHOWN = 40
+SILENT = 30 * SECONDS  # of the clock, as a machine may be busy
 
 
 class TooLong(BaseException):
@@ -68,52 +70,72 @@ def run(readers, files, seed, workers=1, only=None):
 
 
 def _read_all(cases, seed, sound, folder, workers):
-    context = multiprocessing.get_context("fork")
-    counts, failures, seen = collections.defaultdict(collections.Counter), 0, collections.Counter()
+    counts = {name: collections.Counter() for name, _ in cases}
     shares = [collections.deque(cases[i::workers]) for i in range(workers)]
-    channels = {}
-    while any(shares) or channels:
+    running = {}
+    shown = collections.Counter()
+    while any(shares):
         for index, share in enumerate(shares):
-            if share and index not in channels:
-                here, there = context.Pipe(duplex=False)
-                process = context.Process(
-                    target=_work, args=(list(share), seed, sound, folder / str(index), there), daemon=True
-                )
-                process.start()
-                there.close()
-                channels[index] = (process, here, time.monotonic())
-        for index, (process, here, heard) in list(channels.items()):
-            try:
-                while here.poll(0.05):
-                    outcome, words = here.recv()
-                    name, number = shares[index].popleft()
-                    counts[name][outcome] += 1
-                    heard = time.monotonic()
-                    if outcome not in ("read", "refused"):
-                        failures += 1
-                        seen[name, words.splitlines()[-1][:60]] += 1
-                        if seen[name, words.splitlines()[-1][:60]] <= 2 and len(seen) <= SHOWN:
-                            print(
-                                f"--- {outcome}: python -m tests.fuzz --seed {seed} --reader {name} --only {number}\n{words}",
-                                flush=True,
-                            )
-                channels[index] = (process, here, heard)
-                dead = time.monotonic() - heard > 12 * SECONDS
-            except EOFError:
-                dead = True
-            if dead:
-                process.kill()
-                process.join()
-                del channels[index]
-                if shares[index]:
-                    name, number = shares[index].popleft()
-                    counts[name]["died or hung"] += 1
-                    failures += 1
-                    print(
-                        f"--- died (status {process.exitcode}): --seed {seed} --reader {name} --only {number}",
-                        flush=True,
-                    )
+            if share and index not in running:
+                running[index] = _start(share, seed, sound, folder / str(index))
+        for index, share in enumerate(shares):
+            if not share:
+                continue
+            for outcome, words in _heard(running[index]):
+                name, number = share.popleft()
+                counts[name][outcome] += 1
+                if outcome not in ("read", "refused"):
+                    _show(shown, outcome, name, number, seed, words)
+            if running[index].ended and share:
+                name, number = share.popleft()
+                counts[name]["died or hung"] += 1
+                _show(shown, f"died, status {running[index].process.exitcode}", name, number, seed, "")
+            if running[index].ended:
+                del running[index]
+    failures = sum(n for c in counts.values() for outcome, n in c.items() if outcome not in ("read", "refused"))
     return counts, failures
+
+
+@dataclass
+class _Running:
+    process: Any
+    channel: Any
+    heard: float
+    ended: bool = False
+
+
+def _start(share, seed, sound, folder):
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(list(share), seed, sound, folder, there), daemon=True)
+    process.start()
+    there.close()
+    return _Running(process, here, time.monotonic())
+
+
+def _heard(running):
+    """What a process has said by now; one that says nothing for long, or ever more, is ended."""
+    said = []
+    try:
+        while running.channel.poll(0.05) and len(said) < 1000:
+            said.append(running.channel.recv())
+            running.heard = time.monotonic()
+    except EOFError:
+        running.ended = True
+    if time.monotonic() - running.heard > SILENT:
+        running.ended = True
+    if running.ended:
+        running.process.kill()
+        running.process.join()
+    return said
+
+
+def _show(shown, outcome, name, number, seed, words):
+    """A failure and how to repeat it; two of a kind."""
+    kind = (name, outcome, words.strip().rpartition("\n")[2][:60])
+    shown[kind] += 1
+    if shown[kind] <= 2:
+        print(f"--- {outcome}: python -m tests.fuzz --seed {seed} --reader {name} --only {number}\n{words}", flush=True)
 
 
 def _work(cases, seed, sound, folder, channel):
