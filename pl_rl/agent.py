@@ -18,13 +18,14 @@ import torch
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.utilities import rank_zero_info
 
-from pl_rl.checkpoints import STATE_KEY, migrate
+from pl_rl.checkpoints import STATE_KEY, check_content
 from pl_rl.envs import EnvConfig, close_single, make_env, make_vector_env, vectorization_of
 from pl_rl.errors import EnvironmentFailure, UsageError
 from pl_rl.evaluation import LIMIT_EPISODES, LONGEST_EPISODE, Episodes, evaluate, record, shown_return
 from pl_rl.network_changes import changed_network
 from pl_rl.networks import ActorCritic
 from pl_rl.normalization import ObservationNormalizer, RewardScaler
+from pl_rl.restoring import check_restorable
 from pl_rl.rollout import Rollout, RolloutCollector
 from pl_rl.seeding import Stream, derive_seed
 
@@ -280,7 +281,9 @@ class Agent(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another network, before Lightning fails over its tensors one by one."""
         if STATE_KEY in checkpoint:  # a file of weights alone has no format of ours
-            migrate(checkpoint)  # the first hook that sees what Lightning read
+            check_content("the checkpoint", checkpoint)  # the first hook that sees what Lightning read
+            if self._trainer is not None:
+                check_restorable(checkpoint, self.trainer)
         self.check_fit(checkpoint, branch=self.branching)
 
     def check_fit(self, checkpoint: Mapping[str, Any], branch: bool = False, fitting: bool = False) -> None:

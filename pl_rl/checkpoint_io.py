@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
-from pl_rl.checkpoints import Damaged, fault_of, load_sound, with_checksum
+from pl_rl.checkpoints import STATE_KEY, Damaged, check_content, fault_of, load_sound, with_checksum
 from pl_rl.errors import RunFailure
 from pl_rl.runs import LAST, PREVIOUS
 
@@ -57,10 +57,16 @@ class DurableCheckpointIO(TorchCheckpointIO):
         """Read a checkpoint, after what is being written, which may be this one.
 
         Raises:
-            RunFailure: If that could not be written or read back.
+            UsageError: If it is damaged, or an entry of one of ours is not what it should be.
+            RunFailure: If what was being written could not be written or read back.
         """
         self.finish()
-        return super().load_checkpoint(path, *args, **kwargs)
+        if "://" in str(path):
+            return super().load_checkpoint(path, *args, **kwargs)
+        checkpoint: dict[str, Any] = load_sound(Path(path))
+        if isinstance(checkpoint, dict) and STATE_KEY in checkpoint:
+            check_content(str(path), checkpoint)  # before Lightning looks into it
+        return checkpoint
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove a checkpoint, after what is being written; not at all if that fails."""

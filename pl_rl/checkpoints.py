@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
+from pl_rl.checkpoint_schema import check_checkpoint
 from pl_rl.errors import UsageError
+from pl_rl.plain_archive import NotPlain, check_archive, check_tree, load_plain
+from pl_rl.schema import Misfit
 
 STATE_KEY = "pl_rl"
 FORMAT_VERSION = 2
@@ -34,6 +36,7 @@ MIGRATIONS: dict[int, Callable[[dict[str, Any]], None]] = {1: _add_identity_and_
 
 _END = b"PK\x05\x06"  # with which the last record of a zip archive begins, 22 bytes of it and the comment
 _CHECKSUM = b"pl_rl sha256 "
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def with_checksum(archive: bytes) -> bytes:
@@ -68,7 +71,7 @@ def load_sound(path: Path) -> Any:
         content = path.read_bytes()
         fault = fault_of(content)
         if fault is None:
-            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            return load_plain(content)
     except Exception as error:  # torch.load fails in as many ways as a file can be broken
         raise Damaged(path, _reason(error)) from error
     raise Damaged(path, fault)
@@ -78,14 +81,23 @@ def fault_of(content: bytes) -> str | None:
     """What is wrong with a file's bytes, in words; without opening what they hold.
 
     The checksums of a file that was saved without :func:`with_checksum` do not cover the spaces between its parts.
+
+    Raises:
+        Exception: If it is no archive at all, or not one that ``torch.save`` writes.
     """
     size = 2 + len(_CHECKSUM) + 64
     body, tail = content[:-size], content[-size:]
     if tail[2:].startswith(_CHECKSUM):
-        right = content == with_checksum(body + b"\0\0")
+        right = body[-20:-16] == _END and content == with_checksum(body + b"\0\0")
         return None if right else "its checksum is wrong"
+    if content.startswith(LFS_POINTER):
+        return "it is a Git LFS pointer and not the file itself, which git lfs pull fetches"
     if content[-22:-18] != _END or content[-2:] != b"\0\0":
         return "it is cut short" if content.startswith(b"PK") else "it is not what torch.save writes"
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        if {"data", "policy.pth"} <= set(archive.namelist()):
+            return "it is a model of Stable-Baselines3, from which --pretrained.path starts a new run"
+    check_archive(content)  # before anything is unpacked
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         damaged = archive.testzip()  # torch does not compare the checksums that it writes
     return None if damaged is None else f"the checksum of {damaged} is wrong"
@@ -108,13 +120,27 @@ def check_content(path: str, checkpoint: Any) -> dict[str, Any]:
     """
     if not isinstance(checkpoint, dict) or STATE_KEY not in checkpoint:
         raise UsageError(f"{path!r} is not a checkpoint of pl_rl; a run's are in its checkpoints/ folder")
-    written = checkpoint[STATE_KEY]["format_version"]
+    state = checkpoint[STATE_KEY]
+    written = state.get("format_version") if isinstance(state, dict) else None
+    if not isinstance(written, int) or written < 1:
+        raise Damaged(Path(path), f"its format version is {str(written)[:60]!r}, and should be a number from 1 on")
     if written > FORMAT_VERSION:
         raise UsageError(
-            f"{path!r} was written by a newer pl_rl (format {written}, this one reads {FORMAT_VERSION}), so "
+            f"{path!r} was written by a newer pl_rl (format {str(written)[:60]}, this one reads {FORMAT_VERSION}), so "
             "upgrade pl_rl"
         )
-    migrate(checkpoint)
+    try:
+        check_tree(checkpoint)  # as Lightning may have read it
+    except NotPlain as error:
+        raise Damaged(Path(path), str(error)) from error
+    try:
+        migrate(checkpoint)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise Damaged(Path(path), f"it lacks a part that format {written} has: {error!r}") from error
+    try:
+        check_checkpoint(checkpoint)
+    except Misfit as error:
+        raise Damaged(Path(path), str(error)) from error
     return checkpoint
 
 

@@ -22,7 +22,11 @@ def describe_checkpoint(path: Path) -> list[tuple[str, str]]:
     state, settings = checkpoint[STATE_KEY], checkpoint["hyper_parameters"]
     counters, collector = state["counters"], state["collector"]
     tensors = checkpoint["state_dict"]
-    weights = [tensor for name, tensor in tensors.items() if not name.startswith(tuple(STATISTICS.values()))]
+    weights = [
+        tensor
+        for name, tensor in tensors.items()
+        if isinstance(tensor, Tensor) and not name.startswith(tuple(STATISTICS.values()))
+    ]
     run = run_of_checkpoint(path)
     rows = [
         ("file", f"{shown(path)}, {path.stat().st_size:,} bytes, sound, format {state['format_version']}"),
@@ -30,11 +34,11 @@ def describe_checkpoint(path: Path) -> list[tuple[str, str]]:
         (
             "at",
             f"iteration {counters['iteration']:,}, train_iter {counters['train_iter']:,}, "
-            f"env_steps {counters['env_steps']:,} of {settings['total_env_steps']:,}",
+            f"env_steps {counters['env_steps']:,} of {_setting(settings, 'total_env_steps')}",
         ),
         ("trained", f"{counters['elapsed_seconds']:,.1f} s, {collector['episodes']['total']:,} episodes"),
         ("seed", str(counters["run_seed"])),
-        ("environment", f"{settings['num_envs']} x {settings['env']['id']}"),
+        ("environment", f"{_setting(settings, 'num_envs')} x {settings['env']['id']}"),
         ("environment state", _environment_state(collector["environments"])),
         ("network", f"{settings['network']['class_path']}, {sum(t.numel() for t in weights):,} parameters"),
         *_statistics(tensors),
@@ -50,11 +54,16 @@ def describe_checkpoint(path: Path) -> list[tuple[str, str]]:
     return rows + (lineage_rows(lineage) if lineage else [])
 
 
+def _setting(settings: dict[str, Any], name: str) -> str:
+    """A number of the settings, which those of a subclass may lack."""
+    return f"{settings[name]:,}" if name in settings else "?"
+
+
 def _environment_state(saved: dict[str, Any] | None) -> str:
     if saved is None:
         return "none: a resume begins fresh episodes"
     if isinstance(saved["state"], list):
-        longest = max(len(replay["actions"]) for replay in saved["state"])
+        longest = max((len(replay["actions"]) for replay in saved["state"]), default=0)
         return f"seeds and actions to replay, {longest:,} steps at most ({saved['class']})"
     return f"saved whole ({saved['class']})"
 

@@ -12,6 +12,8 @@ from matplotlib.ticker import EngFormatter
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pl_rl.errors import UsageError
+from pl_rl.runs import shown
+from pl_rl.terminal import printable
 
 AXES = {"evaluator_iter": "train iterations", "evaluator_step": "env steps"}
 
@@ -62,7 +64,7 @@ def plot_runs(runs: list[Path], output: Path) -> list[Path]:
         UsageError: If a run holds no evaluation.
     """
     curves = {group: [read_segments(run, group) for run in runs] for group in AXES}
-    names = [run.resolve().name for run in runs]
+    names = [printable(run.resolve().name).replace("$", r"\$") for run in runs]  # which would begin a formula
     if output.exists() and not output.is_dir():
         raise UsageError(
             f"{str(output)!r} is not a folder; --output names the folder that the PNG files are written to"
@@ -84,13 +86,21 @@ def plot_runs(runs: list[Path], output: Path) -> list[Path]:
 
 def _read_curve(events_file: Path, group: str) -> Curve | None:
     events = EventAccumulator(str(events_file), size_guidance={"scalars": 0})
-    events.Reload()
     tags = [f"{group}/return_{statistic}" for statistic in ("mean", "min", "max")]
-    if not set(tags) <= set(events.Tags()["scalars"]):
-        return None
-    mean, low, high = ([point.value for point in events.Scalars(tag)] for tag in tags)
-    steps = [point.step for point in events.Scalars(tags[0])]
-    return Curve(np.array(steps), np.array(mean), np.array(low), np.array(high))
+    try:
+        events.Reload()
+        if not set(tags) <= set(events.Tags()["scalars"]):
+            return None
+        mean, low, high = (np.array([float(point.value) for point in events.Scalars(tag)]) for tag in tags)
+        steps = np.array([int(point.step) for point in events.Scalars(tags[0])], np.int64)
+    except Exception as error:  # TensorBoard fails in as many ways as a file can be broken
+        raise UsageError(
+            f"event file {shown(events_file)!r} is damaged ({type(error).__name__}: {error}); move it away to draw the "
+            "others"
+        ) from error
+    if not len(steps) == len(mean) == len(low) == len(high):
+        raise UsageError(f"event file {shown(events_file)!r} has lost points; move it away to draw the others")
+    return Curve(steps, mean, low, high)
 
 
 def _draw_run(axes: Axes, name: str, segments: list[Curve], first_colour: int, by_segment: bool) -> None:

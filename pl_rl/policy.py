@@ -187,13 +187,15 @@ def read_trained(path: Path) -> TrainedWeights:
     settings["env"] = {"id": env} if isinstance(env, str) else env
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    state = checkpoint["callbacks"].get("PeriodicEvaluation", {})
-    evaluation = {
-        **state["latest"],
-        "train_iter": state["train_iter"],
-        "episodes": settings["eval_episodes"],
-        "deterministic": settings["eval_deterministic"],
-    }
+    state = checkpoint["callbacks"].get("PeriodicEvaluation")
+    evaluation = None
+    if state is not None and state["latest"]:
+        evaluation = {
+            **state["latest"],
+            "train_iter": state["train_iter"],
+            "episodes": settings.get("eval_episodes"),
+            "deterministic": settings.get("eval_deterministic"),
+        }
     return TrainedWeights(
         {name: tensor for name, tensor in checkpoint["state_dict"].items() if name.startswith(_PARTS)},
         settings,
@@ -203,7 +205,7 @@ def read_trained(path: Path) -> TrainedWeights:
             "seed": counters["run_seed"],
             "train_iter": counters["train_iter"],
             "env_steps": counters["env_steps"],
-            "evaluation": evaluation if state.get("latest") else None,
+            "evaluation": evaluation,
         },
     )
 

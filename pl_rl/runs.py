@@ -12,6 +12,8 @@ import yaml
 
 from pl_rl.checkpoints import STATE_KEY, Damaged, read_checkpoint
 from pl_rl.errors import UsageError
+from pl_rl.plain_yaml import read_yaml
+from pl_rl.terminal import printable
 
 LOG_ROOT = Path("lightning_logs")
 COMMAND_FILE = "command.yaml"
@@ -102,7 +104,7 @@ def newest_sound_checkpoint(run: Path) -> Path:
         listed = ", ".join(f"{path.name} ({fault})" for path, fault in faults.items())
         raise UsageError(f"{shown(run)} has no sound checkpoint: {listed}; give the path of another run's")
     for path, fault in faults.items():
-        print(f"passed over {shown(path)}: {fault}", flush=True)
+        print(printable(f"passed over {shown(path)}: {fault}"), flush=True)
     return max(reached, key=lambda path: reached[path])
 
 
@@ -111,15 +113,15 @@ def note_command(run: Path, command: list[str]) -> None:
     note = run / COMMAND_FILE
     if not note.exists():
         partial = note.with_name(f".{note.name}.partial")
-        partial.write_text(yaml.safe_dump({"command": command}, allow_unicode=True))
+        partial.write_text(yaml.safe_dump({"command": command}, allow_unicode=True), encoding="utf-8")
         partial.replace(note)
 
 
 def run_begun_by(command: list[str], log_root: Path) -> Path | None:
     """The newest run that a command began, word for word; ``None`` if there is none."""
     for run in reversed(runs_under(log_root)):
-        with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
-            if yaml.safe_load((run / COMMAND_FILE).read_text()) == {"command": command}:
+        with contextlib.suppress(UsageError):  # there is no note, or a broken one, which says nothing of other runs
+            if read_yaml(run / COMMAND_FILE) == {"command": command}:
                 return run
     return None
 
@@ -140,10 +142,10 @@ def config_of_run(run: Path) -> Path | None:
 def shown(path: Path | str) -> str:
     """A path as a person would type it: relative where it lies below the working directory; a URL as it is."""
     if "://" in str(path):
-        return str(path)
+        return printable(path)
     absolute = Path(path).absolute()
     here = Path.cwd()
-    return str(absolute.relative_to(here)) if absolute.is_relative_to(here) else str(absolute)
+    return printable(absolute.relative_to(here) if absolute.is_relative_to(here) else absolute)
 
 
 def _version(run: Path) -> int:

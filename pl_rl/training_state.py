@@ -69,9 +69,9 @@ def restore_training_state(agent: Agent, state: dict[str, Any], branch: bool) ->
         losses.append("the checkpoint was saved in the middle of an iteration, whose rest is lost")
     here = describe_platform(agent)
     losses += [
-        f"{name}: {there} -> {here[name]}, which may round differently"
+        f"{name}: {there} -> {here.get(name)}, which may round differently"
         for name, there in state["platform"].items()
-        if here[name] != there
+        if here.get(name) != there
     ]
     fresh_episodes = derive_seed(agent.run_seed, Stream.ENVIRONMENTS, agent.train_iter)
     with _progress(replayed_steps(state["collector"]["environments"])), agent.asking_environments():

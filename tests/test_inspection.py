@@ -5,6 +5,7 @@ import pytest
 
 import pl_rl
 from pl_rl.callbacks import RunCheckpoint
+from pl_rl.checkpoints import FORMAT_VERSION
 from pl_rl.inspection import describe_checkpoint
 from tests.support import SMALL
 
@@ -20,7 +21,7 @@ def checkpoint(env="CartPole-v1"):
 
 def test_a_checkpoint_is_described_in_words():
     rows = dict(describe_checkpoint(checkpoint()))
-    assert "sound, format 1" in rows["file"]
+    assert f"sound, format {FORMAT_VERSION}" in rows["file"]
     assert rows["run"] == "lightning_logs/version_0"
     assert rows["at"] == "iteration 8, train_iter 32, env_steps 512 of 512"
     assert rows["seed"] == "3"

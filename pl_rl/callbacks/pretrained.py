@@ -17,6 +17,7 @@ from pl_rl.checkpoints import changed_settings
 from pl_rl.errors import UsageError
 from pl_rl.networks import MLPActorCritic
 from pl_rl.runs import shown
+from pl_rl.terminal import printable
 from pl_rl.weights import Normalizer, PolicyWeights, read_weights
 from pl_rl.weights.matching import Match, OtherShapes, Rules, match
 
@@ -111,7 +112,7 @@ class PretrainedCheckpoint(L.Callback):
                 self.lineage["held"] = asdict(self.hold)
             if trainer.is_global_zero:
                 for text in [line, *(f"  changed: pretrained.{change}" for change in changes)]:
-                    Console().print(text, highlight=False, markup=False, soft_wrap=True)
+                    Console().print(printable(text), highlight=False, markup=False, soft_wrap=True)
             return
         agent = as_agent(pl_module)
         weights, found, statistics = self._compare(self.path, agent)
@@ -138,7 +139,7 @@ class PretrainedCheckpoint(L.Callback):
         if trainer.is_global_zero:
             table = Table(show_header=False, title="Pre-trained weights", title_justify="left", expand=False)
             for name, value in lineage_rows(self.lineage):
-                table.add_row(name, escape(value))
+                table.add_row(name, escape(printable(value)))
             Console().print(table)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

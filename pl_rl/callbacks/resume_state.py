@@ -18,7 +18,9 @@ from pl_rl.callbacks.settings import (
     settings_of,
 )
 from pl_rl.checkpoints import FORMAT_VERSION, STATE_KEY, changed_settings, plain_data
+from pl_rl.restoring import check_optimizers
 from pl_rl.runs import shown
+from pl_rl.terminal import printable
 from pl_rl.training_state import restore_training_state, save_after_failure, save_training_state
 
 
@@ -71,7 +73,12 @@ class ResumeState(L.Callback):
             forget_ends(callbacks, checkpoint)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Let changed settings of callbacks have their effect, wherever in their states these are."""
+        """Refuse the states of other optimizers, which are there by now and get their states next.
+
+        Callbacks have theirs: their changed settings take effect, wherever in their states these are.
+        """
+        if self._resumed is not None:
+            check_optimizers(self._resumed["optimizer_states"], trainer.optimizers)
         for change in self._changes:
             change.make()
 
@@ -102,7 +109,7 @@ class ResumeState(L.Callback):
             if seed != self._seed and not agent.branching:
                 changes.append(f"seed_everything: {seed} -> {self._seed}, without effect on the run's random numbers")
             for line in _account(trainer, agent, changes, self.losses):
-                Console().print(line, highlight=False, markup=False, soft_wrap=True)
+                Console().print(printable(line), highlight=False, markup=False, soft_wrap=True)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Close the environments, which Lightning's teardown does after a regular end only.

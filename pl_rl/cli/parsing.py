@@ -5,38 +5,38 @@ import contextlib
 import difflib
 import re
 import sys
-from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser
+from jsonargparse import ActionConfigFile, ArgumentParser, _loaders_dumpers
+from jsonargparse._loaders_dumpers import get_yaml_default_loader
 from lightning.pytorch.cli import LightningArgumentParser
 
 from pl_rl.errors import UsageError
+from pl_rl.plain_yaml import check_yaml, read_yaml
 from pl_rl.runs import find_config
+from pl_rl.terminal import printable, shortened
 
 PROG = "python -m pl_rl"
 
 
-def read_yaml(path: Path) -> Any:
-    """The plain data in a YAML file.
+class _CheckedLoader(get_yaml_default_loader()):  # type: ignore[misc]
+    """The parser's YAML, of files and of arguments, after it was checked as :mod:`pl_rl.plain_yaml` does."""
 
-    Raises:
-        UsageError: If it cannot be read, is not YAML, or asks for more than plain data.
-    """
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"config file {str(path)!r} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"config file {str(path)!r} is not text in UTF-8: {error.reason} at byte {error.start}"
-        ) from error
-    except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        line = f" in line {where.line + 1}" if where is not None else ""
-        problem = getattr(error, "problem", None) or str(error)
-        raise UsageError(f"config file {str(path)!r} is not valid YAML: {problem}{line}") from error
+    def __init__(self, stream: str) -> None:
+        check_yaml(stream)
+        super().__init__(stream)
+
+    def get_single_data(self) -> Any:
+        """The data; what cannot be made is an error of YAML, after which the parser takes a value for a text."""
+        try:
+            return super().get_single_data()
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise yaml.YAMLError(f"{type(error).__name__}: {error}") from error
+
+
+# The one place through which all YAML of the parser goes: its public set_loader leaves out values within values.
+_loaders_dumpers.yaml_default_loader = _CheckedLoader  # type: ignore[assignment]
 
 
 class ConfigFile(ActionConfigFile):
@@ -102,7 +102,7 @@ def setting(args: list[str], name: str) -> str | None:
 
 def fail(error: object, status: int) -> NoReturn:
     """Say why in one line and end the process."""
-    sys.stderr.write(f"error: {error}\n")
+    sys.stderr.write(f"error: {shortened(printable(error))}\n")
     sys.exit(status)
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
-import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -26,6 +25,7 @@ from pl_rl.cli.trust import names_said
 from pl_rl.errors import UsageError
 from pl_rl.evaluation import Episodes
 from pl_rl.networks import ACTIVATIONS, MLPActorCritic
+from pl_rl.plain_yaml import parse_yaml, read_yaml
 from pl_rl.ppo import PPO
 from pl_rl.runs import (
     LOG_ROOT,
@@ -36,6 +36,7 @@ from pl_rl.runs import (
     run_of_checkpoint,
     shown,
 )
+from pl_rl.terminal import printable
 from pl_rl.trainer import Trainer
 from pl_rl.trust import by_settings, checked_of_file, is_own
 from pl_rl.weights import read_weights
@@ -58,8 +59,8 @@ class SaveConfig(SaveConfigCallback):
             self.config.pop(name, None)
         latest = config_of_run(Path(trainer.log_dir))
         if latest is not None:
-            settings = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
-            self.already_saved = settings == yaml.safe_load(latest.read_text())
+            settings = parse_yaml(self.parser.dump(self.config, skip_none=False))
+            self.already_saved = settings == read_yaml(latest)
             number = 1 + len(list(latest.parent.glob("config_resume*.yaml")))
             self.config_filename = f"config_resume{number}.yaml"
         if "://" in trainer.log_dir:
@@ -194,7 +195,7 @@ class CLI(LightningCLI):
         if isinstance(statistics, str) or (statistics and weights.normalizer is not None):
             config.model.norm_obs = settings["norm_obs"] = True
         words = ", ".join(f"{name}={value}" for name, value in settings.items())
-        print(f"network: {words}, as in {shown(path)}", flush=True)
+        print(printable(f"network: {words}, as in {shown(path)}"), flush=True)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """The trainer with the callbacks that the verb needs."""

@@ -5,10 +5,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import yaml
-
-from pl_rl.cli.parsing import read_yaml
 from pl_rl.errors import UsageError
+from pl_rl.plain_yaml import parse_yaml, read_yaml
 from pl_rl.runs import find_config
 from pl_rl.trust import names_in
 
@@ -25,12 +23,12 @@ def names_said(args: list[str]) -> set[str]:
     """
     said: set[str] = set()
     for option, text in _options(args):
-        with contextlib.suppress(yaml.YAMLError, UsageError):  # which parsing will say
+        with contextlib.suppress(UsageError):  # which parsing will say
             if option == "config":
                 settings = read_yaml(find_config(text))
                 value = settings.get("model") if isinstance(settings, dict) else None
             else:
-                value = yaml.safe_load(text)
+                value = parse_yaml(text)
             for key in reversed(option.split(".")[1:]):
                 value = {key: value}
             said |= _names(value)

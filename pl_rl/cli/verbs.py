@@ -14,6 +14,7 @@ from pl_rl.errors import RunFailure, UsageError
 from pl_rl.export import Format, export
 from pl_rl.inspection import describe_checkpoint
 from pl_rl.runs import find_checkpoint, shown
+from pl_rl.terminal import printable
 from pl_rl.trust import by_trust_option
 from pl_rl.verification import verify
 
@@ -51,11 +52,12 @@ def _verify(args: list[str]) -> None:
     result = verify(fit_args, options.iterations, options.kills)
     table = Table("component", "killed and resumed against uninterrupted")
     for component, difference in result.differences.items():
-        table.add_row(component, "identical" if difference is None else difference)
+        words = "identical" if difference is None else escape(printable(difference))
+        table.add_row(escape(printable(component)), words)
     console = Console()
     console.print(table)
     for remark in result.remarks:
-        console.print(f"not exact: {remark}", highlight=False, soft_wrap=True)
+        console.print(f"not exact: {printable(remark)}", highlight=False, markup=False, soft_wrap=True)
     moments = ", ".join(map(str, result.killed_after))
     different = [component for component, difference in result.differences.items() if difference is not None]
     if different:
@@ -68,7 +70,7 @@ def _inspect(args: list[str]) -> None:
     parser.add_argument("checkpoint", metavar="CKPT", help="Path, or the name of one in the newest run (last, best).")
     table = Table(show_header=False)
     for name, value in describe_checkpoint(find_checkpoint(parser.parse_args(args).checkpoint)):
-        table.add_row(name, escape(value))
+        table.add_row(escape(printable(name)), escape(printable(value)))
     Console().print(table)
 
 
@@ -87,7 +89,8 @@ def _export(args: list[str]) -> None:
         help="What a checkpoint from elsewhere may have imported and called: modules, classes, environments.",
     )
     config = parser.parse_args(args)
-    print(export(find_checkpoint(config.checkpoint), config.to, config.output, config.trust, by_trust_option))
+    written = export(find_checkpoint(config.checkpoint), config.to, config.output, config.trust, by_trust_option)
+    print(printable(written))
 
 
 OWN_VERBS = {"plot": _plot, "inspect": _inspect, "export": _export, "verify": _verify}

@@ -6,6 +6,7 @@ A file is recognised by what it contains, whatever its name, and nothing in it i
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
+from pl_rl.checkpoints import LFS_POINTER
 from pl_rl.errors import UsageError
 from pl_rl.weights import cleanrl, di_engine, lightning, rsl_rl, stable_baselines3, state_dict, vec_normalize
 from pl_rl.weights.conversion import listed, renamed, tensor_dict
@@ -56,6 +57,12 @@ def read_weights(
     except Unreadable as error:
         sentence = " ".join(str(error).split())
         raise UsageError(f"{str(path)!r} {sentence}") from error
+    except UsageError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        # A part may be anything where a library's own files have one thing.
+        sentence = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UsageError(f"{str(path)!r} is damaged, or no file of weights ({sentence}); use another copy") from error
 
 
 def _unknown(file: WeightsFile) -> str:
@@ -66,6 +73,8 @@ def _unknown(file: WeightsFile) -> str:
         return f"holds a {type(file.content).__name__} and no named tensors; {_READABLE}"
     if file.members:
         return f"is a zip archive of something else: {listed(file.members)}; {_READABLE}"
+    if file.data.startswith(LFS_POINTER):
+        return "is a Git LFS pointer and not the file itself; fetch it with git lfs pull"
     if file.data.startswith(b"\x80"):
         return f"is a pickle, which could run code when opened, and was left closed; {_READABLE}"
     return f"begins with {file.data[:16]!r}, like no file of weights; {_READABLE}"

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-import torch
 
+from pl_rl.plain_archive import MAX_UNFOLDED, SMALL, NotPlain, load_plain
 from pl_rl.weights import safetensors
 from pl_rl.weights.policy_weights import Unreadable
 
@@ -85,7 +85,9 @@ def load_torch(data: bytes) -> Any:
         Unreadable: If it holds more than tensors and plain data, or is damaged.
     """
     try:
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        return load_plain(data)
+    except NotPlain as error:
+        raise Unreadable(f"is no file of weights: {error}; use another copy") from error
     except Exception as error:  # torch.load fails in as many ways as a file can be broken
         raise Unreadable(
             "is damaged, or holds more than tensors and plain data, which could run code when opened; "
@@ -127,10 +129,8 @@ def _check_archive(data: bytes) -> list[str]:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             size = sum(member.file_size for member in archive.infolist())
-            if size > MAX_BYTES:
-                raise Unreadable(
-                    f"unpacks to {size:,} bytes, more than the {MAX_BYTES:,} of any policy; it is no policy"
-                )
+            if size > max(SMALL, MAX_UNFOLDED * len(data)):
+                raise Unreadable(f"unpacks to {size:,} bytes from {len(data):,}, as numbers never do; it is no policy")
             damaged = archive.testzip()
             names = archive.namelist()
     except Unreadable:

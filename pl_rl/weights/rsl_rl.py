@@ -106,7 +106,7 @@ def _normalizer(tensors: dict[str, Tensor]) -> Normalizer | None:
 
 
 def _equal(first: Normalizer, second: Normalizer) -> bool:
-    if first["mean"].shape != second["mean"].shape:
+    if (first["mean"].shape, first["var"].shape) != (second["mean"].shape, second["var"].shape):
         return False
     return torch.allclose(first["mean"], second["mean"]) and torch.allclose(first["var"], second["var"])
 
