@@ -72,9 +72,8 @@ def is_log_of(folder: Path, run: Path, run_id: str | None) -> bool:
         return False
     identity = identity_of(folder)
     if run_id is None:
-        return (
-            identity is None and folder.is_relative_to(run) and not any((folder / name).exists() for name in _OF_A_RUN)
-        )
+        is_run = identity is not None or any((folder / name).exists() for name in _OF_A_RUN)
+        return folder.is_relative_to(run) and not is_run
     return identity == Identity(run_id, Path(os.path.realpath(run)))
 
 

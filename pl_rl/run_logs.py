@@ -133,25 +133,10 @@ def continue_logs(loggers: list[Logger], run: Path, logs: Any, run_id: str | Non
         folder = Path(os.path.normpath(run / log.folder))
         files = folder / (getattr(logger, "sub_dir", None) or "")
         if not is_log_of(folder, run, run_id) or has_link_below(folder, files) or _is_expanded(files):
-            missing.append(
-                f"log: {shown(files)} is not known to be this run's, so it is left alone and a new one begins"
-            )
-            continue
-        marked = run_id is not None and identity_of(folder) is not None
-        if log.reached and not marked and not any(is_regular(files / name) for name in [*log.reached, CSV_KEPT]):
-            continue  # a checkpoint that was copied without its logs
-        check_names(files, LOG_FILES)
-        logger._root_dir, logger._name, logger._version = str(folder.parent.parent), folder.parent.name, folder.name
-        if isinstance(logger, CSVLogger):
-            logger._save_dir = str(folder.parent.parent)
-            faults = _continue_csv(logger, files, log, cut)
-        else:
-            faults = _faults_of_events(files, log)
-            if cut:
-                _cut_events(files, log.reached)
-            _open_as_latest(logger, files)
-        faults += [f"{name} was deleted or changed while the run wrote to it" for name in log.lost]
-        missing += [f"log: {fault}" for fault in faults]
+            missing.append(f"log: {shown(files)} may be another run's, so it is left alone and a new one begins")
+        elif _is_there(log, folder, files):
+            check_names(files, LOG_FILES)
+            missing += [f"log: {fault}" for fault in _continue(logger, folder, files, log, cut)]
     return missing
 
 
@@ -182,6 +167,26 @@ def _log(log: Mapping[str, Any]) -> Log:
         if "/" in name:
             raise ValueError(f"{name!r} is no name of a file")
     return read
+
+
+def _is_there(log: Log, folder: Path, files: Path) -> bool:
+    """Whether a folder has files of a log, or is known to be its; a checkpoint may have been copied without its logs."""
+    left = any(is_regular(files / name) for name in [*log.reached, CSV_KEPT])
+    return left or not log.reached or identity_of(folder) is not None
+
+
+def _continue(logger: TensorBoardLogger | CSVLogger, folder: Path, files: Path, log: Log, cut: bool) -> list[str]:
+    """Let a logger go on in a folder; what is missing there, in words."""
+    logger._root_dir, logger._name, logger._version = str(folder.parent.parent), folder.parent.name, folder.name
+    if isinstance(logger, CSVLogger):
+        logger._save_dir = str(folder.parent.parent)
+        faults = _continue_csv(logger, files, log, cut)
+    else:
+        faults = _faults_of_events(files, log)
+        if cut:
+            _cut_events(files, log.reached)
+        _open_as_latest(logger, files)
+    return faults + [f"{name} was deleted or changed while the run wrote to it" for name in log.lost]
 
 
 def open_csv(loggers: list[Logger]) -> None:
