@@ -8,10 +8,14 @@ Python needs 90 ms for 1 MB to compare, are looked at where the digest is wrong 
 import csv
 import hashlib
 import json
+import math
+import re
 import struct
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
 from pl_rl.files import is_regular, reading
@@ -126,6 +130,24 @@ def read_table(path: Path) -> Table:
     lines = [line for line in lines if line.endswith(b"\n")]  # the last may be half written
     names = _cells(header) or []
     return Table(names, [_row(names, line) for line in lines], lines)
+
+
+def last_step(path: Path) -> float:
+    """The step of the last point in a log file; infinite where that is not told at once, 0 in a file of another kind.
+
+    Raises:
+        OSError: If the file cannot be read.
+    """
+    if path.name == CSV_FILE:
+        rows = read_table(path).rows
+        steps = [row.get("step", "") if row else "" for row in rows]
+        return max((int(step) if re.fullmatch(r"\d{1,18}", step) else math.inf for step in steps), default=0)
+    if not fnmatch(path.name, EVENT_FILES):
+        return 0
+    size = path.stat().st_size
+    if size > _CHUNK or damage_of(path, size) is not None:  # which takes long for a long run's
+        return math.inf
+    return max((event.step for event in EventFileLoader(str(path)).Load()), default=0)
 
 
 def damage_of(path: Path, length: int) -> str | None:

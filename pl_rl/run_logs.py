@@ -9,99 +9,22 @@ import csv
 import io
 import os
 import re
-import sys
 import time
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 from unittest.mock import patch
 
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
-from pl_rl.errors import UsageError
 from pl_rl.files import LOG_FILES, check_names, is_regular, put_aside, shorten, write_whole
-from pl_rl.log_files import CSV_FILE, EVENT_FILES, CSVProgress, EventProgress, Progress, damage_of, read_table
-from pl_rl.run_identity import has_link_below, identity_of, is_log_of, mark
+from pl_rl.log_files import CSV_FILE, EventProgress, damage_of, read_table
+from pl_rl.log_meter import Log, event_files, local_loggers, read_logs
+from pl_rl.run_identity import has_link_below, identity_of, is_log_of
 from pl_rl.runs import shown
 
 CSV_KEPT = "metrics.before-resume.csv"
-
-
-class Log(NamedTuple):
-    """What a checkpoint knows of the files of one logger."""
-
-    kind: str
-    """Class of the logger."""
-    folder: str
-    """Relative to the run's directory."""
-    reached: dict[str, int]
-    """How far each file reached: bytes of an event file, rows of a CSV file."""
-    digests: dict[str, str]
-    """Of each file's content until there; those of the first format are not known."""
-    lost: list[str]
-    """Files that were deleted or changed while the run wrote to them."""
-
-
-class LogMeter:
-    """Measures the log files of a run at each of its saves, and notices if one is gone."""
-
-    def __init__(self) -> None:
-        self._progress: dict[Path, Progress] = {}
-        self._lost: set[Path] = set()
-
-    def measure(self, loggers: list[Logger], run: Path, run_id: str) -> list[dict[str, Any]]:
-        """How far the files of each local logger reach; flushes them first, and notes in their folders whose they are.
-
-        Args:
-            loggers: Any; those that do not write to local directories are passed over.
-            run: The run's directory, from which a logger's own may differ.
-            run_id: Of the run.
-        """
-        logs = []
-        for logger in _local(loggers):
-            folder = Path(logger.root_dir, _version_name(logger))
-            logger.save()
-            if isinstance(logger, TensorBoardLogger):
-                files = Path(logger.log_dir)
-                found = _event_files(files)
-            else:
-                files = folder
-                found = [files / CSV_FILE] if is_regular(files / CSV_FILE) else []
-            if folder.is_dir():
-                mark(folder, run, run_id)
-            progress = {path.name: self._extended(path) for path in found}
-            self._notice(files, found)
-            logs.append(
-                {
-                    "class": type(logger).__name__,
-                    "folder": os.path.relpath(folder, run),
-                    "reached": {name: file.reached for name, file in progress.items()},
-                    "digests": {name: file.digest() for name, file in progress.items()},
-                    "lost": sorted(path.name for path in self._lost if path.parent == files),
-                }
-            )
-        return logs
-
-    def _extended(self, path: Path) -> Progress:
-        progress = self._progress.setdefault(path, CSVProgress() if path.name == CSV_FILE else EventProgress())
-        if not progress.extend(path):
-            self._tell(path)
-        return progress
-
-    def _notice(self, folder: Path, found: list[Path]) -> None:
-        for path in [path for path in self._progress if path.parent == folder and path not in found]:
-            del self._progress[path]
-            self._tell(path)
-
-    def _tell(self, path: Path) -> None:
-        if path not in self._lost:
-            self._lost.add(path)
-            sys.stderr.write(
-                f"warning: {shown(path)} was deleted or changed while the run writes to it; what it held is lost, and "
-                "the run goes on\n"
-            )
 
 
 def continue_logs(loggers: list[Logger], run: Path, logs: Any, run_id: str | None, cut: bool) -> list[str]:
@@ -125,7 +48,7 @@ def continue_logs(loggers: list[Logger], run: Path, logs: Any, run_id: str | Non
     """
     missing = []
     waiting = read_logs(logs)
-    for logger in _local(loggers):
+    for logger in local_loggers(loggers):
         log = next((log for log in waiting if log.kind == type(logger).__name__), None)
         if log is None:
             continue
@@ -140,37 +63,8 @@ def continue_logs(loggers: list[Logger], run: Path, logs: Any, run_id: str | Non
     return missing
 
 
-def read_logs(logs: Any) -> list[Log]:
-    """What a checkpoint says of its run's logs.
-
-    Raises:
-        UsageError: If it does not say it as :meth:`LogMeter.measure` does.
-    """
-    try:
-        return [_log(log) for log in logs]
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise UsageError(
-            f"the checkpoint's account of its log files is damaged: {error}; use another checkpoint of the run"
-        ) from error
-
-
-def _log(log: Mapping[str, Any]) -> Log:
-    read = Log(log["class"], log["folder"], log["reached"], log.get("digests") or {}, log.get("lost") or [])
-    texts = [read.kind, read.folder, *read.reached, *read.digests, *read.digests.values(), *read.lost]
-    for text in texts:
-        if not isinstance(text, str) or not text.isprintable():
-            raise ValueError(f"{text!r} is no name")
-    for length in read.reached.values():
-        if type(length) is not int or length < 0:
-            raise ValueError(f"{length!r} is no length")
-    for name in [*read.reached, *read.lost]:
-        if "/" in name:
-            raise ValueError(f"{name!r} is no name of a file")
-    return read
-
-
 def _is_there(log: Log, folder: Path, files: Path) -> bool:
-    """Whether a folder has files of a log, or is known to be its; a checkpoint may have been copied without its logs."""
+    """Whether a folder has files of a log, or says that it is its; a checkpoint may have been copied without them."""
     left = any(is_regular(files / name) for name in [*log.reached, CSV_KEPT])
     return left or not log.reached or identity_of(folder) is not None
 
@@ -198,18 +92,6 @@ def open_csv(loggers: list[Logger]) -> None:
                 _ = logger.experiment
 
 
-def _version_name(logger: TensorBoardLogger | CSVLogger) -> str:
-    return logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
-
-
-def _local(loggers: list[Logger]) -> list[TensorBoardLogger | CSVLogger]:
-    return [logger for logger in loggers if isinstance(logger, TensorBoardLogger | CSVLogger)]
-
-
-def _event_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob(EVENT_FILES) if is_regular(path))
-
-
 def _is_expanded(path: Path) -> bool:
     """Whether TensorBoard would write somewhere else, as it takes ``$NAME`` for a variable."""
     return os.path.expanduser(os.path.expandvars(path)) != str(path)  # noqa: PTH111
@@ -234,7 +116,7 @@ def _faults_of_events(folder: Path, log: Log) -> list[str]:
 
 def _cut_events(folder: Path, reached: dict[str, int]) -> None:
     """Take away what lies behind the checkpoint."""
-    for path in _event_files(folder):
+    for path in event_files(folder):
         length = reached.get(path.name, 0)
         if path.stat().st_size > length:
             put_aside(path, folder, path.name.replace("tfevents", "cut"), since=length)
@@ -250,7 +132,7 @@ def _open_as_latest(logger: TensorBoardLogger, folder: Path) -> None:
     Readers take the files in the order of their names, which begin with the second that they were made in, and a clock
     may have been set back.
     """
-    names = [re.match(r"events\.out\.tfevents\.(\d{1,10})\.", path.name) for path in _event_files(folder)]
+    names = [re.match(r"events\.out\.tfevents\.(\d{1,10})\.", path.name) for path in event_files(folder)]
     moment = max([time.time(), *(int(name[1]) + 1 for name in names if name is not None)])
     with patch("tensorboard.summary.writer.event_file_writer.time", SimpleNamespace(time=lambda: moment)):
         _ = logger.experiment

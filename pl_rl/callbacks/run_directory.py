@@ -10,8 +10,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from pl_rl.agent import as_agent
 from pl_rl.callbacks.lookup import all_attached
 from pl_rl.checkpoints import STATE_KEY
+from pl_rl.log_meter import LogMeter
 from pl_rl.run_identity import mark, new_run_id
-from pl_rl.run_logs import LogMeter, continue_logs
+from pl_rl.run_logs import continue_logs
 from pl_rl.runs import own_run, run_of_checkpoint, shown
 
 LOGS_KEY = "pl_rl_logs"
