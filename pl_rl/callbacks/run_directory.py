@@ -2,44 +2,64 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_info
 
 from pl_rl.agent import as_agent
 from pl_rl.callbacks.lookup import all_attached
-from pl_rl.run_logs import continue_logs, measure_logs
-from pl_rl.runs import run_of_checkpoint
+from pl_rl.checkpoints import STATE_KEY
+from pl_rl.log_meter import LogMeter
+from pl_rl.run_identity import mark, new_run_id
+from pl_rl.run_logs import continue_logs
+from pl_rl.runs import own_run, run_of_checkpoint, shown
 
 LOGS_KEY = "pl_rl_logs"
 
 
 class RunDirectory(L.Callback):
-    """Notes in each checkpoint how far the log files reach, for :meth:`reuse` to go on from there."""
+    """Notes in each checkpoint how far the log files reach, for :meth:`reuse` to go on from there, and whose they are.
+
+    Attributes:
+        run_id: Which run this is, in all its checkpoints and in the directories that it writes to.
+    """
+
+    def __init__(self) -> None:
+        self.run_id = new_run_id()
+        self._meter = LogMeter()
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Begin a run; one that is continued then gets its own id back."""
+        if stage == "fit":
+            self.run_id = new_run_id()
+            self._meter = LogMeter()
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Flush the loggers and add the lengths of their files."""
-        checkpoint[LOGS_KEY] = measure_logs(trainer.loggers, Path(trainer.log_dir)) if trainer.log_dir else []
+        checkpoint[STATE_KEY]["run_id"] = self.run_id
+        run = Path(trainer.log_dir or trainer.default_root_dir)
+        if run.is_dir() and not cast(Any, trainer).fast_dev_run:  # set by Lightning without declaring it
+            mark(run, run, self.run_id)
+        checkpoint[LOGS_KEY] = self._meter.measure(trainer.loggers, run, self.run_id) if trainer.log_dir else []
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Tell Lightning's ModelCheckpoint where the run is now, and which files are none of its own.
+        """Be the run that is continued, and tell Lightning's ModelCheckpoint where it is now.
 
-        It compares paths letter by letter, and forgets its best score and its files where one is relative or the run
-        was moved. It removes a file in time that its state names, wherever a link or an address leads.
+        That compares paths letter by letter, and forgets its best score and its files where one is relative or the run
+        was moved. Of its files, which it removes in time, it is told of those in its folder only.
         """
-        states = checkpoint["callbacks"]
+        branching, states = as_agent(pl_module).branching, checkpoint["callbacks"]
+        if not branching:
+            self.run_id = checkpoint[STATE_KEY].get("run_id") or self.run_id
         for callback in all_attached(trainer, ModelCheckpoint):
-            state, key = states.get(callback.state_key), callback.state_key
+            state = states.get(callback.state_key)
             if state is None or callback.dirpath is None:
                 continue
             folder = os.path.normpath(Path(str(trainer.ckpt_path)).absolute().parent)
-            if not as_agent(pl_module).branching and os.path.normpath(Path(callback.dirpath).absolute()) == folder:
-                states[key] = state = _moved(state, state["dirpath"], str(callback.dirpath))
-            if _names_others_files(state, str(callback.dirpath)):
-                del states[key]
-                rank_zero_info("The checkpoint's ModelCheckpoint names files outside of its folder: it begins afresh.")
+            if not branching and os.path.normpath(Path(callback.dirpath).absolute()) == folder:
+                state = _moved(state, state["dirpath"], str(callback.dirpath))
+            states[callback.state_key] = _own_files(state, str(callback.dirpath))
 
     @staticmethod
     def reuse(trainer: L.Trainer, path: Path, checkpoint: dict[str, Any], cut: bool) -> list[str]:
@@ -55,24 +75,16 @@ class RunDirectory(L.Callback):
 
         Returns:
             What is missing in the logs, in words.
+
+        Raises:
+            UsageError: If the logs are not described as they should be, or something else has the name of a file.
         """
         run = run_of_checkpoint(path)
-        return [] if run is None else continue_logs(trainer.loggers, run, checkpoint[LOGS_KEY], cut)
-
-
-def _names_others_files(state: dict[str, Any], folder: str) -> bool:
-    """Whether a ModelCheckpoint's state names a file that it may remove and that is not in its folder."""
-    single = [state.get(name) for name in ("best_model_path", "kth_best_model_path", "last_model_path")]
-    paths = [str(path) for path in (*single, *state.get("best_k_models", ())) if path]
-    # Lightning removes what it finds at an address, and of local files those with the folder among their parents,
-    # by the letters.
-    remote = [path for path in paths if "://" in path]
-    local = [
-        Path(path) for path in paths if "://" not in path and Path(folder).absolute() in Path(path).absolute().parents
-    ]
-    return any(not path.startswith(f"{folder}/") or ".." in path.split("/") for path in remote) or any(
-        not path.resolve().is_relative_to(Path(folder).resolve()) for path in local
-    )
+        if run is None:
+            return []
+        if own_run(path, checkpoint) is None:
+            return [f"log: {shown(path)} is not of the run that {shown(run)} is of, whose logs stay as they are"]
+        return continue_logs(trainer.loggers, run, checkpoint[LOGS_KEY], checkpoint[STATE_KEY].get("run_id"), cut)
 
 
 def _moved(value: Any, old: str, new: str) -> Any:
@@ -82,3 +94,14 @@ def _moved(value: Any, old: str, new: str) -> Any:
     if isinstance(value, str) and (value == old or value.startswith(f"{old}/")):
         return new + value[len(old) :]
     return value
+
+
+def _own_files(state: dict[str, Any], folder: str) -> dict[str, Any]:
+    """A ModelCheckpoint's state without paths that lead out of its folder."""
+
+    def outside(value: Any) -> bool:
+        return isinstance(value, str) and "/" in value and not Path(os.path.realpath(value)).is_relative_to(root)
+
+    root = os.path.realpath(folder)
+    files = {path: score for path, score in state.get("best_k_models", {}).items() if not outside(path)}
+    return {name: "" if outside(value) else value for name, value in state.items()} | {"best_k_models": files}

@@ -29,11 +29,12 @@ from pl_rl.plain_yaml import parse_yaml, read_yaml
 from pl_rl.ppo import PPO
 from pl_rl.runs import (
     LOG_ROOT,
+    config_number,
     config_of_run,
     find_checkpoint,
     newest_sound_checkpoint,
+    own_run,
     run_begun_by,
-    run_of_checkpoint,
     shown,
 )
 from pl_rl.terminal import printable
@@ -61,7 +62,7 @@ class SaveConfig(SaveConfigCallback):
         if latest is not None:
             settings = parse_yaml(self.parser.dump(self.config, skip_none=False))
             self.already_saved = settings == read_yaml(latest)
-            number = 1 + len(list(latest.parent.glob("config_resume*.yaml")))
+            number = 1 + max(map(config_number, latest.parent.glob("config_resume*.yaml")), default=0)
             self.config_filename = f"config_resume{number}.yaml"
         if "://" in trainer.log_dir:
             super().setup(trainer, pl_module, stage)
@@ -133,7 +134,7 @@ class CLI(LightningCLI):
         defaults = {name: dict(value) if isinstance(value, dict) else value for name, value in settings.items()}
         self._subcommand_parsers[args[0]].set_defaults({f"model.{name}": value for name, value in defaults.items()})
         # A run without logs has no directory of its own, and what lies where it was started is not its configuration.
-        run = run_of_checkpoint(path) if checkpoint[LOGS_KEY] else None
+        run = own_run(path, checkpoint) if checkpoint[LOGS_KEY] else None
         own_config = config_of_run(run) if run is not None else None
         if own_config is not None and option(args, "-c", "--config") is None:
             if is_own(own_config, log_root):
