@@ -69,18 +69,15 @@ RANDOM = record(
     }
 )
 
-_REPLAY = record(
-    {
-        "first_seed": whole(0, 2**64 - 1),
-        "anchors": whole(),
-        "actions": rows(),
-        "resets": sequence(whole()),
-    },
-    {
-        "lasting": sequence(mapping(array())),
-        "digest": that(lambda value: value is None or isinstance(value, int | str), "a checksum"),
-    },
-)
+_WINDOW = {
+    "anchors": whole(),
+    "actions": rows(),
+    "resets": sequence(whole()),
+}
+_LASTING = sequence(mapping(array()))
+_SUMS = maybe(sequence(sequence(whole())))  # of each episode
+_DIGEST = record({"sums": _SUMS, "before": maybe(record({**_WINDOW, "lasting": _LASTING, "sums": _SUMS}))})
+_REPLAY = record({"first_seed": whole(0, 2**64 - 1), **_WINDOW}, {"lasting": _LASTING, "digest": maybe(_DIGEST)})
 _CARTPOLE = record(
     {
         "state": array(torch.float32, torch.float64, ndim=2),
