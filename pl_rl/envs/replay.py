@@ -140,7 +140,7 @@ class ReplayEnv(gym.Wrapper[Any, Any, Any, Any]):
         self._digest.begin_episode()
 
     def _anchor_is_due(self) -> bool:
-        if len(self._actions) < min(FIRST_ANCHOR_STEPS * 2**self._anchors, LONGEST_ANCHOR_STEPS):
+        if len(self._actions) < min(FIRST_ANCHOR_STEPS * 2 ** min(self._anchors, 10), LONGEST_ANCHOR_STEPS):
             return False
         return not (self._may_go_on and self.env.get_wrapper_attr("reset_goes_on"))
 
