@@ -52,8 +52,9 @@ def test_a_compiled_function_decides_what_the_network_does(space):
 class ModeDependent(MLPActorCritic):
     """Says twice as much where it is in training mode, and has dropout there."""
 
-    def policy(self, obs):
-        return nn.functional.dropout(super().policy(obs), training=self.training) * (2 if self.training else 1)
+    def forward(self, obs):
+        outputs, values = super().forward(obs)
+        return nn.functional.dropout(outputs, training=self.training) * (2 if self.training else 1), values
 
 
 def test_a_compiled_function_decides_what_the_network_does_in_evaluation_mode():
