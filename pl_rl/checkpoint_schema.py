@@ -75,7 +75,7 @@ _WINDOW = {
     "resets": sequence(whole()),
 }
 _LASTING = sequence(mapping(array()))
-_SUMS = maybe(sequence(sequence(whole())))  # of each episode
+_SUMS = sequence(fields(whole(0, 2**32 - 1), whole(0, 2**32 - 1)))  # of each episode
 _DIGEST = record({"sums": _SUMS, "before": maybe(record({**_WINDOW, "lasting": _LASTING, "sums": _SUMS}))})
 _REPLAY = record({"first_seed": whole(0, 2**64 - 1), **_WINDOW}, {"lasting": _LASTING, "digest": maybe(_DIGEST)})
 _CARTPOLE = record(
