@@ -204,6 +204,8 @@ class Agent(L.LightningModule):
 
     def close_after(self, exception: BaseException) -> None:
         """As :meth:`teardown` after a fit that an exception has ended, which stays the one to be seen."""
+        if self._collector is None and self._before_fit is None:
+            return  # it was ended properly, or has not begun
         try:
             self.teardown("fit")
         except Exception as error:

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from pl_rl.agent import Agent
 from pl_rl.callbacks.evaluation import PeriodicEvaluation
 from pl_rl.callbacks.run_checkpoint import RunCheckpoint
-from pl_rl.callbacks.settings import ENDED_BY_EARLY_STOPPING, changes_of, ended_by_early_stopping
+from pl_rl.callbacks.settings import ENDED_BY_EARLY_STOPPING, changes_of, ended_by_early_stopping, settings_of
 from pl_rl.checkpoints import STATE_KEY
 from pl_rl.runs import run_of_checkpoint
 
@@ -41,7 +41,7 @@ def end_at(
     """
     counters = checkpoint[STATE_KEY]["counters"]
     env_steps, iteration = counters["env_steps"], counters["iteration"]
-    changes = changes_of(callbacks, checkpoint)
+    changes = changes_of(callbacks, settings_of(callbacks), checkpoint)
     if isinstance(model, Agent) and env_steps >= model.total_env_steps:
         longer = f"raise it, as with --model.total_env_steps {2 * env_steps}"
         return End(f"total_env_steps={model.total_env_steps:,} reached", longer)

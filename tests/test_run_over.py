@@ -88,8 +88,8 @@ def test_a_time_limit_that_leaves_no_time_asks_for_the_command_again(capsys):
     assert "as max_time leaves no time; to go on, give more of it, or leave it out." in capsys.readouterr().out
 
 
-def trainer(root, *callbacks, logger=True, **settings):
-    return pl_rl.Trainer(
+def trainer(root, *callbacks, logger=True, trainer_class=pl_rl.Trainer, **settings):
+    return trainer_class(
         accelerator="cpu", default_root_dir=root, callbacks=list(callbacks), enable_progress_bar=False,
         enable_model_summary=False, log_every_n_steps=1, logger=logger, **settings,
     )  # fmt: skip
@@ -171,6 +171,34 @@ def test_a_larger_patience_takes_effect_is_listed_and_lets_the_run_go_on(tmp_pat
     assert stopping["patience"] == 200 and stopping["wait_count"] > 2
     assert fit("--ckpt_path", "last", "--model.total_env_steps", 640) == 0
     assert accounts(capsys) == ["changed: total_env_steps: 512 -> 640"]
+
+
+@pytest.mark.parametrize("patience, iteration", [(2, 3), (99, 8)])
+def test_a_plain_trainer_heeds_it_too(tmp_path, capsys, patience, iteration):
+    trainer(tmp_path, RunCheckpoint(), early(patience=2)).fit(model())
+    plain = trainer(tmp_path, RunCheckpoint(), early(patience=patience), trainer_class=L.Trainer, max_epochs=-1)
+    plain.fit(again := model(), ckpt_path=tmp_path / LAST)
+    assert again.iteration == iteration
+    assert accounts(capsys) == ([] if patience == 2 else ["changed: EarlyStopping.patience: 2 -> 99"])
+
+
+class ResolvesInSetup(ModelCheckpoint):
+    """Fills in what was left open, as many callbacks do."""
+
+    def __init__(self, every=None):
+        super().__init__(monitor="evaluator/return_mean", mode="max")
+        self.every = every
+
+    def setup(self, trainer, pl_module, stage):
+        super().setup(trainer, pl_module, stage)
+        self.every = self.every or 10
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
+def test_what_a_callback_fills_in_itself_is_no_change(tmp_path, capsys):
+    for until, ckpt_path in [(2, None), (3, "last")]:
+        trainer(tmp_path, RunCheckpoint(), ResolvesInSetup(), max_epochs=until).fit(model(), ckpt_path=ckpt_path)
+    assert accounts(capsys) == []
 
 
 def test_a_patience_that_is_still_too_small_leaves_the_run_ended(tmp_path, capsys):

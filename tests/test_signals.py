@@ -1,5 +1,6 @@
 """A run that is asked to leave does so within seconds, wherever it is, and nothing is lost."""
 
+import asyncio
 import errno
 import os
 import pkgutil
@@ -282,6 +283,17 @@ def test_the_time_limit_of_a_short_iteration_is_left_to_lightning():
         with pytest.raises(Interrupted) as end:
             os.kill(os.getpid(), signal.SIGALRM)
     assert end.value.code == 0 and end.value.name == "max_time"
+
+
+def test_an_event_loops_handlers_are_put_back(tmp_path):
+    async def application():
+        came = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, came.set)
+        train(tmp_path, 2, callbacks=rarely())
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.wait_for(came.wait(), 10)
+
+    asyncio.run(application())
 
 
 def test_a_hangup_that_is_ignored_stays_ignored():

@@ -67,7 +67,7 @@ class ResumeState(L.Callback):
         self._seed = torch.initial_seed()  # before the run's own comes back
         as_agent(pl_module).restore_counters(checkpoint[STATE_KEY]["counters"])
         callbacks = all_attached(trainer, L.Callback)
-        self._changes = changes_of(callbacks, checkpoint)
+        self._changes = changes_of(callbacks, self._settings, checkpoint)
         self._ended_before = ended_by_early_stopping(callbacks, checkpoint, self._changes)
         if not self._ended_before:
             forget_ends(callbacks, checkpoint)

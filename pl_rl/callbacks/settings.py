@@ -59,16 +59,19 @@ def settings_of(callbacks: Iterable[L.Callback]) -> dict[str, dict[str, Any]]:
     return {key: plain_data(settings) for key, callback in found if count[key] == 1 and (settings := _of(callback))}
 
 
-def changes_of(callbacks: list[L.Callback], checkpoint: dict[str, Any]) -> list[Change]:
+def changes_of(
+    callbacks: list[L.Callback], given: dict[str, dict[str, Any]], checkpoint: dict[str, Any]
+) -> list[Change]:
     """What was changed since a checkpoint was saved; puts it into the callbacks' states in the checkpoint as well.
 
     Args:
-        callbacks: As they were given, before a state is restored.
+        callbacks: Before a state is restored.
+        given: Of :func:`settings_of`, at the moment of the fit at which it was recorded for the checkpoint.
         checkpoint: Its content. One of a format that knows no settings is compared by the states alone.
     """
     states = checkpoint.get("callbacks") or {}
     recorded = checkpoint[STATE_KEY]["callback_settings"]
-    given, changes = settings_of(callbacks), []
+    changes = []
     for callback in callbacks:
         key = callback.state_key
         before = (states if recorded is None else recorded).get(key)
