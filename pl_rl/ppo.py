@@ -338,8 +338,8 @@ class PPO(Agent):
         if lost is not None:
             raise RunFailure(
                 f"{lost} in iteration {self.iteration + 1} (train_iter {self.train_iter:,}, env_steps "
-                f"{self.env_steps:,}); {self._last_good_checkpoint()}; lower learning_rate or max_grad_norm, or find the "
-                "operation with --trainer.detect_anomaly true"
+                f"{self.env_steps:,}); {self._last_good_checkpoint()}; lower learning_rate or max_grad_norm, or find "
+                "the operation with --trainer.detect_anomaly true"
             )
 
     def _audit(self, samples: Minibatch, obs: Tensor, coefficients: Coefficients, evaluates: bool) -> None:
