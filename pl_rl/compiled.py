@@ -1,6 +1,5 @@
 """Whether a run's updates and rollouts are compiled, and whether what was compiled still is what PyTorch computes."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import cast
 
@@ -11,11 +10,13 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 from pl_rl.acting import CompiledActing
 from pl_rl.errors import CompilationError, RunFailure
+from pl_rl.flops import count_flops
 from pl_rl.loss import Coefficients, Minibatch, PPOLoss
 from pl_rl.modes import evaluation_mode
 from pl_rl.module_state import ModuleWatch, find_hook, training_mode
 from pl_rl.networks import ActorCritic
-from pl_rl.updates import MOST_ROUNDING, CompiledUpdates, count_flops, length_of_difference, perturbed
+from pl_rl.rounding import MOST_ROUNDING, fault_of, length_of_difference, perturbed
+from pl_rl.updates import CompiledUpdates
 
 # Compiling takes a few seconds, once for a network and a machine. It saves about a millisecond of an update, and of a
 # large one a millisecond for each so many floating-point operations.
@@ -24,10 +25,6 @@ FLOPS_OF_A_MILLISECOND = 2**27
 
 # An audit costs about as much as two eager updates.
 ITERATIONS_BETWEEN_AUDITS = 100
-# Numbers may differ by as much as ten times what parameters that are off by 1e-4 would change them: more than rounding
-# ever does, also where they are small differences of large numbers or a unit is just about to switch.
-PERTURBATION, MOST_PERTURBATIONS = 1e-4, 10
-SMALLEST_DIFFERENCE = 1e-6
 
 
 def is_worth_compiling(loss: PPOLoss, num_updates: int, obs_dtype: torch.dtype, minibatch_size: int) -> bool:
@@ -143,9 +140,7 @@ class CompiledLearner:
         chunk, gradient = self.updates.chunk_gradient(minibatch, coefficients)
         with training_mode(self._network):
             expected = self.updates.eager_gradient(chunk, coefficients)
-            difference = _difference(
-                gradient, expected, lambda: self.updates.gradient_nearby(chunk, coefficients, PERTURBATION)
-            )
+            difference = fault_of(gradient, expected, lambda: self.updates.gradient_nearby(chunk, coefficients))
         return None if difference is None else f"the gradient differs from PyTorch's by {difference:.1e} of its length"
 
     @torch.no_grad()
@@ -163,7 +158,7 @@ class CompiledLearner:
                 ("policy's outputs differ", outputs[-1], expected_outputs, lambda: nearby()[0]),
                 ("values differ", values[-1], expected_values, lambda: nearby()[1]),
             ]:
-                difference = _difference(ours, expected, moved)
+                difference = fault_of(ours, expected, moved)
                 if difference is not None:
                     return f"the {name} from PyTorch's by {difference:.1e} of their length"
         sampled = distribution.sample(outputs, noise)
@@ -176,23 +171,8 @@ class CompiledLearner:
     def _decide_nearby(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """The policy's outputs and values with slightly other parameters."""
         parameters = dict(self._network.named_parameters())
-        moved = dict(zip(parameters, perturbed(list(parameters.values()), PERTURBATION), strict=True))
+        moved = dict(zip(parameters, perturbed(list(parameters.values())), strict=True))
         return cast(tuple[Tensor, Tensor], functional_call(self._network, moved, (obs,)))
-
-
-def _difference(actual: Tensor, expected: Tensor, compute_nearby: Callable[[], Tensor]) -> float | None:
-    """How far a result is from what it should be, in lengths of that; ``None`` if rounding explains it.
-
-    Args:
-        actual: Of a compiled function.
-        expected: By PyTorch.
-        compute_nearby: By PyTorch with slightly other parameters; called if the two are not as good as equal.
-    """
-    difference = length_of_difference(actual, expected)
-    absolute = (actual - expected).norm()
-    if difference < MOST_ROUNDING or absolute < SMALLEST_DIFFERENCE or not expected.isfinite().all():
-        return None
-    return None if absolute <= MOST_PERTURBATIONS * (compute_nearby() - expected).norm() else difference
 
 
 def _find_step_hook(optimizer: torch.optim.Optimizer) -> str | None:

@@ -8,37 +8,35 @@ Shapes: ``T`` steps of a rollout, ``N`` environments, ``B`` samples of a minibat
 
 import dataclasses
 from collections.abc import Iterable, Iterator
+from functools import partial
 from inspect import signature
 from typing import Any, Self, cast
 
 import lightning as L
-import numpy as np
 import torch
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from pl_rl import functional as F
-from pl_rl.acting import EagerActing
 from pl_rl.agent import Agent, NetworkFactory, describe_network, network_from_description
 from pl_rl.callbacks.evaluation import PeriodicEvaluation
 from pl_rl.callbacks.lookup import attached
 from pl_rl.callbacks.resume_state import ResumeState
 from pl_rl.callbacks.run_directory import RunDirectory
 from pl_rl.checkpoints import STATE_KEY, changed_settings, plain_data
-from pl_rl.compiled import CompiledLearner, is_worth_compiling
 from pl_rl.envs import EnvConfig
 from pl_rl.errors import CompilationError, CompilerFailure, RunFailure, UsageError
+from pl_rl.learner import Learner, lost_number
 from pl_rl.loading import load_module
 from pl_rl.loss import Coefficients, Minibatch, PPOLoss
 from pl_rl.module_state import training_mode
-from pl_rl.networks import ActorCritic, MLPActorCritic
+from pl_rl.networks import MLPActorCritic
 from pl_rl.rollout import Rollout
 from pl_rl.runs import shown
-from pl_rl.schedule import LearningRates, is_due
-from pl_rl.settings import FIXED, FIXED_IN_FIT, check_settings, refusal
+from pl_rl.schedule import is_due
+from pl_rl.settings import FIXED, FIXED_IN_FIT, change_setting, check_settings, plain_number
 from pl_rl.trust import checked
-from pl_rl.updates import EagerUpdates, Updates
 
 APPROX_KL = PPOLoss.METRICS.index("approx_kl")
 
@@ -158,12 +156,12 @@ class PPO(Agent):
         self.eval_freq = eval_freq
         self.stop_value = stop_value
         for name, value in vars(self).items():
-            setattr(self, name, _plain_number(value))
+            setattr(self, name, plain_number(value))
         check_settings(self)
         self.save_hyperparameters(ignore=["env", "network"])
         described = {"env": dataclasses.asdict(env), "network": describe_network(network, self.network)}
         self.save_hyperparameters(plain_data({**self.hparams, **described}))
-        self._compiled: CompiledLearner | None = None
+        self._learner: Learner | None = None
         self._compiled_before: bool | None = None
         self._resumed: dict[str, Any] | None = None
         self._evaluation = PeriodicEvaluation(self.eval_freq, self.stop_value)
@@ -178,44 +176,14 @@ class PPO(Agent):
         Raises:
             UsageError: If it cannot change any more, or the value cannot work.
         """
-        if name in SETTINGS and "_is_made" in vars(self):
-            self._change_setting(name, _plain_number(value))
-        else:
+        if name not in SETTINGS or "_is_made" not in vars(self):
             super().__setattr__(name, value)
-
-    def _change_setting(self, name: str, value: Any) -> None:
-        before: Any = getattr(self, name, None)
-        fitting = self._collector is not None
-        if value is before or (name != "network" and name != "env" and value == before):
             return
-        reason = refusal(name, fitting)
-        if reason is not None:
-            raise UsageError(f"{name} cannot be changed: {reason}")
-        super().__setattr__(name, value)
-        if fitting:
-            try:
-                check_settings(self, fitting)
-            except Exception as error:
-                super().__setattr__(name, before)
-                if isinstance(error, TypeError):
-                    raise UsageError(f"{name}={value!r} is not a number") from error
-                raise
-        else:
-            self._note_setting(name, value)
+        change_setting(self, name, plain_number(value), partial(super().__setattr__, name), self._collector is not None)
         if name == "gamma" and self.reward_scaler is not None:
-            self.reward_scaler.gamma = value
-        elif name == "eval_freq":
-            self._evaluation.every = value
-        elif name == "stop_value":
-            self._evaluation.stop_value = value
-
-    def _note_setting(self, name: str, value: Any) -> None:
-        """Let checkpoints tell how the model was made, but for a network, which nobody can tell that of."""
-        if name == "network":
-            value = describe_network(lambda *spaces: cast(ActorCritic, value), value)
-        elif name == "env_config":
-            name, value = "env", dataclasses.asdict(value)
-        self.save_hyperparameters(plain_data({name: value}))
+            self.reward_scaler.gamma = self.gamma
+        elif name in ("eval_freq", "stop_value"):
+            self._evaluation.every, self._evaluation.stop_value = self.eval_freq, self.stop_value
 
     @classmethod
     def load_from_checkpoint(
@@ -290,7 +258,7 @@ class PPO(Agent):
     def counters(self) -> dict[str, Any]:
         """What counts the run, and what callbacks have made of its settings and learning rates."""
         changed = {name: getattr(self, name) for name in LIVE_SETTINGS if getattr(self, name) != self.hparams.get(name)}
-        rates = {"learning_rate": self.learning_rate, "rates": self._rates.state_dict()}
+        rates = {"learning_rate": self.learning_rate, "rates": self.learner.rates.state_dict()}
         return {**super().counters(), "settings": changed, **rates}
 
     def on_fit_start(self) -> None:
@@ -304,44 +272,50 @@ class PPO(Agent):
             raise UsageError(
                 "configure_optimizers returns a learning-rate scheduler; return the optimiser, use anneal_lr"
             )
-        self._rates = LearningRates(self._optimizer(), self.learning_rate)
+        self._learner = Learner(self.collector, self._optimizer(), self.clip_vloss, self.learning_rate)
         if self._resumed is not None:
             in_groups = [group["lr"] for group in self._resumed["optimizer_states"][0]["param_groups"]]
             counters, self._resumed = self._resumed[STATE_KEY]["counters"], None
-            if self._rates.load_state_dict(counters.get("rates"), in_groups):
+            if self._learner.rates.load_state_dict(counters.get("rates"), in_groups):
                 self.learning_rate = counters["learning_rate"]
-        self._eager = EagerUpdates(PPOLoss(self.network, self.clip_vloss), self._optimizer())
-        self._compiled = self._compile()
-        if self._compiled is not None:
-            self.collector.acting = self._compiled.acting
+        self._compile(self._learner)
         self.start_clock()  # once more, as compiling is no training
 
     def teardown(self, stage: str) -> None:
         """Leave nothing open."""
         super().teardown(stage)
-        if self._compiled is not None:
-            self._compiled.updates.close()
-            self._compiled = None
+        if self._learner is not None:
+            self._learner.close()
+
+    @property
+    def learner(self) -> Learner:
+        """What makes the updates of the latest fit.
+
+        Raises:
+            RuntimeError: Before one.
+        """
+        if self._learner is None:
+            raise RuntimeError("nothing is learnt before Trainer.fit")
+        return self._learner
 
     def rounding(self) -> dict[str, str]:
         """What decides how numbers are rounded, beyond libraries and machine."""
-        return {"updates": (self._compiled.updates if self._compiled else self._eager).description}
+        return {"updates": self.learner.description}
 
-    def _compile(self) -> CompiledLearner | None:
-        """By a rule of a run's length and its network, or as a resumed run did before; ``None`` leaves it eager."""
+    def _compile(self, learner: Learner) -> None:
+        """By a rule of a run's length and its network, or as a resumed run did before."""
         wanted = self._compiled_before if self.compile_update is None else self.compile_update
-        loss, obs_dtype = self._eager.loss, self.collector.obs_dtype
         if wanted is None:
             num_updates = self.total_env_steps * self.update_epochs // self.minibatch_size
-            wanted = is_worth_compiling(loss, num_updates, obs_dtype, self.minibatch_size)
+            wanted = learner.is_worth_compiling(num_updates, self.minibatch_size)
         if not wanted:
-            return None
+            return
         try:
             if type(self.trainer.precision_plugin) is not Precision:
                 raise CompilationError(f"it is made for precision=32-true, not {self.trainer.precision}")
             if self.trainer._detect_anomaly:
                 raise CompilationError("detect_anomaly=true watches single operations")
-            return CompiledLearner(loss, self._optimizer(), obs_dtype, self.minibatch_size, self.num_envs)
+            learner.compile(self.minibatch_size)
         except CompilationError as error:
             if self.compile_update and isinstance(error, CompilerFailure):
                 raise RunFailure(
@@ -350,14 +324,13 @@ class PPO(Agent):
             if self.compile_update:
                 raise UsageError(f"compile_update=true cannot be had: {error}; use null or false") from error
             rank_zero_info(f"Updates are not compiled: {error}.")
-            return None
 
     def _collect(self) -> Rollout:
-        self._notice_changes()
+        self._follow_changes()
         return super()._collect()
 
-    def _notice_changes(self) -> None:
-        """Follow what callbacks have changed, before it is acted or learnt with.
+    def _follow_changes(self) -> None:
+        """Let what callbacks have changed take effect, before it is acted or learnt with.
 
         Raises:
             UsageError: For a change that has no effect.
@@ -367,23 +340,17 @@ class PPO(Agent):
             raise UsageError(
                 f"hparams were changed during fit ({changed}), which has no effect; set the attribute of the model"
             )
-        optimizer, self._eager.loss.clip_vloss = self._optimizer(), self.clip_vloss
-        if optimizer is not self._eager.optimizer:
-            self._eager = EagerUpdates(self._eager.loss, optimizer)
-        change = None if self._compiled is None else self._compiled.change(optimizer)
-        if self._compiled is not None and change is not None:
+        change = self.learner.follow(self._optimizer(), self.clip_vloss)
+        if change is not None:
             rank_zero_info(f"Updates are eager from iteration {self.iteration + 1:,} on: {change}.")
-            self._compiled.updates.close()
-            self._compiled = None
-            self.collector.acting = EagerActing(self.network)
 
     def training_step(self, rollout: Rollout, batch_idx: int) -> None:
         """One PPO iteration: learn from a rollout in several passes, then say how it went."""
-        self._notice_changes()
+        self._follow_changes()
         progress = min(1.0, (self.env_steps - rollout.rewards.numel()) / self.total_env_steps)
         clip_coef = self.clip_coef * (1 - progress if self.anneal_clip else 1)
         coefficients = Coefficients(torch.tensor(clip_coef, device=self.device), self.vf_coef, self.ent_coef)
-        self._rates.apply(self._optimizer(), self.learning_rate, 1 - progress if self.anneal_lr else 1.0)
+        self.learner.rates.apply(self._optimizer(), self.learning_rate, 1 - progress if self.anneal_lr else 1.0)
 
         samples = self._samples(rollout)
         metrics, grad_norms = self._learn(samples, coefficients)
@@ -402,25 +369,16 @@ class PPO(Agent):
     def _check_finite(self, metrics: Tensor, grad_norms: Tensor) -> None:
         """End a run whose numbers are lost, before anything of this iteration is logged or saved.
 
-        Args:
-            metrics: ``[U, 5]`` of the iteration's updates.
-            grad_norms: ``[U]``
-
         Raises:
             RunFailure: If the loss, the gradient or a parameter is infinite or not a number.
         """
-        parameters = torch.cat([param.detach().flatten() for param in self.network.parameters()])
-        # In one question: it costs some 25 us, and a sum is finite only if all terms are.
-        if (parameters.sum() + metrics.sum() + grad_norms.sum()).isfinite():
-            return
-        for name, values in {"the loss": metrics, "the gradient": grad_norms, "a parameter": parameters}.items():
-            lost = values[~values.isfinite()]
-            if len(lost):
-                raise RunFailure(
-                    f"{name} became {lost[0]} in iteration {self.iteration + 1} (train_iter {self.train_iter:,}, "
-                    f"env_steps {self.env_steps:,}); {self._last_good_checkpoint()}; lower learning_rate or "
-                    "max_grad_norm, or find the operation with --trainer.detect_anomaly true"
-                )
+        lost = lost_number(self.network, metrics, grad_norms)
+        if lost is not None:
+            raise RunFailure(
+                f"{lost} in iteration {self.iteration + 1} (train_iter {self.train_iter:,}, env_steps "
+                f"{self.env_steps:,}); {self._last_good_checkpoint()}; lower learning_rate or max_grad_norm, or find "
+                "the operation with --trainer.detect_anomaly true"
+            )
 
     def _audit(self, samples: Minibatch, obs: Tensor, coefficients: Coefficients, evaluates: bool) -> None:
         """Look at each evaluation, and now and then, whether compiled functions compute what PyTorch does.
@@ -434,14 +392,12 @@ class PPO(Agent):
         Raises:
             RunFailure: If they do not.
         """
-        learner = self._compiled
-        if learner is None or not (evaluates or learner.audit_is_due(self.iteration)):
+        if not self.learner.audit_is_due(self.iteration, evaluates):
             return
         minibatch = Minibatch(*(field[: self.minibatch_size] for field in samples))
         if self.norm_adv:
             minibatch = minibatch._replace(advantages=F.normalize(minibatch.advantages))
-        in_use = self.updates is learner.updates
-        fault = learner.audit(minibatch if in_use else None, obs, coefficients, self.iteration)
+        fault = self.learner.audit(minibatch, obs, coefficients, self.iteration)
         if fault is not None:
             raise RunFailure(
                 f"compiled updates are wrong in iteration {self.iteration:,}: {fault}; {self._last_good_checkpoint()}; "
@@ -481,7 +437,7 @@ class PPO(Agent):
         """
         metrics: list[Tensor] = []
         norms: list[Tensor] = []
-        updates = self.updates
+        updates = self.learner.updates
         with training_mode(self.network), updates.iteration(coefficients, self.max_grad_norm):
             for minibatch in self._minibatches(samples):
                 measured = updates.gradient(minibatch)
@@ -499,15 +455,6 @@ class PPO(Agent):
                 advantages = F.normalize(shuffled.advantages.view(-1, self.minibatch_size))
                 shuffled = shuffled._replace(advantages=advantages.flatten())
             yield from map(Minibatch, *(field.split(self.minibatch_size) for field in shuffled))
-
-    @property
-    def updates(self) -> Updates:
-        """What makes the gradient updates of this iteration."""
-        if self._compiled is None:
-            return self._eager
-        # A compiled function would move parameters that are held, too.
-        held = any(not parameter.requires_grad for parameter in self.network.parameters())
-        return self._eager if held else self._compiled.updates
 
     def _optimizer(self) -> torch.optim.Optimizer:
         optimizer = self.optimizers(use_pl_optimizer=False)
@@ -529,11 +476,6 @@ class PPO(Agent):
         scalars["schedule/clip_coef"] = clip_coef
         scalars["time/env_steps_per_second"] = self.env_steps_per_second
         self.log_scalars(scalars, step=self.env_steps)
-
-
-def _plain_number(value: Any) -> Any:
-    """NumPy's and torch's numbers, of a sweep say, would end up in checkpoints, which hold plain data only."""
-    return value.item() if isinstance(value, np.generic) or (isinstance(value, Tensor) and not value.ndim) else value
 
 
 SETTINGS = frozenset(signature(PPO.__init__).parameters) - {"self"} | {"env_config"}

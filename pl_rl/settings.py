@@ -1,9 +1,17 @@
 """PPO's settings: which values can work, and which may change while a run trains."""
 
+import dataclasses
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
+import numpy as np
+from torch import Tensor
+
+from pl_rl.agent import describe_network
+from pl_rl.checkpoints import plain_data
 from pl_rl.errors import UsageError
+from pl_rl.networks import ActorCritic
 
 # What a model is made of.
 FIXED = {
@@ -30,9 +38,48 @@ POSITIVE = ("learning_rate", "clip_coef", "max_grad_norm", "target_kl")
 ZERO_IN_FIT = ("learning_rate", "clip_coef")
 
 
-def refusal(name: str, fitting: bool) -> str | None:
-    """Why a setting of a model that is made cannot be assigned, and the way out; ``None`` if it can."""
-    return FIXED.get(name) or (FIXED_IN_FIT.get(name) if fitting else None)
+def plain_number(value: Any) -> Any:
+    """NumPy's and torch's numbers, of a sweep say, would end up in checkpoints, which hold plain data only."""
+    return value.item() if isinstance(value, np.generic) or (isinstance(value, Tensor) and not value.ndim) else value
+
+
+def change_setting(ppo: Any, name: str, value: Any, assign: Callable[[Any], None], fitting: bool) -> None:
+    """Give a setting of a model that is made another value.
+
+    Args:
+        ppo: The model.
+        name: Of the setting.
+        value: The new one.
+        assign: What does it.
+        fitting: Whether the model is being trained.
+
+    Raises:
+        UsageError: If it cannot change any more, or the value cannot work; it stays as it was then.
+    """
+    before = getattr(ppo, name, None)
+    if value is before or (type(value) is type(before) and isinstance(value, str | int | float) and value == before):
+        return
+    reason = FIXED.get(name) or (FIXED_IN_FIT.get(name) if fitting else None)
+    if reason is not None:
+        raise UsageError(f"{name} cannot be changed: {reason}")
+    assign(value)
+    if not fitting:
+        ppo.save_hyperparameters(plain_data(_described(name, value)))
+        return
+    try:
+        check_settings(ppo, fitting)
+    except (TypeError, UsageError) as error:
+        assign(before)
+        if isinstance(error, TypeError):
+            raise UsageError(f"{name}={value!r} is not a number") from error
+        raise
+
+
+def _described(name: str, value: Any) -> dict[str, Any]:
+    """A setting as a checkpoint has it; how a network was made cannot be told from it."""
+    if name == "network":
+        return {name: describe_network(lambda observations, actions: cast(ActorCritic, value), value)}
+    return {"env": dataclasses.asdict(value)} if name == "env_config" else {name: value}
 
 
 def check_settings(ppo: Any, fitting: bool = False) -> None:

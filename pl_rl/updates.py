@@ -15,24 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.func import functional_call
-from torch.utils.flop_counter import FlopCounterMode
 
 from pl_rl.compilation import Compiled, Library, describe_machine_code
 from pl_rl.errors import CompilationError
+from pl_rl.flops import count_flops, number_of_chunks
 from pl_rl.loss import Coefficients, Minibatch, PPOLoss
-from pl_rl.module_state import ModuleWatch, Place, call_with, has_hook, places_of
-
-# Parts of a minibatch whose intermediate results fit a processor's cache, and that threads share among themselves: of
-# expensive samples as many as make a thread worth its while, but not so few that averaging gradients costs as much.
-CHUNK_SIZE = 512
-LEAST_CHUNK_SIZE = 64
-CHUNK_FLOPS = 2**28
-
-
-# Of a gradient's length, by which two orders of summation may differ; some 1e-6 are seen.
-MOST_ROUNDING = 1e-3
+from pl_rl.module_state import Place, call_with, has_hook, places_of
+from pl_rl.rounding import MOST_ROUNDING, length_of_difference, perturbed
 
 
 class Updates(ABC):
@@ -134,7 +123,7 @@ class CompiledUpdates(Updates):
             raise CompilationError("the optimizer has parameters that are frozen")
         self._places = [places[param] for param in self._parameters]
         self._others = [place for tensor, place in places.items() if tensor not in trained]
-        chunks = _number_of_chunks(len(example.obs), count_flops(loss, example))
+        chunks = number_of_chunks(len(example.obs), count_flops(loss, example))
         self._threads = min(chunks, _processors())
         self._minibatch = [(field.shape, field.dtype) for field in example]
         part = [field[: len(field) // chunks].contiguous() for field in example]
@@ -197,9 +186,9 @@ class CompiledUpdates(Updates):
         gradients = torch.autograd.grad(loss, self._parameters, materialize_grads=True)
         return torch.cat([gradient.flatten() for gradient in gradients])
 
-    def gradient_nearby(self, minibatch: Minibatch, coefficients: Coefficients, distance: float) -> Tensor:
-        """As :meth:`eager_gradient`, with each parameter a share of itself away from where it is."""
-        values = perturbed([param.detach() for param in self._parameters], distance)
+    def gradient_nearby(self, minibatch: Minibatch, coefficients: Coefficients) -> Tensor:
+        """As :meth:`eager_gradient`, of parameters a little away from where they are."""
+        values = perturbed([param.detach() for param in self._parameters])
         numbers = [torch.as_tensor(number) for number in coefficients]
         *gradients, _ = self._gradient(*minibatch, *numbers, *values, *map(_found, self._others))
         return torch.cat([gradient.flatten() for gradient in gradients])
@@ -349,29 +338,6 @@ class CompiledUpdates(Updates):
         return state
 
 
-def count_flops(loss: PPOLoss, minibatch: Minibatch) -> int:
-    """Floating-point operations of matrix products and convolutions in a gradient; 0 where they cannot be told.
-
-    It is a measure of time that does not change from run to run, and is found without computing or changing anything.
-    """
-    watch = ModuleWatch(loss)
-    try:
-        with FakeTensorMode() as mode, FlopCounterMode(display=False) as counter:
-            tensors = [*loss.named_parameters(), *loss.named_buffers()]
-            state: dict[str, Tensor] = {name: mode.from_tensor(tensor) for name, tensor in tensors}
-            example = Minibatch(*map(mode.from_tensor, minibatch))
-            value, _ = functional_call(
-                loss, state, (example, Coefficients(mode.from_tensor(torch.tensor(0.2)), 0.5, 0.01))
-            )
-            trained = [tensor for tensor in state.values() if tensor.requires_grad]
-            torch.autograd.grad(value, trained, allow_unused=True)
-    except Exception:  # of a network that does more than operations on tensors
-        return 0
-    finally:
-        watch.undo()
-    return int(counter.get_total_flops())
-
-
 class _Settings(ctypes.Structure):
     """Of parameters in one group that have made as many steps, as in ``native/adam.cpp``."""
 
@@ -402,17 +368,6 @@ def _pieces(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     return [piece.view(tensor.shape) for piece, tensor in zip(pieces, like, strict=True)]
 
 
-def length_of_difference(tensor: Tensor, expected: Tensor) -> float:
-    """How far a tensor is from another one, in lengths of that one."""
-    return float((tensor - expected).norm() / expected.norm().clamp(min=1e-6))
-
-
-def perturbed(values: Sequence[Tensor], distance: float) -> list[Tensor]:
-    """Tensors whose elements are moved at random by about this share of themselves, the same way each time."""
-    generator = torch.Generator().manual_seed(0)
-    return [value * (1 + distance * torch.randn(value.shape, generator=generator)) for value in values]
-
-
 def _found(place: Place) -> Tensor:
     tensor = place.find()
     if tensor is None:
@@ -438,10 +393,3 @@ def _check_optimizer(optimizer: torch.optim.Optimizer) -> None:
 def _processors() -> int:
     """How many this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-
-
-def _number_of_chunks(minibatch_size: int, flops: int) -> int:
-    """As many equal chunks as leave each with ``CHUNK_FLOPS``, and with the least number of samples or more."""
-    least = min(CHUNK_SIZE, max(LEAST_CHUNK_SIZE, math.ceil(CHUNK_FLOPS * minibatch_size / max(1, flops))))
-    most = max(1, minibatch_size // least)
-    return next(number for number in range(most, 0, -1) if minibatch_size % number == 0)

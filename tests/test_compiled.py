@@ -11,7 +11,8 @@ from torch.nn.utils import parametrizations, prune
 
 from pl_rl import PPO, CNNActorCritic, MLPActorCritic, RunFailure, UsageError
 from pl_rl.callbacks import RunCheckpoint
-from pl_rl.compiled import CompiledLearner, _difference
+from pl_rl.compiled import CompiledLearner
+from pl_rl.rounding import fault_of
 from tests import test_resume
 from tests.support import MemoryLogger, fit, same_bits, small_ppo
 from tests.test_settings import Change
@@ -413,7 +414,7 @@ ONES = torch.ones(100)
     ],
 )
 def test_rounding_is_no_fault(actual, expected, nearby, fault):
-    assert _difference(actual, expected, lambda: nearby) == fault
+    assert fault_of(actual, expected, lambda: nearby) == fault
 
 
 def test_acting_is_audited_while_parameters_are_frozen(monkeypatch):

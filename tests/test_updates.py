@@ -6,8 +6,9 @@ import gymnasium as gym
 import pytest
 import torch
 
-from pl_rl import CNNActorCritic, MLPActorCritic, codegen, updates
+from pl_rl import CNNActorCritic, MLPActorCritic, codegen
 from pl_rl.compilation import CompilationError
+from pl_rl.flops import count_flops, number_of_chunks
 from pl_rl.loss import Coefficients, Minibatch, PPOLoss
 from pl_rl.updates import CompiledUpdates, EagerUpdates
 
@@ -178,7 +179,7 @@ def test_an_optimiser_that_has_made_steps_is_taken_over():
 def test_chunks_and_threads(monkeypatch):
     results = {}
     for chunk_size, processors in [(4096, 1), (512, 1), (512, 2), (512, 3)]:
-        monkeypatch.setattr("pl_rl.updates.CHUNK_SIZE", chunk_size)
+        monkeypatch.setattr("pl_rl.flops.CHUNK_SIZE", chunk_size)
         monkeypatch.setattr("pl_rl.updates._processors", lambda processors=processors: processors)
         network = make_network()
         minibatch = make_minibatch(network, size=2048)
@@ -191,8 +192,8 @@ def test_chunks_and_threads(monkeypatch):
 
 
 def test_threads_share_small_minibatches_of_expensive_samples(monkeypatch):
-    monkeypatch.setattr("pl_rl.updates.LEAST_CHUNK_SIZE", 8)
-    monkeypatch.setattr("pl_rl.updates.CHUNK_FLOPS", 2**20)
+    monkeypatch.setattr("pl_rl.flops.LEAST_CHUNK_SIZE", 8)
+    monkeypatch.setattr("pl_rl.flops.CHUNK_FLOPS", 2**20)
     results = []
     for processors in (1, 2, 3):
         monkeypatch.setattr("pl_rl.updates._processors", lambda processors=processors: processors)
@@ -210,7 +211,7 @@ def test_threads_share_small_minibatches_of_expensive_samples(monkeypatch):
     [(256, 60e3, 1), (1023, 60e3, 1), (1024, 60e3, 2), (2048, 0, 4), (256, 50e6, 4), (96, 50e6, 1), (250, 50e6, 2)],
 )
 def test_chunks_follow_from_the_minibatch_and_the_work_of_a_sample(size, flops_of_a_sample, chunks):
-    assert updates._number_of_chunks(size, int(size * flops_of_a_sample)) == chunks
+    assert number_of_chunks(size, int(size * flops_of_a_sample)) == chunks
 
 
 def test_operations_are_counted_without_a_trace():
@@ -220,12 +221,12 @@ def test_operations_are_counted_without_a_trace():
     before, random_state = copy.deepcopy(loss.state_dict()), torch.get_rng_state()
     # Forward, for the weights and, but in the first layer, for what goes in; actor and critic alike.
     products = 2 * (3 * 8) + 3 * (2 * 8 * 8 + 8 * 2 + 8 * 1)
-    assert updates.count_flops(loss, minibatch) == 2 * 64 * products
+    assert count_flops(loss, minibatch) == 2 * 64 * products
     torch.testing.assert_close(loss.state_dict(), before, rtol=0, atol=0)
     assert torch.equal(torch.get_rng_state(), random_state)
     assert all(parameter.grad is None for parameter in loss.parameters())
     network.encoder.forward = lambda obs: obs if obs.sum() > 0 else -obs
-    assert updates.count_flops(loss, minibatch) == 0
+    assert count_flops(loss, minibatch) == 0
 
 
 @pytest.mark.parametrize(
