@@ -267,3 +267,23 @@ def test_parameters_outside_of_the_network_are_a_reason_not_to_compile():
     network, other = make_network(), torch.nn.Parameter(torch.zeros(1))
     with pytest.raises(CompilationError, match="trains more than the network"):
         make_updates(CompiledUpdates, network, make_minibatch(network), adam([*network.parameters(), other]))
+
+
+def test_adams_moments_are_those_of_torch():
+    """Not only nearly: 1 - beta2 in single precision would make the second 1.1e-5 too small, step after step."""
+    networks = [make_network() for _ in range(2)]
+    minibatch = make_minibatch(networks[0])
+    eager, compiled = (
+        make_updates(updates_class, network, minibatch, max_grad_norm=None)
+        for updates_class, network in zip([EagerUpdates, CompiledUpdates], networks, strict=True)
+    )
+    for _ in range(5):
+        with eager.iteration(), compiled.iteration():
+            eager.gradient(minibatch, CLIP)
+            torch.cat([param.grad.flatten() for param in networks[0].parameters()], out=compiled._mean_gradient)
+            eager.step(), compiled.step()
+    states = [[u.optimizer.state[p] for p in u.loss.parameters()] for u in (eager, compiled)]
+    for theirs, ours in zip(*states, strict=True):
+        torch.testing.assert_close(ours["exp_avg"], theirs["exp_avg"], rtol=2**-22, atol=0)
+        torch.testing.assert_close(ours["exp_avg_sq"], theirs["exp_avg_sq"], rtol=2**-21, atol=0)
+    compiled.close()
