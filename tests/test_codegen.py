@@ -229,3 +229,49 @@ def test_layers_that_networks_are_made_of():
     inputs = [torch.randn(16, 6), *(parameter.detach() for parameter in parameters)]
     for output, expected in zip(compile_function(gradients, inputs)(*inputs), gradients(*inputs), strict=True):
         torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_numbers_at_the_edges_of_their_types():
+    """Past 2^127, whole numbers of more than 24 bits, bytes below zero: what torch computes, digit by digit."""
+    high = torch.linspace(88.2, 88.72, 301)
+    whole = torch.tensor([2**53 + 1, -(2**62) - 1, 2**24 + 1, -3, 0])
+    numbers = torch.tensor([-1.5, -300.0, 300.0, 255.9, -0.5, 1e10, 1e30, torch.nan, torch.inf, -0.0])
+
+    def functions(high, whole, numbers, byte):
+        return (
+            *(high.expm1(), whole.relu(), whole.sign(), whole**4, whole**5, whole.abs(), whole.amax(), whole.amin()),
+            *(numbers.to(torch.uint8), numbers.int(), numbers.long(), numbers.bool(), 1 / numbers.abs()),
+            *((byte + byte).float(), -byte > 5, byte * byte, (byte + 3).long()),
+        )
+
+    inputs = [high, whole, numbers, torch.tensor([1, 200, 255, 16], dtype=torch.uint8)]
+    outputs = compile_function(functions, inputs)(*inputs)
+    for place, (output, expected) in enumerate(zip(outputs, functions(*inputs), strict=True)):
+        torch.testing.assert_close(
+            output, expected, rtol=1e-6, atol=0, equal_nan=True, msg=lambda text, place=place: f"{place}: {text}"
+        )
+
+
+def test_bounds_that_are_tensors():
+    low, high = ROWS - 1, (-ROWS).clone()
+    high[0, 0], low[1, 1] = torch.nan, torch.inf
+
+    def clamps(x, low, high):
+        gradient = gradient_of(lambda y: y.clamp(low, high), x)
+        return x.clamp(low, high), x.clamp(min=low), x.clamp(max=high), x.clamp(None, high[0]), gradient
+
+    inputs = [ROWS, low, high]
+    for output, expected in zip(compile_function(clamps, inputs)(*inputs), clamps(*inputs), strict=True):
+        torch.testing.assert_close(output, expected, equal_nan=True)
+
+
+def test_nothing_to_compute_with():
+    """Tensors without elements, and products over nothing."""
+
+    def functions(nothing, bias):
+        left, right = nothing.new_ones(3, 4)[:, :0] + 0, nothing.view(0, 2)
+        return left @ right, torch.addmm(bias, left, right), nothing.sum(), nothing.mean(), torch.cat([nothing, bias])
+
+    inputs = [torch.empty(0), torch.tensor([1.0, 2.0])]
+    for output, expected in zip(compile_function(functions, inputs)(*inputs), functions(*inputs), strict=True):
+        torch.testing.assert_close(output, expected, equal_nan=True)

@@ -299,7 +299,7 @@ SMOOTH = {
     "square": torch.square,
     "cube": lambda x: x**3,
     "to the 4": lambda x: x**4,
-    "to the 1.7": lambda x: x.abs() ** 1.7,
+    "to the 1.5": lambda x: x.abs() ** 1.5,
     "elu": nnf.elu,
     "silu": nnf.silu,
     "softplus": nnf.softplus,

@@ -308,3 +308,23 @@ def test_parameters_that_are_not_trained_keep_no_gradient_from_before():
     assert norm.max() < 100
     assert all(parameter.grad is None for parameter in [*network.encoder.parameters(), *network.critic.parameters()])
     assert torch.equal(network.encoder[0].weight, make_network().encoder[0].weight)
+
+
+def test_adams_moments_are_those_of_torch():
+    """Not only nearly: 1 - beta2 in single precision would make the second 1.1e-5 too small, step after step."""
+    networks = [make_network() for _ in range(2)]
+    minibatch = make_minibatch(networks[0])
+    eager, compiled = (
+        make_updates(updates_class, network, minibatch)
+        for updates_class, network in zip([EagerUpdates, CompiledUpdates], networks, strict=True)
+    )
+    for _ in range(5):
+        with eager.iteration(COEFFICIENTS, None), compiled.iteration(COEFFICIENTS, None):
+            eager.gradient(minibatch)
+            torch.cat([param.grad.flatten() for param in networks[0].parameters()], out=compiled._mean_gradient)
+            eager.step(), compiled.step()
+    states = [[u.optimizer.state[p] for p in u.loss.parameters()] for u in (eager, compiled)]
+    for theirs, ours in zip(*states, strict=True):
+        torch.testing.assert_close(ours["exp_avg"], theirs["exp_avg"], rtol=2**-22, atol=0)
+        torch.testing.assert_close(ours["exp_avg_sq"], theirs["exp_avg_sq"], rtol=2**-21, atol=0)
+    compiled.close()

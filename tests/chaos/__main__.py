@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from tests.chaos.code_cache import code_cache
 from tests.chaos.scenarios import Chaos, Outcome
 
 
@@ -21,13 +22,13 @@ def main() -> None:
     torch.set_num_threads(1)
     print(f"seed {args.seed}", flush=True)
     scenarios = ["kills", "signals", "full_disk", "read_only", "cut_and_flipped", "nothing_sound"]
-    scenarios += ["two_processes", "clock", "workers", "hidden_state"]
+    scenarios += ["two_processes", "clock", "workers", "hidden_state", "code_cache"]
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory(prefix="pl_rl-chaos-") as folder:
         chaos = Chaos(Path(folder), args.seed)
         for name in scenarios if args.only is None else [args.only]:
             started = time.monotonic()
-            outcome = getattr(chaos, name)()
+            outcome = code_cache(chaos) if name == "code_cache" else getattr(chaos, name)()
             outcomes += outcome if isinstance(outcome, list) else [outcome]
             print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
     print("| what happened | tried | survived exactly | refused clearly | lost |\n|---|---|---|---|---|")
