@@ -29,7 +29,7 @@ from pl_rl import cli
 from pl_rl.cli.verbs import OWN_VERBS
 from pl_rl.export import Format, export
 from pl_rl.policy import TrainedPolicy, read_trained
-from pl_rl.weights import read_weights
+from pl_rl.weights import read_weights, safetensors
 
 EVIL = """
 from pathlib import Path
@@ -65,7 +65,7 @@ def make(**kwargs):
 
 gymnasium.register("Env-v0", make)
 """
-RUN, HUB = Path("theirs"), Path("hub")
+RUN, HUB, WEIGHTS = Path("theirs"), Path("hub"), Path("theirs/policy.safetensors")
 CHECKPOINT = RUN / "checkpoints" / "last.ckpt"
 SMALL = [
     *("--model.total_env_steps", "512", "--model.num_envs", "4", "--model.num_steps", "16"),
@@ -84,11 +84,15 @@ MODEL = {
 NETWORK = "pl_rl.networks.MLPActorCritic"
 
 
+VERBS = {*LightningCLI.subcommands(), *OWN_VERBS}
+
+
 def prepare():
     """A run and a hub folder of somebody else, and the module, in the working directory."""
     cli.main(["fit", "--model.env", "CartPole-v1", *SMALL, "--trainer.max_epochs", "1"])
     shutil.move("lightning_logs/version_0", RUN)
     shutil.rmtree("lightning_logs")
+    export(CHECKPOINT, "safetensors", WEIGHTS)
     with contextlib.suppress(ImportError):
         export(CHECKPOINT, "hub", HUB)
     Path("evil.py").write_text(EVIL)
@@ -257,6 +261,21 @@ IN_HUB = {
 }
 
 
+def _in_metadata(class_path=NETWORK, **init_args):
+    def place():
+        trained, network = read_trained(CHECKPOINT), {"class_path": class_path, "init_args": init_args}
+        WEIGHTS.write_bytes(safetensors.dump(trained.tensors, {"library": "pl_rl", "network": json.dumps(network)}))
+
+    return place
+
+
+IN_WEIGHTS = {
+    "metadata, class_path": _in_metadata("evil.Network"),
+    "metadata, init_args": _in_metadata(activation="evil.called"),
+    "metadata, a class": _in_metadata(activation="tanh", tanh_mean=_evil("evil.called"), extra=_evil("evil.called")),
+}
+
+
 def _setting_of_network():
     return {"network": {"class_path": "evil.Network", "init_args": {}}}
 
@@ -319,19 +338,25 @@ DOORS_OF_A_RUN = {
     "HubPolicy.from_checkpoint": lambda: _hub("from_checkpoint", CHECKPOINT),
     "read_weights": lambda: read_weights(CHECKPOINT),
 }  # fmt: skip
-DOORS_OF_A_HUB_FOLDER = {
-    "HubPolicy.from_pretrained": lambda: _hub("from_pretrained", str(HUB)),
-    "fit --pretrained.path of a hub folder": _verb(
-        "fit", "--model.env", "CartPole-v1", *SMALL, "--pretrained.path", str(HUB / "model.safetensors"),
-        "--trainer.max_epochs", "1",
+DOORS_OF_A_HUB_FOLDER = {"HubPolicy.from_pretrained": lambda: _hub("from_pretrained", str(HUB))}
+DOORS_OF_WEIGHTS = {
+    "fit --pretrained.path, safetensors": _verb(
+        "fit", "--model.env", "CartPole-v1", *SMALL, "--pretrained.path", str(WEIGHTS), "--trainer.max_epochs", "1",
+        "--pretrained.adopt_network", "true",
     ),
 }  # fmt: skip
-# Killing takes processes and seconds, and all that they get is arguments of fit: tried with a few places.
-DOORS_OF_PROCESSES = {
-    "verify": ["verify", "--iterations", "3", "--kills", "1", "--ckpt_path", str(CHECKPOINT)],
-    "fit, python -m": ["fit", "--ckpt_path", str(CHECKPOINT), "--trainer.max_epochs", "2"],
-}
-VERBS = {*LightningCLI.subcommands(), *OWN_VERBS}
+# Killing takes processes and seconds, and what it gets is the arguments of fit: tried with a few places.
+DOORS_OF_PROCESSES = {"verify": ["verify", "--iterations", "3", "--kills", "1", "--ckpt_path", str(CHECKPOINT)]}
+
+
+def places_of(door):
+    """The places to try with a door: what lies beside a checkpoint with each verb that could look there."""
+    if door in DOORS_OF_WEIGHTS:
+        return IN_WEIGHTS
+    if door in DOORS_OF_A_HUB_FOLDER:
+        return PLACES_OF_A_HUB_FOLDER
+    beside = door.split()[0] in VERBS and "--pretrained" not in door
+    return PLACES_OF_A_RUN if beside else {**IN_SETTINGS, **IN_CHECKPOINT}
 
 
 def marks():
@@ -375,23 +400,23 @@ def main():
         Path("prepared").mkdir()
         os.chdir("prepared")
         prepare()
-        for doors, places in ((DOORS_OF_A_RUN, PLACES_OF_A_RUN), (DOORS_OF_A_HUB_FOLDER, PLACES_OF_A_HUB_FOLDER)):
-            for door_name, door in doors.items():
-                totals, ends = [0, 0, 0], Counter()
-                for number, (place_name, place) in enumerate(places.items()):
-                    trial = Path(folder, f"{door_name}-{number}".replace("/", "-"))
-                    shutil.copytree(Path(folder, "prepared"), trial)
-                    os.chdir(trial)
-                    place()
-                    end = enter(door)
-                    ends[end if end in ("done", "refused") else "failed"] += 1
-                    if end not in ("done", "refused") or any(marks()):
-                        print(f"{door_name}: {place_name}: {marks()}: {end}")
-                    totals = [total + int(new) for total, new in zip(totals, marks(), strict=True)]
-                    clean_up()
-                    os.chdir(folder)
-                    shutil.rmtree(trial)
-                rows.append((door_name, *(ends[end] for end in ("done", "refused", "failed")), *totals))
+        for door_name, door in {**DOORS_OF_A_RUN, **DOORS_OF_A_HUB_FOLDER, **DOORS_OF_WEIGHTS}.items():
+            places = places_of(door_name)
+            totals, ends = [0, 0, 0], Counter()
+            for number, (place_name, place) in enumerate(places.items()):
+                trial = Path(folder, f"{door_name}-{number}".replace("/", "-"))
+                shutil.copytree(Path(folder, "prepared"), trial)
+                os.chdir(trial)
+                place()
+                end = enter(door)
+                ends[end if end in ("done", "refused") else "failed"] += 1
+                if end not in ("done", "refused") or any(marks()):
+                    print(f"{door_name}: {place_name}: {marks()}: {end}")
+                totals = [total + int(new) for total, new in zip(totals, marks(), strict=True)]
+                clean_up()
+                os.chdir(folder)
+                shutil.rmtree(trial)
+            rows.append((door_name, *(ends[end] for end in ("done", "refused", "failed")), *totals))
     print("| door | done | refused | failed | imported | called | written elsewhere |\n|---|---|---|---|---|---|---|")
     for row in rows:
         print("|", " | ".join(map(str, row)), "|")
