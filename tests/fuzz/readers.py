@@ -152,8 +152,8 @@ READERS = {
     )
 }  # fmt: skip
 SHARES = {
-    "checkpoint_bytes": 18, "checkpoint_trees": 24, "weights_bytes": 16, "weights_trees": 18, "configs": 10,
-    "arguments": 3, "events": 8, "logs": 1, "restore": 2,
+    "checkpoint_bytes": 20, "checkpoint_trees": 18, "weights_bytes": 20, "weights_trees": 15, "configs": 14,
+    "arguments": 2, "events": 9, "logs": 1, "restore": 1,
 }  # fmt: skip
 """Of a hundred files."""
 
