@@ -13,7 +13,7 @@ import numpy as np
 from pl_rl.checkpoint_schema import check_checkpoint
 from pl_rl.errors import UsageError
 from pl_rl.plain_archive import NotPlain, check_archive, check_tree, load_plain
-from pl_rl.schema import Misfit
+from pl_rl.schema import Misfit, record, whole
 
 STATE_KEY = "pl_rl"
 FORMAT_VERSION = 2
@@ -120,19 +120,17 @@ def check_content(path: str, checkpoint: Any) -> dict[str, Any]:
     """
     if not isinstance(checkpoint, dict) or STATE_KEY not in checkpoint:
         raise UsageError(f"{path!r} is not a checkpoint of pl_rl; a run's are in its checkpoints/ folder")
-    state = checkpoint[STATE_KEY]
-    written = state.get("format_version") if isinstance(state, dict) else None
-    if not isinstance(written, int) or written < 1:
-        raise Damaged(Path(path), f"its format version is {str(written)[:60]!r}, and should be a number from 1 on")
-    if written > FORMAT_VERSION:
-        raise UsageError(
-            f"{path!r} was written by a newer pl_rl (format {str(written)[:60]}, this one reads {FORMAT_VERSION}), so "
-            "upgrade pl_rl"
-        )
     try:
         check_tree(checkpoint)  # as Lightning may have read it
-    except NotPlain as error:
+        record({"format_version": whole(1)})(checkpoint[STATE_KEY], STATE_KEY)
+    except (NotPlain, Misfit) as error:
         raise Damaged(Path(path), str(error)) from error
+    written = checkpoint[STATE_KEY]["format_version"]
+    if written > FORMAT_VERSION:
+        raise UsageError(
+            f"{path!r} was written by a newer pl_rl (format {written}, this one reads {FORMAT_VERSION}), so "
+            "upgrade pl_rl"
+        )
     try:
         migrate(checkpoint)
     except (AttributeError, LookupError, TypeError, ValueError) as error:

@@ -104,7 +104,7 @@ def _parameter_state(parameter: Tensor, needed: tuple[str, ...]) -> Schema:
 
     shape = that(same_shape, f"a tensor of shape {tuple(parameter.shape)}, as its parameter is")
     known = {**dict.fromkeys(_PARAMETER_SHAPED, maybe(shape)), "step": real(0, 1e15, "a count")}
-    entry = record({name: known[name] for name in needed}, known)
+    entry = record({name: shape if name != "step" else known[name] for name in needed}, known)
 
     def check(value: Any, place: str) -> None:
         if value != {}:  # of a parameter that has made no step

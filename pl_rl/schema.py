@@ -86,7 +86,7 @@ def record(
         for name in needed:
             if name not in value:
                 raise Misfit(_inside(place, name), None, "there")
-        known = {**needed, **(optional or {})}
+        known = {**(optional or {}), **needed}
         for name, item in value.items():
             TEXT(name, f"a name in {place or 'the file'}")
             known.get(name, others or PLAIN)(item, _inside(place, name))

@@ -68,7 +68,7 @@ def test_what_stands_for_too_much_is_refused_at_once(text, reason):
 
 @pytest.mark.parametrize("text", NO_YAML)
 def test_what_is_no_yaml_is_one_sentence(text):
-    with pytest.raises(pl_rl.UsageError, match="is not valid YAML: [^\n]+$"):
+    with pytest.raises(pl_rl.UsageError, match=r"is not valid YAML: [^\n]+$"):
         parse_yaml(text)
 
 

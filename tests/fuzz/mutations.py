@@ -120,7 +120,15 @@ def _varied(rng, value):
         return rng.choice([value + 1, -value, value * 10, value - 1, float(value), str(value), [value], value + 10**12])
     if isinstance(value, str):
         return rng.choice(
-            [value[:-1], value + "x", value.upper(), value * 2, "\x1b[0m" + value, value.encode(), [value]]
+            [
+                value[:-1],
+                value + "x",
+                value.upper(),
+                value * 2,
+                "\x1b[0m" + value,
+                value.encode(errors="surrogatepass"),
+                [value],
+            ]
         )
     if isinstance(value, list | tuple):
         return rng.choice(

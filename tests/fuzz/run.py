@@ -74,7 +74,11 @@ def _read_all(cases, seed, sound, folder, workers):
     shares = [collections.deque(cases[i::workers]) for i in range(workers)]
     running = {}
     shown = collections.Counter()
+    told = time.monotonic()
     while any(shares):
+        if time.monotonic() - told > 60:
+            told = time.monotonic()
+            print(f"{sum(map(len, shares)):,} files are left", flush=True)
         for index, share in enumerate(shares):
             if share and index not in running:
                 running[index] = _start(share, seed, sound, folder / str(index))
