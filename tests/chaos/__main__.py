@@ -10,25 +10,41 @@ from pathlib import Path
 import torch
 
 from tests.chaos.code_cache import code_cache
-from tests.chaos.scenarios import Chaos, Outcome
+from tests.chaos.scenarios import Outcome
+from tests.chaos.strangers import Chaos
+
+SCENARIOS = {
+    "kills": Chaos.kills,
+    "signals": Chaos.signals,
+    "full_disk": Chaos.full_disk,
+    "read_only": Chaos.read_only,
+    "cut_and_flipped": Chaos.cut_and_flipped,
+    "nothing_sound": Chaos.nothing_sound,
+    "two_processes": Chaos.two_processes,
+    "clock": Chaos.clock,
+    "workers": Chaos.workers,
+    "hidden_state": Chaos.hidden_state,
+    "code_cache": code_cache,
+    "links": Chaos.links,
+    "foreign_folders": Chaos.foreign_folders,
+    "flipped_events": Chaos.flipped_events,
+}
 
 
 def main() -> None:
     """Do it all and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=random.randrange(2**32), help="Of the random moments.")
-    parser.add_argument("--only", help="Name of a single scenario.")
+    parser.add_argument("--only", choices=SCENARIOS, help="Name of a single scenario.")
     args = parser.parse_args()
     torch.set_num_threads(1)
     print(f"seed {args.seed}", flush=True)
-    scenarios = ["kills", "signals", "full_disk", "read_only", "cut_and_flipped", "nothing_sound"]
-    scenarios += ["two_processes", "clock", "workers", "hidden_state", "code_cache"]
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory(prefix="pl_rl-chaos-") as folder:
         chaos = Chaos(Path(folder), args.seed)
-        for name in scenarios if args.only is None else [args.only]:
+        for name in SCENARIOS if args.only is None else [args.only]:
             started = time.monotonic()
-            outcome = code_cache(chaos) if name == "code_cache" else getattr(chaos, name)()
+            outcome = SCENARIOS[name](chaos)
             outcomes += outcome if isinstance(outcome, list) else [outcome]
             print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
     print("| what happened | tried | survived exactly | refused clearly | lost |\n|---|---|---|---|---|")
