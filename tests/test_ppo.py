@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from pl_rl import PPO, CNNActorCritic, EnvConfig, MLPActorCritic, Trainer, UsageError
+from pl_rl import PPO, CNNActorCritic, EnvConfig, MLPActorCritic, UsageError
 from tests.networks import LinearValue
 from tests.support import (
     MemoryLogger,
@@ -436,22 +436,6 @@ def test_several_devices_are_refused():
     # A forked process stands in for the second device, and Lightning wraps the error that comes out of it.
     trainer = quiet_trainer(devices=2, strategy="ddp_fork")
     with pytest.raises(Exception, match="devices=2 is not supported; train on one device"):
-        trainer.fit(small_ppo())
-
-
-@pytest.mark.parametrize(
-    ("settings", "sentence"),
-    [
-        (
-            {"gradient_clip_val": 0.3},
-            "gradient_clip_val=0.3 does not reach .* use --model.max_grad_norm 0.3",
-        ),
-        ({"accumulate_grad_batches": 4}, "accumulate_grad_batches=4 does not reach .* a larger --model.minibatch_size"),
-    ],
-)
-def test_what_lightning_does_around_its_own_optimization_is_refused(settings, sentence):
-    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, **settings)
-    with pytest.raises(UsageError, match=sentence):
         trainer.fit(small_ppo())
 
 
