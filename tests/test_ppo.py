@@ -571,9 +571,9 @@ def test_shorter_runs_of_larger_networks_compile_too(monkeypatch):
 
 
 def test_compiling_is_no_training_time(monkeypatch):
-    def slow(self):
+    def slow(self, learner):
         time.sleep(0.5)
-        return compile_updates(self)
+        return compile_updates(self, learner)
 
     class Clock(L.Callback):
         def on_train_start(self, trainer, pl_module):
