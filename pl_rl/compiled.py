@@ -15,6 +15,7 @@ from pl_rl.loss import Coefficients, Minibatch, PPOLoss
 from pl_rl.modes import evaluation_mode
 from pl_rl.module_state import ModuleWatch, find_hook, training_mode
 from pl_rl.networks import ActorCritic
+from pl_rl.random_state import restore_random_state, save_random_state
 from pl_rl.rounding import MOST_ROUNDING, fault_of, length_of_difference, perturbed
 from pl_rl.updates import CompiledUpdates
 
@@ -79,6 +80,7 @@ class CompiledLearner:
         num_envs: int,
     ) -> None:
         self._loss, self._network = loss, loss.network
+        random_state = save_random_state()
         try:
             with training_mode(self._network):
                 self._watch = ModuleWatch(loss)
@@ -87,6 +89,7 @@ class CompiledLearner:
                     change = self._watch.change()
                 finally:
                     self._watch.undo()  # a trace leaves tensors behind that are none
+                    restore_random_state(random_state)
         except (CompilationError, RunFailure):
             raise
         except Exception as error:  # networks are anybody's code
@@ -99,10 +102,18 @@ class CompiledLearner:
         hook = find_hook(self._loss) or _find_step_hook(optimizer)
         if hook is not None:
             raise CompilationError(f"{hook}, which would not run")
+        obs = example.obs[torch.arange(num_envs) % len(example.obs)]
         # Both are compiled side by side.
-        self.acting = CompiledActing(self._network, example.obs[:1].expand(num_envs, *example.obs.shape[1:]))
-        self.updates = CompiledUpdates(self._loss, optimizer, example)
+        self.acting = CompiledActing(self._network, obs)
+        try:
+            self.updates = CompiledUpdates(self._loss, optimizer, example)
+        except Exception:
+            self.acting.load()  # or its compiler would be left behind
+            raise
         self.acting.load()
+        fault = self._audit_acting(obs)
+        if fault is not None:
+            raise CompilationError(fault)
 
     def change(self, optimizer: torch.optim.Optimizer) -> str | None:
         """Why this is out of date, in words: a change that the compiled functions do not see."""

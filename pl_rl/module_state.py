@@ -23,6 +23,8 @@ CONTAINERS = (dict, list, set, deque)
 # Their attributes are not looked at: code, and what nobody changes.
 OPAQUE = (Tensor, gym.Space, type, ModuleType, FunctionType, MethodType, BuiltinFunctionType)
 DEPTH = 4
+# Whose classes stay as they are.
+LIBRARIES = ("abc", "builtins", "collections", "enum", "functools", "numpy", "torch", "typing")
 
 
 @contextmanager
@@ -154,6 +156,12 @@ class ModuleWatch:
                 self._note(f"{name}[{key}]", item, depth + 1)
         elif hasattr(value, "__dict__"):
             self._note_attributes(name, value, 0 if isinstance(value, nn.Module) else depth)
+            for cls in type(value).__mro__:
+                if id(cls) not in self._seen and cls.__module__.partition(".")[0] not in LIBRARIES:
+                    self._seen.add(id(cls))
+                    self._record(cls.__name__, vars(cls), dict(vars(cls)))
+                    for key, item in vars(cls).items():
+                        self._note(f"{cls.__name__}.{key}", item, depth + 1)
 
     def _note_attributes(self, name: str, owner: Any, depth: int) -> None:
         attributes = vars(owner)
@@ -202,7 +210,7 @@ def _same(live: Any, recorded: Any) -> bool:
 
 def _which(name: str, live: Any, recorded: Any) -> str:
     """The name of what differs within a container."""
-    if isinstance(live, dict) and isinstance(recorded, dict):
+    if isinstance(live, Mapping) and isinstance(recorded, dict):
         missing = object()
         for key in [*recorded, *live]:
             if not _same([live.get(key, missing)], [recorded.get(key, missing)]):

@@ -49,6 +49,9 @@ class PPO(Agent):
         trainer = lightning.Trainer(max_epochs=-1)
         trainer.fit(PPO("CartPole-v1", total_env_steps=100_000))
 
+    The settings are attributes. A callback may assign them while a run trains: each takes effect from the next
+    iteration on, and in the run's resumes, or is refused.
+
     Args:
         env: Name of the environment, or more about it.
         network: Class of the policy and value network; its arguments beyond the two spaces are settings.

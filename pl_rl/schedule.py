@@ -78,7 +78,7 @@ class LearningRates:
         if state is None:
             return False
         self._factor = state["factor"]
-        if state["made"] != self._made:
+        if state["made"] != self._made or not len(state["own"]) == len(state["written"]) == len(in_groups):
             return False
         self._setting = state["setting"]
         self._own, self._written = list(state["own"]), list(state["written"])

@@ -1,6 +1,7 @@
 """When updates and rollouts are compiled, what makes them eager again, and the audit of what was compiled."""
 
 import dataclasses
+import random
 
 import lightning as L
 import numpy as np
@@ -259,6 +260,41 @@ def test_parameters_of_another_form_make_a_run_eager(caplog):
 
     assert train(change=change, compile_update=True)[1] == ["compiled"] * 2 + ["eager"] * 2
     assert "network.actor.2.weight has another shape or type" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("attribute", "change"),
+    [
+        (1.0, lambda cls: setattr(cls, "class_attribute", 30.0)),
+        ([1.0], lambda cls: cls.class_attribute.__setitem__(0, 30.0)),
+    ],
+    ids=["a number", "an item of a list"],
+)
+def test_a_change_of_a_class_makes_a_run_eager(attribute, change, caplog):
+    class Changed(Scaled):
+        class_attribute = attribute
+
+        def _act(self, features):
+            scale = self.class_attribute
+            return super()._act(features) * (scale[0] if isinstance(scale, list) else scale)
+
+    _, ways, _ = train(Changed, lambda model: change(Changed), compile_update=True)
+    assert ways == ["compiled"] * 2 + ["eager"] * 2
+    assert "Changed.class_attribute" in caplog.text
+
+
+def test_random_numbers_of_python_are_not_compiled_and_trying_draws_none():
+    def draw(network, outputs):
+        return outputs * (1 + random.random() + float(np.random.rand()))
+
+    random.seed(0)
+    np.random.seed(0)
+    long, ways, _ = train(make_forward(draw), total_env_steps=LONG, max_epochs=2)
+    assert ways == ["eager"] * 2
+    random.seed(0)
+    np.random.seed(0)
+    eager, _, _ = train(make_forward(draw), total_env_steps=LONG, max_epochs=2, compile_update=False)
+    assert same_bits(long.state_dict(), eager.state_dict())
 
 
 class Rescale(L.Callback):

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from pl_rl import PPO, CNNActorCritic, EnvConfig, MLPActorCritic, Trainer, UsageError
+from pl_rl import PPO, CNNActorCritic, EnvConfig, MLPActorCritic, UsageError
 from tests.networks import LinearValue
 from tests.support import (
     MemoryLogger,
@@ -439,22 +439,6 @@ def test_several_devices_are_refused():
         trainer.fit(small_ppo())
 
 
-@pytest.mark.parametrize(
-    ("settings", "sentence"),
-    [
-        (
-            {"gradient_clip_val": 0.3},
-            "gradient_clip_val=0.3 does not reach .* use --model.max_grad_norm 0.3",
-        ),
-        ({"accumulate_grad_batches": 4}, "accumulate_grad_batches=4 does not reach .* a larger --model.minibatch_size"),
-    ],
-)
-def test_what_lightning_does_around_its_own_optimization_is_refused(settings, sentence):
-    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, **settings)
-    with pytest.raises(UsageError, match=sentence):
-        trainer.fit(small_ppo())
-
-
 def test_validation_is_the_evaluation_that_training_made():
     logger = MemoryLogger()
     model = small_ppo(eval_freq=32)
@@ -587,9 +571,9 @@ def test_shorter_runs_of_larger_networks_compile_too(monkeypatch):
 
 
 def test_compiling_is_no_training_time(monkeypatch):
-    def slow(self):
+    def slow(self, learner):
         time.sleep(0.5)
-        return compile_updates(self)
+        return compile_updates(self, learner)
 
     class Clock(L.Callback):
         def on_train_start(self, trainer, pl_module):
