@@ -183,11 +183,13 @@ def test_a_close_that_fails_does_not_hide_it(tmp_path, monkeypatch):
     assert error.__notes__ == ["Then the environments could not be closed: ZeroDivisionError: division by zero"]
 
 
-def test_a_failed_evaluation_is_made_up_for(whole, tmp_path, monkeypatch):
+@pytest.mark.parametrize("iteration", [4, 8])
+def test_a_failed_evaluation_is_made_up_for(iteration, whole, tmp_path, monkeypatch):
+    """Also the last one, after which nothing is left to train."""
     play = pl_rl.PPO.play
 
     def failing(agent, stream):
-        if agent.iteration == 4:
+        if agent.iteration == iteration:
             raise UsersOwn
         return play(agent, stream)
 
