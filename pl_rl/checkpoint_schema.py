@@ -117,6 +117,12 @@ COLLECTOR = record(
     {"discounted_sums": array(torch.float64, ndim=1)},
 )
 
+# Of settings that were changed while the run trained.
+_LIVE_SETTING = that(lambda value: value is None or isinstance(value, bool | int | float), "a number")
+_RATES = record(
+    {"setting": number(), **dict.fromkeys(("made", "own", "written"), sequence(number())), "factor": number(0, 1)}
+)
+
 STATE = record(
     {
         "format_version": whole(1),
@@ -128,7 +134,8 @@ STATE = record(
                 "iteration": whole(),
                 "elapsed_seconds": _SECONDS,
                 "run_seed": _SEED,
-            }
+            },
+            {"settings": mapping(_LIVE_SETTING), "learning_rate": number(0), "rates": _RATES},
         ),
         "collector": COLLECTOR,
         "random": RANDOM,

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from pl_rl.agent import Agent
 from pl_rl.callbacks.evaluation import PeriodicEvaluation
 from pl_rl.callbacks.run_checkpoint import RunCheckpoint
-from pl_rl.callbacks.settings import ENDED_BY_EARLY_STOPPING, changes_of, ended_by_early_stopping, settings_of
+from pl_rl.callbacks.settings import ENDED_BY_EARLY_STOPPING, Change, changes_of, ended_by_early_stopping, settings_of
 from pl_rl.checkpoints import STATE_KEY
 from pl_rl.runs import run_of_checkpoint
 
@@ -39,9 +39,18 @@ def end_at(
         callbacks: Of the trainer and the model.
         checkpoint: Its content, in which the states of callbacks are given the settings that were changed.
     """
-    counters = checkpoint[STATE_KEY]["counters"]
-    env_steps, iteration = counters["env_steps"], counters["iteration"]
     changes = changes_of(callbacks, settings_of(callbacks), checkpoint)
+    evaluations = [callback for callback in callbacks if isinstance(callback, PeriodicEvaluation)]
+    end = None
+    if not any(evaluation.is_due_at(checkpoint) for evaluation in evaluations):
+        end = _end_of_run(model, callbacks, checkpoint, changes)
+    return end or _limit_of_trainer(trainer, callbacks, checkpoint)
+
+
+def _end_of_run(
+    model: L.LightningModule, callbacks: list[L.Callback], checkpoint: dict[str, Any], changes: list[Change]
+) -> End | None:
+    env_steps = checkpoint[STATE_KEY]["counters"]["env_steps"]
     if isinstance(model, Agent) and env_steps >= model.total_env_steps:
         longer = f"raise it, as with --model.total_env_steps {2 * env_steps}"
         return End(f"total_env_steps={model.total_env_steps:,} reached", longer)
@@ -51,7 +60,12 @@ def end_at(
             return End(reached, "raise it, or do without, as with --model.stop_value null")
     if ended_by_early_stopping(callbacks, checkpoint, changes):
         return End(ENDED_BY_EARLY_STOPPING, "give it a larger patience, or leave it out")
-    if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= iteration:
+    return None
+
+
+def _limit_of_trainer(trainer: L.Trainer, callbacks: list[L.Callback], checkpoint: dict[str, Any]) -> End | None:
+    counters = checkpoint[STATE_KEY]["counters"]
+    if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= counters["iteration"]:
         return End(f"max_epochs={trainer.max_epochs:,} reached", "raise it, or add --trainer.max_epochs -1")
     if 0 <= trainer.max_steps <= counters["train_iter"]:
         return End(f"max_steps={trainer.max_steps:,} reached", "raise it, or add --trainer.max_steps -1")

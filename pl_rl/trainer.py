@@ -72,6 +72,9 @@ class Trainer(L.Trainer):
     ) -> None:
         """Train, or continue a run as if it had never stopped.
 
+        Where nothing is left to train, the reason is printed and nothing written; the model has the checkpoint's
+        weights and counters then.
+
         Args:
             model: The agent.
             train_dataloaders: As Lightning's; an agent brings its own.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import lightning as L
 import pytest
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 
 import pl_rl
@@ -174,6 +175,29 @@ def test_an_exception_in_configure_optimizers_comes_out(tmp_path):
     assert open_workers() == []
 
 
+def test_a_rescue_of_a_half_restored_run_holds_weights_alone_and_is_no_obstacle(tmp_path):
+    trainer(tmp_path, RunCheckpoint(), max_epochs=4).fit(model())
+    rescue = OnExceptionCheckpoint(tmp_path, "rescue")
+    for ckpt_path in (tmp_path / LAST, None):
+        failing = Failing("on_fit_start" if ckpt_path else "setup", 0, UsersOwn())
+        with pytest.raises(UsersOwn):
+            trainer(tmp_path / "other", failing, rescue).fit(model(), ckpt_path=ckpt_path)
+        assert "pl_rl" not in read_checkpoint(rescue.ckpt_path)
+    again = trainer(tmp_path / "other", rescue, RunCheckpoint(), max_epochs=2)
+    again.fit(agent := model())  # Lightning takes the rescue checkpoint by itself
+    assert agent.iteration == 2
+
+
+def test_another_librarys_checkpoint_is_refused_by_a_plain_trainer_too(tmp_path):
+    trainer(tmp_path, RunCheckpoint(), max_epochs=4).fit(model())
+    checkpoint = read_checkpoint(tmp_path / LAST)
+    del checkpoint["pl_rl"]
+    torch.save(checkpoint, tmp_path / "other.ckpt")
+    plain = trainer(tmp_path / "plain", RunCheckpoint(), trainer_class=L.Trainer)
+    with pytest.raises(pl_rl.UsageError, match=r"other.ckpt' is not a checkpoint of pl_rl"):
+        plain.fit(model(), ckpt_path=tmp_path / "other.ckpt")
+
+
 def test_a_close_that_fails_does_not_hide_it(tmp_path, monkeypatch):
     error = UsersOwn("first")
     monkeypatch.setattr(pl_rl.envs.native.SameStepCartPoleVectorEnv, "close", lambda env: 1 / 0)
@@ -183,11 +207,13 @@ def test_a_close_that_fails_does_not_hide_it(tmp_path, monkeypatch):
     assert error.__notes__ == ["Then the environments could not be closed: ZeroDivisionError: division by zero"]
 
 
-def test_a_failed_evaluation_is_made_up_for(whole, tmp_path, monkeypatch):
+@pytest.mark.parametrize("iteration", [4, 8])
+def test_a_failed_evaluation_is_made_up_for(iteration, whole, tmp_path, monkeypatch):
+    """Also the last one, after which nothing is left to train."""
     play = pl_rl.PPO.play
 
     def failing(agent, stream):
-        if agent.iteration == 4:
+        if agent.iteration == iteration:
             raise UsersOwn
         return play(agent, stream)
 

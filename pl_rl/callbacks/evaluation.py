@@ -76,12 +76,15 @@ class PeriodicEvaluation(L.Callback):
         self.train_iter = state_dict["train_iter"]
 
     def end_at(self, checkpoint: dict[str, Any]) -> str | None:
-        """Why a run was over at a checkpoint, by the present ``stop_value``; ``None`` if an evaluation is due there."""
+        """Why a run was over at a checkpoint, by the present ``stop_value``; ``None`` if it was not."""
         state = checkpoint["callbacks"].get(self.state_key)
-        train_iter = checkpoint[STATE_KEY]["counters"]["train_iter"]
-        if not state or train_iter == 0 or self._is_due(state["train_iter"], train_iter):
-            return None
-        return self._reached(state["latest"])
+        trained = checkpoint[STATE_KEY]["counters"]["train_iter"] > 0
+        return self._reached(state["latest"]) if state and trained else None
+
+    def is_due_at(self, checkpoint: dict[str, Any]) -> bool:
+        """Whether an evaluation is to be made up for, as a checkpoint was saved just before it."""
+        state = checkpoint["callbacks"].get(self.state_key, {})
+        return self._is_due(state.get("train_iter"), checkpoint[STATE_KEY]["counters"]["train_iter"])
 
     def _is_due(self, latest: int | None, train_iter: int) -> bool:
         return is_due(-1 if latest is None else latest, train_iter, self.every)

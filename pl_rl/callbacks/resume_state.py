@@ -18,6 +18,7 @@ from pl_rl.callbacks.settings import (
     settings_of,
 )
 from pl_rl.checkpoints import FORMAT_VERSION, STATE_KEY, changed_settings, plain_data
+from pl_rl.errors import UsageError
 from pl_rl.restoring import check_optimizers
 from pl_rl.runs import shown
 from pl_rl.terminal import printable
@@ -62,7 +63,17 @@ class ResumeState(L.Callback):
         }
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take the counters over; evaluations need no more."""
+        """Take the counters over; evaluations need no more.
+
+        Raises:
+            UsageError: For another library's checkpoint.
+        """
+        if STATE_KEY not in checkpoint:
+            if checkpoint["global_step"] == 0:
+                return  # what a run that failed before it began has left
+            raise UsageError(
+                f"{str(trainer.ckpt_path)!r} is not a checkpoint of pl_rl; a run's are in its checkpoints/ folder"
+            )
         self._resumed = checkpoint
         self._seed = torch.initial_seed()  # before the run's own comes back
         as_agent(pl_module).restore_counters(checkpoint[STATE_KEY]["counters"])
@@ -117,7 +128,11 @@ class ResumeState(L.Callback):
         The state is kept before: callbacks that save a checkpoint of what failed come later.
         """
         agent, self._failed = as_agent(pl_module), True
-        if self._final is None:
+        # Lightning restores its own part last; between the two nothing fits together.
+        half_restored = (
+            self._resumed is not None and trainer.global_step != self._resumed[STATE_KEY]["counters"]["train_iter"]
+        )
+        if self._final is None and not half_restored:
             self._final = self._waiting() or save_after_failure(agent)
         agent.close_after(exception)
 
