@@ -275,3 +275,13 @@ def test_nothing_to_compute_with():
     inputs = [torch.empty(0), torch.tensor([1.0, 2.0])]
     for output, expected in zip(compile_function(functions, inputs)(*inputs), functions(*inputs), strict=True):
         torch.testing.assert_close(output, expected, equal_nan=True)
+
+
+def test_constants_are_what_they_were():
+    """GCC 12 copies {1, 1, 1, 0, 0, 0, 0, 0} as eight ones, where it may see that nobody changes it."""
+    patterns = [[1] * ones + [0] * (n - ones) for n in (8, 9, 16, 17) for ones in (1, 2, 3, n // 2)]
+    outputs = compile_function(
+        lambda x: tuple(torch.tensor(p, dtype=d) for p in patterns for d in (torch.int64, torch.float32, torch.int32)),
+        [ROWS],
+    )(ROWS)
+    assert [output.tolist() for output in outputs] == [p for p in patterns for _ in range(3)]

@@ -246,7 +246,7 @@ class _Generator:
         name = f"constant{len(self.constants)}"
         numbers = ", ".join(literal(number, tensor.dtype) for number in tensor.flatten().tolist())
         self._new_buffer(node.meta["val"], f"(void*){name}")
-        self.constants.append(f"static const {type_name(tensor.dtype)} {name}[] = {{{numbers}}};")
+        self.constants.append(f"CONSTANT {type_name(tensor.dtype)} {name}[] = {{{numbers}}};")
 
     def _result(self, node: Node, place: str) -> None:
         """Let a result be computed in its place, or copy it there."""
