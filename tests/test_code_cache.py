@@ -27,6 +27,11 @@ def poison():
     return compiler.Compiler(POISON).finish()
 
 
+@pytest.fixture(autouse=True)
+def _own_tmp(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("tmp")))
+
+
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """An empty cache, and what is said about it."""
@@ -313,12 +318,6 @@ def leftovers():
     return list(Path(tempfile.gettempdir()).glob(f"{compiler.SCRATCH}*"))
 
 
-@pytest.fixture
-def own_tmp(tmp_path, monkeypatch):
-    (tmp_path / "tmp").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
-
-
 def number_in(path):
     """The number in a file, once it is there."""
     deadline = time.monotonic() + 30
@@ -358,7 +357,7 @@ def forked(fork_a_worker=False):
 
 
 @pytest.mark.parametrize("fork_a_worker", [False, True], ids=["alone", "a forked worker lives on"])
-def test_a_killed_run_leaves_no_compiler_and_no_folder(fork_a_worker, fake_compiler, own_tmp):
+def test_a_killed_run_leaves_no_compiler_and_no_folder(fork_a_worker, fake_compiler):
     fake_compiler(BUSY)
     process = forked(fork_a_worker)
     busy = [number_in(Path(name)) for name in ("started", "part")]
@@ -368,7 +367,7 @@ def test_a_killed_run_leaves_no_compiler_and_no_folder(fork_a_worker, fake_compi
     wait_until(lambda: all(map(is_over, busy)) and not leftovers())
 
 
-def test_a_run_that_is_left_does_not_wait_for_the_compiler(fake_compiler, own_tmp):
+def test_a_run_that_is_left_does_not_wait_for_the_compiler(fake_compiler):
     fake_compiler(BUSY)
     library = Library(SOURCE)
     busy = [number_in(Path(name)) for name in ("started", "part")]
@@ -377,7 +376,7 @@ def test_a_run_that_is_left_does_not_wait_for_the_compiler(fake_compiler, own_tm
     assert all(map(is_over, busy)) and not leftovers()
 
 
-def test_what_even_the_compilers_keeper_could_not_remove_is_removed_by_the_next_run(own_tmp, cache):
+def test_what_even_the_compilers_keeper_could_not_remove_is_removed_by_the_next_run(cache):
     root = Path(tempfile.gettempdir())
     dead, living, made_now, foreign = (root / f"{compiler.SCRATCH}{name}" for name in ("a", "b", "c", "d"))
     for folder in (dead, living, made_now):
@@ -391,7 +390,7 @@ def test_what_even_the_compilers_keeper_could_not_remove_is_removed_by_the_next_
         assert sorted(leftovers()) == [living, made_now, foreign]
 
 
-def test_a_temporary_folder_of_others_is_not_compiled_in(own_tmp, cache, monkeypatch):
+def test_a_temporary_folder_of_others_is_not_compiled_in(cache):
     Path(tempfile.gettempdir()).chmod(0o777)
     assert answer() == 42
     assert list(Path(tempfile.gettempdir()).iterdir()) == []
