@@ -1,6 +1,7 @@
 """Operations as machine code: what torch computes, for each kind of operation, layout and shape."""
 
 import platform
+import textwrap
 
 import gymnasium as gym
 import pytest
@@ -8,7 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as nnf
 
-from pl_rl import compiler
+from pl_rl import codegen, compiler, tracing
+from pl_rl.codegen import graphs, operations
 from pl_rl.compilation import CompilationError, compile_function
 
 ROWS = torch.linspace(-3, 3, 15).view(3, 5)
@@ -285,3 +287,13 @@ def test_constants_are_what_they_were():
         [ROWS],
     )(ROWS)
     assert [output.tolist() for output in outputs] == [p for p in patterns for _ in range(3)]
+
+
+def test_the_example_of_the_generator_is_what_it_generates():
+    graph = tracing.trace(lambda x, w: ((x @ w).tanh().mul(2).t().sum(1),), [torch.ones(8, 3), torch.ones(3, 5)])
+    example = graphs.__doc__.split("::\n\n")[-1]
+    assert codegen.generate(graph).text == textwrap.dedent(example)
+
+
+def test_all_that_is_written_piece_by_piece_is_known_to_be():
+    assert set(graphs.HANDLERS) == operations.PIECES | {torch.ops.aten.convolution.default}
