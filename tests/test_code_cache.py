@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 import stat
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -262,6 +263,19 @@ def test_a_compiler_that_was_killed_is_a_failure(does, told, fake_compiler):
     with pytest.raises(CompilerFailure, match=told):
         answer()
     assert leftovers() == []
+
+
+def descriptors():
+    """Those that are open, but for the one that finds them."""
+    return {path.name for path in Path("/proc/self/fd").iterdir() if path.exists()}
+
+
+def test_a_compiler_that_cannot_be_started_leaves_nothing(cache, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    before = descriptors()
+    with pytest.raises(CompilerFailure, match=r"cannot be started: .*/no/such/python"):
+        answer()
+    assert leftovers() == [] and descriptors() == before
 
 
 def test_a_compiler_that_was_killed_when_it_was_asked_is_a_failure(fake_compiler):

@@ -254,6 +254,19 @@ def test_numbers_at_the_edges_of_their_types():
         )
 
 
+def test_whole_numbers_wrap_around_as_in_torch():
+    """C++ takes it that they do not, and so that x + 1 is larger than x."""
+    whole = torch.tensor([2**63 - 1, -(2**63), 5, 2**62])
+
+    def functions(x, y):
+        of_one = [(x + 1 > x, x - 1 < x, -x, x * 3, x**2, x**3, torch.add(x, x, alpha=3), (-x).abs()) for x in (x, y)]
+        return *of_one[0], *of_one[1]
+
+    inputs = [whole, torch.tensor([2**31 - 1, -(2**31), 5, 2**30], dtype=torch.int32)]
+    for output, expected in zip(compile_function(functions, inputs)(*inputs), functions(*inputs), strict=True):
+        assert output.dtype == expected.dtype and torch.equal(output, expected)
+
+
 def test_bounds_that_are_tensors():
     low, high = ROWS - 1, (-ROWS).clone()
     high[0, 0], low[1, 1] = torch.nan, torch.inf

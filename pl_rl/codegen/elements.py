@@ -45,6 +45,8 @@ from pl_rl.codegen.operations import (
     POWERS,
     SMALL,
     SUMS,
+    WHOLE,
+    WRAPPING,
 )
 
 aten = torch.ops.aten
@@ -103,10 +105,9 @@ class Elements(Buffers):
                     expression = Operation(f"{name}({{0}}, {{1}})", (expression, bound))
             return expression
         if target is aten.pow.Tensor_Scalar:
-            power = f"__builtin_powf({{0}}, {literal(args[1], torch.float32)})"
+            template = POWERS.get(args[1], f"__builtin_powf({{0}}, {literal(args[1], torch.float32)})")
             if not value.dtype.is_floating_point:
-                power = f"({type_name(value.dtype)})power({{0}}, {args[1]})"
-            template = POWERS.get(args[1], power)
+                template = f"({type_name(value.dtype)})power({{0}}, {args[1]})"
             return Operation(template, (self.operand(args[0], value.shape, value.dtype),))
         if target is aten.gather.default:
             return self.gathered(node)
@@ -119,6 +120,9 @@ class Elements(Buffers):
             if node.kwargs.get("alpha", 1) != 1:
                 factor = literal(node.kwargs["alpha"], dtype)
                 template = template.replace("{1}", f"{factor} * {{1}}")
+            if dtype in WHOLE and target in WRAPPING:
+                unsigned = template.replace("{0}", "(size){0}").replace("{1}", "(size){1}")
+                template = f"(({type_name(dtype)}){unsigned})"
             if dtype in SMALL:
                 template = f"({type_name(dtype)}){template}"
         if dtype.is_floating_point is False and "__builtin" in template:

@@ -66,6 +66,12 @@ POWERS = {
     -1: "(1.f / {0})",
 }
 CLAMPS = {aten.clamp.default, aten.clamp.Tensor}
+WRAPPING = {
+    *(aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar, aten.mul.Tensor, aten.mul.Scalar),
+    aten.neg.default,
+}
+"""What whole numbers may overflow in, which C++ knows of unsigned ones alone."""
+WHOLE = {torch.int64, torch.int32}
 SMALL = {torch.uint8, torch.bool}
 """Types that C++ computes with as larger ones, in which nothing overflows."""
 SUMS = {aten.sum.default, aten.sum.dim_IntList, aten.mean.default, aten.mean.dim}
