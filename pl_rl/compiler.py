@@ -55,27 +55,37 @@ class Compiler:
 
     def __init__(self, source: str) -> None:
         try:
-            folder, lock = _scratch()
-            written, self._library = folder / "source.cpp", folder / "library.so"
-            written.write_text(source)
-            child = [sys.executable, "-I", "-S", str(CHILD), str(os.getpid()), str(folder)]
-            compiler = [*command(), *flags(), f"-I{NATIVE}", "-o", str(self._library), str(written)]
-            reader, writer = os.pipe()
-            self._process = subprocess.Popen(
-                [*child, *compiler],
-                stdin=reader,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-                errors="replace",
-                start_new_session=True,
-                env={**os.environ, "LC_ALL": "C", "TMPDIR": str(folder)},
-            )
-            os.close(reader)
+            with contextlib.ExitStack() as undo:
+                folder, lock = _scratch()
+                undo.callback(shutil.rmtree, folder, ignore_errors=True)
+                undo.callback(os.close, lock)
+                reader, writer = os.pipe()
+                undo.callback(os.close, writer)
+                try:
+                    self._process = self._start(source, folder, reader)
+                finally:
+                    os.close(reader)
+                undo.pop_all()
         except OSError as error:
             raise CompilerFailure(f"the compiler cannot be started: {error}") from error
         # A run that is asked to leave does not wait for it.
         self._end = weakref.finalize(self, _end, self._process, folder, (lock, writer))
+
+    def _start(self, source: str, folder: Path, stdin: int) -> subprocess.Popen[str]:
+        written, self._library = folder / "source.cpp", folder / "library.so"
+        written.write_text(source)
+        child = [sys.executable, "-I", "-S", str(CHILD), str(os.getpid()), str(folder)]
+        compiler = [*command(), *flags(), f"-I{NATIVE}", "-o", str(self._library), str(written)]
+        return subprocess.Popen(
+            [*child, *compiler],
+            stdin=stdin,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+            env={**os.environ, "LC_ALL": "C", "TMPDIR": str(folder)},
+        )
 
     def finish(self) -> bytes:
         """Wait for it; returns the library.

@@ -6,8 +6,9 @@ import torch
 
 import tests.environments  # noqa: F401  (registers the small environments)
 
-hypothesis.settings.register_profile("default", max_examples=25, deadline=None, derandomize=True, database=None)
+hypothesis.settings.register_profile("quick", max_examples=25, deadline=None, derandomize=True, database=None)
 hypothesis.settings.register_profile("nightly", max_examples=1000, deadline=None)
+hypothesis.settings.load_profile("quick")
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 import stat
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -25,6 +26,11 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files aw
 def poison():
     """A sound library that is not what its name says."""
     return compiler.Compiler(POISON).finish()
+
+
+@pytest.fixture(autouse=True)
+def _own_tmp(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("tmp")))
 
 
 @pytest.fixture
@@ -259,6 +265,19 @@ def test_a_compiler_that_was_killed_is_a_failure(does, told, fake_compiler):
     assert leftovers() == []
 
 
+def descriptors():
+    """Those that are open, but for the one that finds them."""
+    return {path.name for path in Path("/proc/self/fd").iterdir() if path.exists()}
+
+
+def test_a_compiler_that_cannot_be_started_leaves_nothing(cache, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    before = descriptors()
+    with pytest.raises(CompilerFailure, match=r"cannot be started: .*/no/such/python"):
+        answer()
+    assert leftovers() == [] and descriptors() == before
+
+
 def test_a_compiler_that_was_killed_when_it_was_asked_is_a_failure(fake_compiler):
     fake_compiler("", asked="kill -KILL $$")
     with pytest.raises(CompilerFailure, match="killed by SIGKILL"):
@@ -313,12 +332,6 @@ def leftovers():
     return list(Path(tempfile.gettempdir()).glob(f"{compiler.SCRATCH}*"))
 
 
-@pytest.fixture
-def own_tmp(tmp_path, monkeypatch):
-    (tmp_path / "tmp").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
-
-
 def number_in(path):
     """The number in a file, once it is there."""
     deadline = time.monotonic() + 30
@@ -358,7 +371,7 @@ def forked(fork_a_worker=False):
 
 
 @pytest.mark.parametrize("fork_a_worker", [False, True], ids=["alone", "a forked worker lives on"])
-def test_a_killed_run_leaves_no_compiler_and_no_folder(fork_a_worker, fake_compiler, own_tmp):
+def test_a_killed_run_leaves_no_compiler_and_no_folder(fork_a_worker, fake_compiler):
     fake_compiler(BUSY)
     process = forked(fork_a_worker)
     busy = [number_in(Path(name)) for name in ("started", "part")]
@@ -368,7 +381,7 @@ def test_a_killed_run_leaves_no_compiler_and_no_folder(fork_a_worker, fake_compi
     wait_until(lambda: all(map(is_over, busy)) and not leftovers())
 
 
-def test_a_run_that_is_left_does_not_wait_for_the_compiler(fake_compiler, own_tmp):
+def test_a_run_that_is_left_does_not_wait_for_the_compiler(fake_compiler):
     fake_compiler(BUSY)
     library = Library(SOURCE)
     busy = [number_in(Path(name)) for name in ("started", "part")]
@@ -377,7 +390,7 @@ def test_a_run_that_is_left_does_not_wait_for_the_compiler(fake_compiler, own_tm
     assert all(map(is_over, busy)) and not leftovers()
 
 
-def test_what_even_the_compilers_keeper_could_not_remove_is_removed_by_the_next_run(own_tmp, cache):
+def test_what_even_the_compilers_keeper_could_not_remove_is_removed_by_the_next_run(cache):
     root = Path(tempfile.gettempdir())
     dead, living, made_now, foreign = (root / f"{compiler.SCRATCH}{name}" for name in ("a", "b", "c", "d"))
     for folder in (dead, living, made_now):
@@ -391,7 +404,7 @@ def test_what_even_the_compilers_keeper_could_not_remove_is_removed_by_the_next_
         assert sorted(leftovers()) == [living, made_now, foreign]
 
 
-def test_a_temporary_folder_of_others_is_not_compiled_in(own_tmp, cache, monkeypatch):
+def test_a_temporary_folder_of_others_is_not_compiled_in(cache):
     Path(tempfile.gettempdir()).chmod(0o777)
     assert answer() == 42
     assert list(Path(tempfile.gettempdir()).iterdir()) == []

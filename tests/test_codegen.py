@@ -1,6 +1,7 @@
 """Operations as machine code: what torch computes, for each kind of operation, layout and shape."""
 
 import platform
+import textwrap
 
 import gymnasium as gym
 import pytest
@@ -8,7 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as nnf
 
-from pl_rl import compiler
+from pl_rl import codegen, compiler, tracing
+from pl_rl.codegen import graphs, operations
 from pl_rl.compilation import CompilationError, compile_function
 
 ROWS = torch.linspace(-3, 3, 15).view(3, 5)
@@ -252,6 +254,19 @@ def test_numbers_at_the_edges_of_their_types():
         )
 
 
+def test_whole_numbers_wrap_around_as_in_torch():
+    """C++ takes it that they do not, and so that x + 1 is larger than x."""
+    whole = torch.tensor([2**63 - 1, -(2**63), 5, 2**62])
+
+    def functions(x, y):
+        of_one = [(x + 1 > x, x - 1 < x, -x, x * 3, x**2, x**3, torch.add(x, x, alpha=3), (-x).abs()) for x in (x, y)]
+        return *of_one[0], *of_one[1]
+
+    inputs = [whole, torch.tensor([2**31 - 1, -(2**31), 5, 2**30], dtype=torch.int32)]
+    for output, expected in zip(compile_function(functions, inputs)(*inputs), functions(*inputs), strict=True):
+        assert output.dtype == expected.dtype and torch.equal(output, expected)
+
+
 def test_bounds_that_are_tensors():
     low, high = ROWS - 1, (-ROWS).clone()
     high[0, 0], low[1, 1] = torch.nan, torch.inf
@@ -275,3 +290,23 @@ def test_nothing_to_compute_with():
     inputs = [torch.empty(0), torch.tensor([1.0, 2.0])]
     for output, expected in zip(compile_function(functions, inputs)(*inputs), functions(*inputs), strict=True):
         torch.testing.assert_close(output, expected, equal_nan=True)
+
+
+def test_constants_are_what_they_were():
+    """GCC 12 copies {1, 1, 1, 0, 0, 0, 0, 0} as eight ones, where it may see that nobody changes it."""
+    patterns = [[1] * ones + [0] * (n - ones) for n in (8, 9, 16, 17) for ones in (1, 2, 3, n // 2)]
+    outputs = compile_function(
+        lambda x: tuple(torch.tensor(p, dtype=d) for p in patterns for d in (torch.int64, torch.float32, torch.int32)),
+        [ROWS],
+    )(ROWS)
+    assert [output.tolist() for output in outputs] == [p for p in patterns for _ in range(3)]
+
+
+def test_the_example_of_the_generator_is_what_it_generates():
+    graph = tracing.trace(lambda x, w: ((x @ w).tanh().mul(2).t().sum(1),), [torch.ones(8, 3), torch.ones(3, 5)])
+    example = graphs.__doc__.split("::\n\n")[-1]
+    assert codegen.generate(graph).text == textwrap.dedent(example)
+
+
+def test_all_that_is_written_piece_by_piece_is_known_to_be():
+    assert set(graphs.HANDLERS) == operations.PIECES | {torch.ops.aten.convolution.default}

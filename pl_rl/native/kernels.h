@@ -7,6 +7,8 @@ typedef long long int64;
 typedef __SIZE_TYPE__ size;
 
 #define INLINE static inline __attribute__((always_inline))
+// Not "static const": GCC 12 copies some of those wrong with -O2 (for AVX-512: {1, 1, 1, 0, 0, 0, 0, 0} as eight ones).
+#define CONSTANT __attribute__((visibility("hidden")))
 
 // --- Elementary functions ---------------------------------------------------------------------------------------------
 
