@@ -54,12 +54,14 @@ class DurableCheckpointIO(TorchCheckpointIO):
             self._submit(_write, archive, Path(path))
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Read a checkpoint, after what is being written, which may be this one.
+        """Read a checkpoint, after what is being written, which may be this one; plain data unless asked for more.
 
         Raises:
             RunFailure: If that could not be written or read back.
         """
         self.finish()
+        if kwargs.get("weights_only") is None:  # which for a URL Lightning takes for no
+            kwargs["weights_only"] = True
         return super().load_checkpoint(path, *args, **kwargs)
 
     def remove_checkpoint(self, path: str | Path) -> None:
