@@ -68,6 +68,11 @@ def in_python(names: list[Name]) -> str:
     return f"pass trust={[name.value for name in names]}"
 
 
+def by_loading(names: list[Name]) -> str:
+    """How a script says so that makes a model of a file's settings."""
+    return f"use load_from_checkpoint with trust={[name.value for name in names]}, or pass objects"
+
+
 def by_trust_option(names: list[Name]) -> str:
     """How the option ``--trust`` says so."""
     return f"add --trust {' '.join(shlex.quote(name.value) for name in names)}"
