@@ -143,6 +143,15 @@ def test_every_verb_is_a_door():
     assert named >= doors.VERBS
 
 
+def test_the_published_table_has_every_door():
+    text = Path(__file__).parents[1].joinpath(".github/SECURITY.md").read_text()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:2] == "| "]
+    names = [*doors.DOORS_OF_A_RUN, *doors.DOORS_OF_A_HUB_FOLDER, *doors.DOORS_OF_WEIGHTS]
+    assert [row[0] for row in rows[1:]] == names
+    for row in rows[1:]:
+        assert sum(map(int, row[1:4])) == len(doors.places_of(row[0])) and row[4:] == ["0", "0", "0"]
+
+
 READING = {
     "_read", "check_content", "load_module", "load_sound", "open_weights", "read_checkpoint", "read_trained",
     "read_weights", "read_yaml", "safe_load",
