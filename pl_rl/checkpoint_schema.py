@@ -253,6 +253,9 @@ def check_checkpoint(checkpoint: Any) -> None:
         Misfit: With the first entry that is something else.
     """
     CHECKPOINT(checkpoint, "")
+    counters = checkpoint["pl_rl"]["counters"]
+    if "rates" in counters and "learning_rate" not in counters:
+        raise Misfit("pl_rl.counters.learning_rate", None, "there, as the groups' rates are")
     collector = checkpoint["pl_rl"]["collector"]
     num_envs = len(collector["episodes"]["open_returns"])
     parts = {

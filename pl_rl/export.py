@@ -15,9 +15,9 @@ from typing import Any, Literal
 import torch
 
 from pl_rl.errors import RunFailure, UsageError
-from pl_rl.policy import TrainedPolicy, TrainedWeights, load_weights, metadata, read_trained, what_is_needed
+from pl_rl.policy import TrainedPolicy, TrainedWeights, checked_settings, load_weights, metadata, read_trained
 from pl_rl.runs import shown
-from pl_rl.trust import WayOut, checked_of_file, in_python
+from pl_rl.trust import WayOut, in_python
 from pl_rl.weights import safetensors
 
 Format = Literal["state_dict", "safetensors", "onnx", "hub"]
@@ -88,8 +88,7 @@ def _onnx(trained: TrainedWeights, path: Path, trust: Iterable[str], way_out: Wa
     """The graph, and the names of its outputs."""
     if find_spec("onnxscript") is None:
         raise UsageError("writing ONNX needs packages more; pip install 'pl-rl[onnx]'")
-    needed = checked_of_file(what_is_needed(trained.settings, trained.spaces), path, trust, way_out)
-    policy = TrainedPolicy({**trained.settings, **needed}, trained.spaces)
+    policy = TrainedPolicy(checked_settings(trained.settings, trained.spaces, path, trust, way_out), trained.spaces)
     load_weights(policy, trained.tensors)
     with _quiet():
         try:

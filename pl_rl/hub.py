@@ -11,8 +11,16 @@ import yaml
 
 from pl_rl.checkpoints import plain_data
 from pl_rl.errors import UsageError
-from pl_rl.policy import TrainedPolicy, TrainedWeights, load_weights, metadata, read_trained, what_is_needed
-from pl_rl.trust import WayOut, checked, checked_of_file, in_python
+from pl_rl.policy import (
+    TrainedPolicy,
+    TrainedWeights,
+    checked_settings,
+    load_weights,
+    metadata,
+    read_trained,
+    what_is_needed,
+)
+from pl_rl.trust import WayOut, checked, in_python
 from pl_rl.weights import safetensors
 
 try:
@@ -31,11 +39,10 @@ A policy trained with pl_rl's PPO: {env_steps:,} env steps, {train_iter:,} gradi
 
 ```python
 import torch
-from pl_rl.envs import EnvConfig, make_env
 from pl_rl.hub import HubPolicy
 
 policy = HubPolicy.from_pretrained("OWNER/NAME")  # this repository, or a folder with its files
-env = make_env(EnvConfig(**policy.settings["env"]))
+env = policy.make_env()
 obs, _ = env.reset()
 with torch.no_grad():
     action = policy(torch.from_numpy(obs).unsqueeze(0))[0][0].numpy()
@@ -104,8 +111,8 @@ class HubPolicy(TrainedPolicy, PyTorchModelHubMixin, library_name="pl_rl"):  # t
         Raises:
             UsageError: As :meth:`from_checkpoint`.
         """
-        needed = checked_of_file(what_is_needed(trained.settings, trained.spaces), path, trust, way_out)
-        settings, spaces = {**trained.settings, **needed}, trained.spaces
+        spaces = trained.spaces
+        settings = checked_settings(trained.settings, spaces, path, trust, way_out)
         if spaces is None:  # an old file: the folder is to tell them nevertheless
             spaces = TrainedPolicy(settings).spaces
         policy = cls(settings, trained.training, spaces)
@@ -126,13 +133,14 @@ class HubPolicy(TrainedPolicy, PyTorchModelHubMixin, library_name="pl_rl"):  # t
         """
         if not arguments.keys() >= {"settings", "training"}:
             raise UsageError(f"{arguments['model_id']!r} has no config.json of pl_rl; use a folder that export wrote")
-        needed = what_is_needed(arguments["settings"], arguments.get("spaces"))
+        settings, spaces = arguments["settings"], arguments.get("spaces")
         folder = Path(arguments["model_id"])
         if folder.is_dir():
-            needed = checked_of_file(needed, folder, trust)
+            settings = checked_settings(settings, spaces, folder, trust)
         else:
-            needed = checked(needed, trust, f"{arguments['model_id']!r} comes from the hub and")
-        arguments["settings"] = {**arguments["settings"], **needed}
+            source = f"{arguments['model_id']!r} comes from the hub and"
+            settings = {**settings, **checked(what_is_needed(settings, spaces), trust, source)}
+        arguments["settings"] = settings
         policy: HubPolicy = super()._from_pretrained(strict=strict, **arguments)
         return policy.eval()  # as not every version does
 

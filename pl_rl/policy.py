@@ -23,7 +23,7 @@ from pl_rl.errors import UsageError
 from pl_rl.networks import ActorCritic
 from pl_rl.normalization import ObservationNormalizer
 from pl_rl.spaces import Space, describe_spaces, make_spaces
-from pl_rl.trust import checked
+from pl_rl.trust import WayOut, checked, checked_of_file, in_python, is_own
 
 _PARTS = ("network.", "normalizer.")
 
@@ -115,6 +115,19 @@ class TrainedPolicy(nn.Module):
             return actions, values, outputs, distribution.log_std.expand_as(outputs)
         return actions, values, outputs
 
+    def make_env(self, trust: Iterable[str] = (), **kwargs: Any) -> gym.Env[Any, Any]:
+        """The environment that the policy was trained in, as it is evaluated there.
+
+        Args:
+            trust: As above, for what the settings name as the environment.
+            kwargs: As :func:`pl_rl.envs.make_env`.
+
+        Raises:
+            UsageError: If it cannot be made, or a name in its settings is not trusted.
+        """
+        env = checked({"env": self.settings["env"]}, trust, "the policy")["env"]
+        return make_env(EnvConfig(**env), **kwargs)
+
     def example(self) -> Tensor:
         """Two observations of the environment's shape and type."""
         space = self.network.observation_space
@@ -148,6 +161,18 @@ def what_is_needed(settings: dict[str, Any], spaces: dict[str, Any] | None) -> d
     if not isinstance(settings, dict) or not settings.keys() >= set(needed):
         raise UsageError(f"the policy's settings lack {' or '.join(needed)}; use another copy of the file")
     return {name: settings[name] for name in needed}
+
+
+def checked_settings(
+    settings: dict[str, Any],
+    spaces: dict[str, Any] | None,
+    path: Path,
+    trust: Iterable[str] = (),
+    way_out: WayOut = in_python,
+) -> dict[str, Any]:
+    """The settings of a policy, those that it is made from checked, as :func:`pl_rl.trust.checked_of_file` does."""
+    needed = what_is_needed(settings, spaces)
+    return {**settings, **checked_of_file(settings if is_own(path) else needed, path, trust, way_out)}
 
 
 def _spaces_of(env: dict[str, Any]) -> tuple[Space, Space]:

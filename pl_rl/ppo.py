@@ -36,7 +36,7 @@ from pl_rl.rollout import Rollout
 from pl_rl.runs import shown
 from pl_rl.schedule import is_due
 from pl_rl.settings import FIXED, FIXED_IN_FIT, change_setting, check_settings, plain_number
-from pl_rl.trust import checked
+from pl_rl.trust import by_loading, checked
 
 APPROX_KL = PPOLoss.METRICS.index("approx_kl")
 
@@ -120,11 +120,11 @@ class PPO(Agent):
     ) -> None:
         # A checkpoint's hyperparameters are plain data, and load_from_checkpoint passes them back as such.
         if isinstance(env, dict):
-            env = EnvConfig(**checked({"env": env})["env"])
+            env = EnvConfig(**checked({"env": env}, way_out=by_loading)["env"])
         elif isinstance(env, str):
             env = EnvConfig(env)
         if isinstance(network, dict):
-            network = network_from_description(checked({"network": network})["network"])
+            network = network_from_description(checked({"network": network}, way_out=by_loading)["network"])
         super().__init__(
             env=env,
             network=network,

@@ -68,6 +68,11 @@ def in_python(names: list[Name]) -> str:
     return f"pass trust={[name.value for name in names]}"
 
 
+def by_loading(names: list[Name]) -> str:
+    """How a script says so that makes a model of a file's settings."""
+    return f"use load_from_checkpoint with trust={[name.value for name in names]}, or pass objects"
+
+
 def by_trust_option(names: list[Name]) -> str:
     """How the option ``--trust`` says so."""
     return f"add --trust {' '.join(shlex.quote(name.value) for name in names)}"
@@ -194,12 +199,13 @@ def _names_of_class(described: Any, setting: str, kind: str, source: str) -> Ite
         or not described.keys() <= {"class_path", "init_args"}
         or not isinstance(described.get("class_path", ""), str)
         or not isinstance(described.get("init_args") or {}, Mapping)
+        or not all(isinstance(key, str) for key in described.get("init_args") or {})
     ):
         raise _malformed(source, setting, described)
     if "class_path" in described:
         yield Name(f"{setting}.class_path", kind, described["class_path"], described["class_path"])
     for key, value in (described.get("init_args") or {}).items():
-        yield from _texts(key, f"{setting}.init_args", key, source)
+        yield from _texts(key, f"{setting}.init_args", described["init_args"], source)
         yield from _texts(value, f"{setting}.init_args.{key}", value, source)
 
 

@@ -19,6 +19,7 @@ from collections import Counter
 from pathlib import Path
 from typing import get_args
 
+import gymnasium
 import lightning as L
 import torch
 import yaml
@@ -369,6 +370,7 @@ def clean_up():
     """As if ``evil`` had never been imported."""
     for name in ("evil", "evil.part"):
         sys.modules.pop(name, None)
+    gymnasium.registry.pop("Env-v0", None)
 
 
 def enter(door):

@@ -133,7 +133,7 @@ def test_a_checkpoint_of_a_newer_format_is_refused(tmp_path):
     checkpoint = torch.load(last_of(tmp_path), weights_only=True)
     checkpoint["pl_rl"]["format_version"] += 1
     torch.save(checkpoint, last_of(tmp_path))
-    with pytest.raises(pl_rl.UsageError, match=r"written by a newer pl_rl \(format 2, this one reads 1\)"):
+    with pytest.raises(pl_rl.UsageError, match=r"written by a newer pl_rl \(format 3, this one reads 2\)"):
         train(tmp_path, 3, last_of(tmp_path))
 
 
@@ -293,8 +293,10 @@ def test_a_class_that_is_no_network_is_not_called(tmp_path):
     checkpoint = torch.load(last_of(tmp_path), weights_only=True)
     checkpoint["hyper_parameters"]["network"] = {"class_path": "os.system", "init_args": {"command": "touch called"}}
     torch.save(checkpoint, tmp_path / "changed.ckpt")
-    with pytest.raises(pl_rl.UsageError, match=r"'os\.system' is not a network"):
+    with pytest.raises(pl_rl.UsageError, match=r"names the class 'os\.system'"):
         pl_rl.PPO.load_from_checkpoint(tmp_path / "changed.ckpt")
+    with pytest.raises(pl_rl.UsageError, match=r"'os\.system' is not a network"):
+        pl_rl.PPO.load_from_checkpoint(tmp_path / "changed.ckpt", trust=["os.system"])
 
 
 def test_early_stopping_in_the_first_epoch_is_remembered_too(tmp_path):

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium as gym
 import pytest
@@ -21,6 +22,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 import pl_rl
 from pl_rl import cli, trust
 from pl_rl.callbacks import RunCheckpoint
+from pl_rl.checkpoint_io import DurableCheckpointIO
 from pl_rl.checkpoints import read_checkpoint
 from pl_rl.envs import EnvConfig
 from pl_rl.errors import RunFailure
@@ -141,6 +143,15 @@ def test_every_verb_is_a_door():
     assert named >= doors.VERBS
 
 
+def test_the_published_table_has_every_door():
+    text = Path(__file__).parents[1].joinpath(".github/SECURITY.md").read_text()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:2] == "| "]
+    names = [*doors.DOORS_OF_A_RUN, *doors.DOORS_OF_A_HUB_FOLDER, *doors.DOORS_OF_WEIGHTS]
+    assert [row[0] for row in rows[1:]] == names
+    for row in rows[1:]:
+        assert sum(map(int, row[1:4])) == len(doors.places_of(row[0])) and row[4:] == ["0", "0", "0"]
+
+
 READING = {
     "_read", "check_content", "load_module", "load_sound", "open_weights", "read_checkpoint", "read_trained",
     "read_weights", "read_yaml", "safe_load",
@@ -229,7 +240,6 @@ NAMED = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*Overriding environment")
 @pytest.mark.parametrize("name", NAMED)
 def test_the_way_out_of_a_refusal_works_when_it_is_pasted(theirs, name, capsys):
     settings, names = NAMED[name]
@@ -403,6 +413,29 @@ def test_a_policy_is_made_without_its_environment(prepared, monkeypatch):
     export(checkpoint, "hub", Path("again"))
     with pytest.raises(pl_rl.UsageError, match="is made"):
         TrainedPolicy(trained.settings)
+
+
+def test_the_environment_of_somebody_elses_policy_is_made_if_it_is_trusted(theirs):
+    hub = pytest.importorskip("pl_rl.hub")
+    doors._in_hub(lambda config: config["settings"].update(env={"id": "evil:Env-v0"}))
+    policy = hub.HubPolicy.from_pretrained("hub")
+    with pytest.raises(pl_rl.UsageError, match=r"names the environment 'evil:Env-v0' .* trust=\['evil:Env-v0'\]"):
+        policy.make_env()
+    assert doors.marks() == (0, 0, False)
+    policy.make_env(trust=["evil:Env-v0"]).close()
+    assert doors.marks() == (1, 1, False)
+
+
+def test_a_checkpoint_at_an_address_is_plain_data_too(monkeypatch):
+    asked = []
+    there = SimpleNamespace(exists=lambda path: True)
+    monkeypatch.setattr("lightning.fabric.plugins.io.torch_io.get_filesystem", lambda path: there)
+    monkeypatch.setattr(
+        torch.hub, "load_state_dict_from_url", lambda url, **how: asked.append(how["weights_only"]) or {}
+    )
+    for how in ({}, {"weights_only": None}, {"weights_only": True}):
+        DurableCheckpointIO().load_checkpoint("https://example.org/theirs.ckpt", **how)
+    assert asked == [True, True, True]
 
 
 def test_an_old_checkpoint_and_an_old_folder_ask_the_environment(theirs):

@@ -123,13 +123,13 @@ class CLI(LightningCLI):
         if Path(given).absolute() != path:
             print(f"checkpoint: {shown(path)}", flush=True)
         checkpoint = read_checkpoint(path)
-        settings = checked_of_file(checkpoint["hyper_parameters"], path, names_said(args), by_settings, log_root)
-        unknown = sorted(settings.keys() - signature(PPO).parameters.keys())
+        unknown = sorted(map(str, checkpoint["hyper_parameters"].keys() - signature(PPO).parameters.keys()))
         if unknown:
             raise UsageError(
                 f"{shown(path)} has the setting {unknown[0]!r}, which pl_rl.PPO has not; go on with it in a script, by "
                 "the class that it was saved from"
             )
+        settings = checked_of_file(checkpoint["hyper_parameters"], path, names_said(args), by_settings, log_root)
         network_from_description(settings["network"])
         defaults = {name: dict(value) if isinstance(value, dict) else value for name, value in settings.items()}
         self._subcommand_parsers[args[0]].set_defaults({f"model.{name}": value for name, value in defaults.items()})
