@@ -87,7 +87,7 @@ def load_torch(data: bytes) -> Any:
     try:
         return load_plain(data)
     except NotPlain as error:
-        raise Unreadable(f"is no file of weights: {error}; use another copy") from error
+        raise Unreadable(f"is damaged, or no file of weights: {error}; use another copy") from error
     except Exception as error:  # torch.load fails in as many ways as a file can be broken
         raise Unreadable(
             "is damaged, or holds more than tensors and plain data, which could run code when opened; "

@@ -1,6 +1,7 @@
 """Command line of the fuzzer; ends with status 1 if a reader failed."""
 
 import argparse
+import signal
 import sys
 
 from tests.fuzz.readers import READERS
@@ -13,4 +14,5 @@ parser.add_argument("--reader", choices=READERS, action="append", help="Only thi
 parser.add_argument("--workers", type=int, default=1)
 parser.add_argument("--only", type=int, help="The number of one file, to repeat a failure.")
 options = parser.parse_args()
+signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, which ends with the counts so far
 sys.exit(run(options.reader or list(READERS), options.files, options.seed, options.workers, options.only))

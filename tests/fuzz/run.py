@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import gc
 import logging
 import multiprocessing
 import os
@@ -45,7 +46,7 @@ def run(readers, files, seed, workers=1, only=None):
     Returns:
         How many failed.
     """
-    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
+    with _quiet(), tempfile.TemporaryDirectory(prefix="fuzz-", dir=_memory()) as folder:
         folder = Path(folder)
         sound = make_sound(folder / "sound")
         torch.set_num_threads(1)
@@ -69,33 +70,54 @@ def run(readers, files, seed, workers=1, only=None):
     return failures
 
 
+def _memory():
+    """A folder that is not on a disk, where there is one."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Without what Lightning says, and workers inherit it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
+
+
 def _read_all(cases, seed, sound, folder, workers):
     counts = {name: collections.Counter() for name, _ in cases}
     shares = [collections.deque(cases[i::workers]) for i in range(workers)]
     running = {}
     shown = collections.Counter()
     told = time.monotonic()
-    while any(shares):
-        if time.monotonic() - told > 60:
-            told = time.monotonic()
-            print(f"{sum(map(len, shares)):,} files are left", flush=True)
-        for index, share in enumerate(shares):
-            if share and index not in running:
-                running[index] = _start(share, seed, sound, folder / str(index))
-        for index, share in enumerate(shares):
-            if not share:
-                continue
-            for outcome, words in _heard(running[index]):
-                name, number = share.popleft()
-                counts[name][outcome] += 1
-                if outcome not in ("read", "refused"):
-                    _show(shown, outcome, name, number, seed, words)
-            if running[index].ended and share:
-                name, number = share.popleft()
-                counts[name]["died or hung"] += 1
-                _show(shown, f"died, status {running[index].process.exitcode}", name, number, seed, "")
-            if running[index].ended:
-                del running[index]
+    try:
+        while any(shares):
+            if time.monotonic() - told > 60:
+                told = time.monotonic()
+                print(f"{sum(map(len, shares)):,} files are left", flush=True)
+            for index, share in enumerate(shares):
+                if share and index not in running:
+                    running[index] = _start(share, seed, sound, folder / str(index))
+            for index, share in enumerate(shares):
+                if not share:
+                    continue
+                for outcome, words in _heard(running[index]):
+                    name, number = share.popleft()
+                    counts[name][outcome] += 1
+                    if outcome not in ("read", "refused"):
+                        _show(shown, outcome, name, number, seed, words)
+                if running[index].ended and share:
+                    name, number = share.popleft()
+                    counts[name]["died or hung"] += 1
+                    _show(shown, f"died, status {running[index].process.exitcode}", name, number, seed, "")
+                if running[index].ended:
+                    del running[index]
+    except KeyboardInterrupt:  # what was read until now counts
+        for one in running.values():
+            one.process.kill()
     failures = sum(n for c in counts.values() for outcome, n in c.items() if outcome not in ("read", "refused"))
     return counts, failures
 
@@ -144,8 +166,7 @@ def _show(shown, outcome, name, number, seed, words):
 
 def _work(cases, seed, sound, folder, channel):
     """Read each case, and say how it went."""
-    warnings.simplefilter("ignore")
-    logging.disable(logging.CRITICAL)
+    gc.freeze()  # what was there before is not garbage
     with contextlib.suppress(OSError, ValueError):
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))

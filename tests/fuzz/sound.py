@@ -1,8 +1,6 @@
 """Sound files to start from."""
 
 import io
-import logging
-import warnings
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,8 +72,6 @@ def model(env):
 def make_sound(folder):
     """Train, and gather."""
     sound = Sound()
-    warnings.simplefilter("ignore")
-    logging.disable(logging.CRITICAL)
     for env in KINDS:
         L.seed_everything(0, verbose=False)
         root = Path(folder, env)
