@@ -10,8 +10,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from pl_rl.agent import as_agent
 from pl_rl.callbacks.lookup import all_attached
 from pl_rl.checkpoints import STATE_KEY
-from pl_rl.log_meter import LogMeter
-from pl_rl.run_identity import mark, new_run_id
+from pl_rl.log_meter import LogMeter, measure_logs
+from pl_rl.run_identity import identity_of, mark, new_run_id, run_id_in
 from pl_rl.run_logs import continue_logs
 from pl_rl.runs import own_run, run_of_checkpoint, shown
 
@@ -41,7 +41,7 @@ class RunDirectory(L.Callback):
         run = Path(trainer.log_dir or trainer.default_root_dir)
         if run.is_dir() and not cast(Any, trainer).fast_dev_run:  # set by Lightning without declaring it
             mark(run, run, self.run_id)
-        checkpoint[LOGS_KEY] = self._meter.measure(trainer.loggers, run, self.run_id) if trainer.log_dir else []
+        checkpoint[LOGS_KEY] = measure_logs(trainer.loggers, run, self.run_id, self._meter) if trainer.log_dir else []
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Be the run that is continued, and tell Lightning's ModelCheckpoint where it is now.
@@ -51,7 +51,9 @@ class RunDirectory(L.Callback):
         """
         branching, states = as_agent(pl_module).branching, checkpoint["callbacks"]
         if not branching:
-            self.run_id = checkpoint[STATE_KEY].get("run_id") or self.run_id
+            here = identity_of(Path(trainer.log_dir)) if trainer.log_dir else None
+            # A checkpoint of the first format in a directory whose others have an id since.
+            self.run_id = run_id_in(checkpoint[STATE_KEY]) or (self.run_id if here is None else here.run_id)
         for callback in all_attached(trainer, ModelCheckpoint):
             state = states.get(callback.state_key)
             if state is None or callback.dirpath is None:
@@ -84,7 +86,7 @@ class RunDirectory(L.Callback):
             return []
         if own_run(path, checkpoint) is None:
             return [f"log: {shown(path)} is not of the run that {shown(run)} is of, whose logs stay as they are"]
-        return continue_logs(trainer.loggers, run, checkpoint[LOGS_KEY], checkpoint[STATE_KEY].get("run_id"), cut)
+        return continue_logs(trainer.loggers, run, checkpoint[LOGS_KEY], run_id_in(checkpoint[STATE_KEY]), cut)
 
 
 def _moved(value: Any, old: str, new: str) -> Any:
@@ -99,9 +101,10 @@ def _moved(value: Any, old: str, new: str) -> Any:
 def _own_files(state: dict[str, Any], folder: str) -> dict[str, Any]:
     """A ModelCheckpoint's state without paths that lead out of its folder."""
 
-    def outside(value: Any) -> bool:
-        return isinstance(value, str) and "/" in value and not Path(os.path.realpath(value)).is_relative_to(root)
+    def inside(path: object) -> bool:
+        return isinstance(path, str) and Path(os.path.realpath(path)).is_relative_to(root)
 
     root = os.path.realpath(folder)
-    files = {path: score for path, score in state.get("best_k_models", {}).items() if not outside(path)}
-    return {name: "" if outside(value) else value for name, value in state.items()} | {"best_k_models": files}
+    paths = {name: state.get(name) for name in ("best_model_path", "kth_best_model_path", "last_model_path")}
+    files = {path: score for path, score in state.get("best_k_models", {}).items() if inside(path)}
+    return {**state, **{name: path if inside(path) else "" for name, path in paths.items()}, "best_k_models": files}
