@@ -2,8 +2,6 @@
 
 import ast
 import contextlib
-import dataclasses
-import inspect
 import json
 import os
 import re
@@ -24,17 +22,15 @@ from pl_rl import cli, trust
 from pl_rl.callbacks import RunCheckpoint
 from pl_rl.checkpoint_io import DurableCheckpointIO
 from pl_rl.checkpoints import read_checkpoint
-from pl_rl.envs import EnvConfig
 from pl_rl.errors import RunFailure
 from pl_rl.export import export
 from pl_rl.policy import TrainedPolicy, read_trained
 from pl_rl.spaces import describe_spaces, make_spaces
-from tests import doors
+from tests import doors, places
 from tests import networks as own
 from tests.support import small_ppo
-from tests.test_structure import MODULES
 
-CHECKPOINT = doors.CHECKPOINT
+CHECKPOINT = places.CHECKPOINT
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +74,10 @@ def refused(capsys, *args):
     return line
 
 
-def through_all_places(theirs, door, places):
+def through_all_places(theirs, door, places_to_try):
     """What went wrong, by place."""
     faults = {}
-    for name, place in places.items():
+    for name, place in places_to_try.items():
         theirs()
         place()
         end = doors.enter(door)
@@ -113,14 +109,14 @@ def test_nothing_that_a_strangers_policy_names_is_used(theirs, name):
 
 @pytest.mark.slow  # processes
 def test_nor_by_verify(theirs):
-    doors.PLACES_OF_A_RUN["env.imports"]()
+    places.PLACES_OF_A_RUN["env.imports"]()
     end = python(*doors.DOORS_OF_PROCESSES["verify"])
     assert (end.returncode, doors.marks()) == (2, (0, 0, False)) and "names the module 'evil'" in end.stderr
 
 
 def test_a_folder_that_is_called_like_the_module_is_no_consent(theirs):
-    doors._env(imports=["nice_run"])()
-    doors.RUN.rename("nice_run")
+    places.with_env(imports=["nice_run"])()
+    places.RUN.rename("nice_run")
     Path("nice_run/__init__.py").write_text("from pathlib import Path; Path('imported').write_text('.')")
     end = python("validate", "--ckpt_path", "nice_run/checkpoints/last.ckpt")
     assert end.returncode == 2 and doors.marks() == (0, 0, False)
@@ -130,102 +126,9 @@ def test_a_folder_that_is_called_like_the_module_is_no_consent(theirs):
 def test_a_folder_in_the_place_of_a_library_is_not_imported(theirs, capsys):
     Path("shimmy").mkdir()
     Path("shimmy/__init__.py").write_text("from pathlib import Path; Path('imported').write_text('.')")
-    doors._env(id="GymV26Environment-v0", kwargs={"env_id": "Pong-v0"})()
+    places.with_env(id="GymV26Environment-v0", kwargs={"env_id": "Pong-v0"})()
     assert "shimmy/__init__.py could be imported" in refused(capsys, "validate", "--ckpt_path", str(CHECKPOINT))
     assert doors.marks() == (0, 0, False)
-
-
-# A door or a name that is added has to be added to tests/doors.py too.
-
-
-def test_every_verb_is_a_door():
-    named = {name.split()[0] for name in (*doors.DOORS_OF_A_RUN, *doors.DOORS_OF_PROCESSES)}
-    assert named >= doors.VERBS
-
-
-def test_the_published_table_has_every_door():
-    text = Path(__file__).parents[1].joinpath(".github/SECURITY.md").read_text()
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:2] == "| "]
-    names = [*doors.DOORS_OF_A_RUN, *doors.DOORS_OF_A_HUB_FOLDER, *doors.DOORS_OF_WEIGHTS]
-    assert [row[0] for row in rows[1:]] == names
-    for row in rows[1:]:
-        assert sum(map(int, row[1:4])) == len(doors.places_of(row[0])) and row[4:] == ["0", "0", "0"]
-
-
-READING = {
-    "_read", "check_content", "load_module", "load_sound", "open_weights", "read_checkpoint", "read_trained",
-    "read_weights", "read_yaml", "safe_load",
-}  # fmt: skip
-# Modules that read what may be a stranger's, and the doors, or functions behind doors, that lead to them.
-MODULES_THAT_READ = {
-    "pl_rl.callbacks.pretrained": "fit --pretrained.path",
-    "pl_rl.checkpoint_io": "compares a file with what was written",
-    "pl_rl.checkpoints": "read_checkpoint, by all others",
-    "pl_rl.cli.parsing": "--config, which the user gives",
-    "pl_rl.cli.training": "fit, validate, test, predict",
-    "pl_rl.cli.trust": "--config, which the user gives",
-    "pl_rl.export": "export",
-    "pl_rl.hub": "HubPolicy.from_checkpoint",
-    "pl_rl.inspection": "inspect",
-    "pl_rl.loading": "PPO.load_from_checkpoint",
-    "pl_rl.policy": "TrainedPolicy",
-    "pl_rl.ppo": "PPO.load_from_checkpoint",
-    "pl_rl.runs": "counters of checkpoints, the command that began a run",
-    "pl_rl.trainer": "pl_rl.Trainer.fit",
-    "pl_rl.verification": "verify",
-    "pl_rl.weights": "read_weights",
-    "pl_rl.weights.files": "read_weights",
-    "pl_rl.weights.lightning": "read_weights",
-    "pl_rl.weights.vec_normalize": "fit --pretrained.normalizer",
-}
-# What imports by name, and modules that ask whether an optional package is there.
-IMPORTING = {"import_module", "__import__", "find_spec", "load_env_creator"}
-LOOKING_FOR_PACKAGES = {"pl_rl.evaluation", "pl_rl.export", "pl_rl.trust"}
-
-
-def calls_in(module):
-    tree = ast.parse(MODULES[module].read_text())
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    return [(getattr(call.func, "id", getattr(call.func, "attr", "")), call) for call in calls]
-
-
-def test_every_module_that_reads_files_is_behind_a_door():
-    reading = {module for module in MODULES if any(name in READING for name, _ in calls_in(module))}
-    assert reading <= set(MODULES_THAT_READ)
-
-
-def test_what_makes_things_of_plain_data_asks_the_guard():
-    importing = {module for module in MODULES if any(name in IMPORTING for name, _ in calls_in(module))}
-    assert importing == {"pl_rl.agent", "pl_rl.envs.single", *LOOKING_FOR_PACKAGES}
-    for module in MODULES:
-        for name, call in calls_in(module):
-            unpacks = any(keyword.arg is None for keyword in call.keywords)
-            if name == "network_from_description" or (name == "EnvConfig" and unpacks):
-                assert "checked" in MODULES[module].read_text(), f"{module} calls {name}"
-
-
-def test_every_setting_that_can_name_something_is_a_place():
-    places = " ".join(doors.IN_SETTINGS)
-    plain = {int, float, bool, float | None, bool | None}
-    for name, parameter in inspect.signature(pl_rl.PPO).parameters.items():
-        assert parameter.annotation in plain or f"{name} as text" in places, name
-    fields = {field.name: field.type for field in dataclasses.fields(EnvConfig)}
-    assert set(fields) == trust.ENV_SETTINGS
-    for name, annotation in fields.items():
-        assert annotation in plain or f"env.{name}" in places, name
-
-
-def test_wrappers_that_are_allowed_take_numbers_and_words():
-    for module, names in trust.WRAPPERS.items():
-        if module == "minigrid.wrappers":
-            pytest.importorskip("minigrid")
-        __import__(module)
-        for name in names.split():
-            cls = vars(sys.modules[module])[name]
-            assert issubclass(cls, gym.Wrapper)
-            for parameter in list(inspect.signature(cls).parameters.values())[1:]:
-                said = f"{parameter.name}: {parameter.annotation}"
-                assert not re.search("Callable|func|path|folder|file|Space", said), (name, said)
 
 
 # What the user says is used.
@@ -233,7 +136,7 @@ def test_wrappers_that_are_allowed_take_numbers_and_words():
 NAMED = {
     "env.id": ({"env": {"id": "evil:Env-v0"}}, ["evil:Env-v0"]),
     "env.imports": ({"env": {"id": "CartPole-v1", "imports": ["evil"]}}, ["evil"]),
-    "env.wrappers": ({"env": {"id": "CartPole-v1", "wrappers": [doors._evil("evil.Wrapper", n=1)]}}, ["evil"]),
+    "env.wrappers": ({"env": {"id": "CartPole-v1", "wrappers": [places.described("evil.Wrapper", n=1)]}}, ["evil"]),
     "env.train_wrappers": ({"env": {"id": "CartPole-v1", "train_wrappers": ["evil.Wrapper"]}}, ["evil.Wrapper"]),
     "network.class_path": ({"network": {"class_path": "evil.Network", "init_args": {}}}, ["evil.Network"]),
     "two": ({"env": {"id": "evil:Env-v0", "wrappers": ["evil.Wrapper"]}}, ["evil:Env-v0", "evil.Wrapper"]),
@@ -243,7 +146,7 @@ NAMED = {
 @pytest.mark.parametrize("name", NAMED)
 def test_the_way_out_of_a_refusal_works_when_it_is_pasted(theirs, name, capsys):
     settings, names = NAMED[name]
-    doors._setting(**settings)()
+    places.with_settings(**settings)()
     line = refused(capsys, "validate", "--ckpt_path", str(CHECKPOINT))
     assert re.search(r"lies outside of lightning_logs and names the \w+ 'evil", line) and doors.marks() == (0, 0, False)
     options = shlex.split(line.partition("if you trust it, add ")[2])
@@ -251,13 +154,13 @@ def test_the_way_out_of_a_refusal_works_when_it_is_pasted(theirs, name, capsys):
     assert doors.marks()[0] == 1
 
     theirs()
-    doors._setting(**settings)()
+    places.with_settings(**settings)()
     Path("mine.yaml").write_text(json.dumps({"model": settings}))
     doors.enter(lambda: cli.main(["validate", "--ckpt_path", str(CHECKPOINT), "--config", "mine.yaml"]))
     assert doors.marks()[0] == 1
 
     theirs()
-    doors._setting(**settings)()
+    places.with_settings(**settings)()
     line = refused(capsys, "export", str(CHECKPOINT), "--to", "hub")
     options = shlex.split(line.partition("if you trust it, add ")[2])
     assert options[0] == "--trust"
@@ -265,7 +168,7 @@ def test_the_way_out_of_a_refusal_works_when_it_is_pasted(theirs, name, capsys):
     assert doors.marks()[0] == 1 or name == "env.train_wrappers"
 
     theirs()
-    doors._setting(**settings)()
+    places.with_settings(**settings)()
     with pytest.raises(pl_rl.UsageError) as refusal:
         pl_rl.PPO.load_from_checkpoint(CHECKPOINT)
     trusted = ast.literal_eval(str(refusal.value).partition("pass trust=")[2])
@@ -286,19 +189,19 @@ def test_the_way_out_of_a_refusal_works_when_it_is_pasted(theirs, name, capsys):
     ],
 )
 def test_other_words_are_no_consent(theirs, args):
-    doors._env(imports=["evil"])()
+    places.with_env(imports=["evil"])()
     assert doors.enter(lambda: cli.main(["validate", "--ckpt_path", str(CHECKPOINT), *args])) == "refused"
     assert doors.marks() == (0, 0, False)
 
 
 def test_settings_that_are_given_instead_need_no_trust(theirs):
-    doors._setting(env="evil:Env-v0", network={"class_path": "evil.Network", "init_args": {}})()
+    places.with_settings(env="evil:Env-v0", network={"class_path": "evil.Network", "init_args": {}})()
     model = pl_rl.PPO.load_from_checkpoint(CHECKPOINT, env="CartPole-v1", network=pl_rl.MLPActorCritic)
     assert model.env_config.id == "CartPole-v1" and doors.marks() == (0, 0, False)
 
 
 def test_a_model_of_plain_data_asks_too(theirs):
-    doors._env(imports=["evil"])()
+    places.with_env(imports=["evil"])()
     with pytest.raises(pl_rl.UsageError, match="names the module 'evil'"):
         pl_rl.PPO(**read_checkpoint(CHECKPOINT)["hyper_parameters"])
 
@@ -317,30 +220,30 @@ def test_what_is_imported_already_needs_no_trust(theirs):
 
 
 def test_ones_own_run_may_name_anything(theirs):
-    doors._setting(network={"class_path": "evil.Network", "init_args": {}})()
+    places.with_settings(network={"class_path": "evil.Network", "init_args": {}})()
     Path("lightning_logs").mkdir()
-    doors.RUN.rename("lightning_logs/version_0")
+    places.RUN.rename("lightning_logs/version_0")
     doors.enter(lambda: cli.main(["validate", "--ckpt_path", "last"]))
     assert doors.marks()[0] == 1
 
 
 def test_links_do_not_make_a_run_ones_own(theirs, capsys):
     Path("lightning_logs").mkdir()
-    Path("lightning_logs/version_0").symlink_to(doors.RUN.absolute())
-    doors._env(imports=["evil"])()
+    Path("lightning_logs/version_0").symlink_to(places.RUN.absolute())
+    places.with_env(imports=["evil"])()
     assert "names the module 'evil'" in refused(capsys, "validate", "--ckpt_path", "last")
     # Nor does a link to one of one's own make its surroundings one's own.
     theirs()
-    shutil.copytree(doors.RUN, "lightning_logs/version_0")
+    shutil.copytree(places.RUN, "lightning_logs/version_0")
     CHECKPOINT.unlink()
     CHECKPOINT.symlink_to(Path("lightning_logs/version_0/checkpoints/last.ckpt").absolute())
-    doors.PLACES_OF_A_RUN["config.yaml: callbacks, text"]()
+    places.PLACES_OF_A_RUN["config.yaml: callbacks, text"]()
     assert doors.enter(doors.DOORS_OF_A_RUN["validate"]) == "done"
     assert "theirs/config.yaml is not used" in capsys.readouterr().out and doors.marks() == (0, 0, False)
 
 
 def test_a_setting_that_there_is_none_of_is_one_sentence(theirs, capsys):
-    doors._setting(_instantiator="word")()
+    places.with_settings(_instantiator="word")()
     line = refused(capsys, "validate", "--ckpt_path", str(CHECKPOINT))
     assert "has the setting '_instantiator', which pl_rl.PPO has not" in line
 
@@ -417,7 +320,7 @@ def test_a_policy_is_made_without_its_environment(prepared, monkeypatch):
 
 def test_the_environment_of_somebody_elses_policy_is_made_if_it_is_trusted(theirs):
     hub = pytest.importorskip("pl_rl.hub")
-    doors._in_hub(lambda config: config["settings"].update(env={"id": "evil:Env-v0"}))
+    places.in_hub(lambda config: config["settings"].update(env={"id": "evil:Env-v0"}))
     policy = hub.HubPolicy.from_pretrained("hub")
     with pytest.raises(pl_rl.UsageError, match=r"names the environment 'evil:Env-v0' .* trust=\['evil:Env-v0'\]"):
         policy.make_env()
@@ -440,7 +343,7 @@ def test_a_checkpoint_at_an_address_is_plain_data_too(monkeypatch):
 
 def test_an_old_checkpoint_and_an_old_folder_ask_the_environment(theirs):
     hub = pytest.importorskip("pl_rl.hub")
-    doors._setting()()
+    places.with_settings()()
     config = json.loads(Path("hub/config.json").read_text())
     assert "spaces" not in config and read_checkpoint(CHECKPOINT)["pl_rl"]["spaces"] is None
     spaces = hub.HubPolicy.from_pretrained("hub").spaces
