@@ -1,10 +1,18 @@
 """One command, given again and again, as schedulers do: it begins a run, and from then on continues it."""
 
+import contextlib
 import os
+from fnmatch import fnmatch
 from pathlib import Path
 
-from pl_rl.run_lock import locked
-from pl_rl.runs import newest_sound_checkpoint, run_begun_by, shown
+from pl_rl.files import CHECKPOINTS, is_regular
+from pl_rl.log_files import CSV_FILE, EVENT_FILES, last_step
+from pl_rl.run_identity import IDENTITY_FILE
+from pl_rl.run_lock import LOCK, locked
+from pl_rl.runs import COMMAND_FILE, newest_sound_checkpoint, run_begun_by, shown
+
+# What a run writes before its first checkpoint.
+_AT_FIRST = (COMMAND_FILE, IDENTITY_FILE, "config.yaml", "hparams.yaml", EVENT_FILES, CSV_FILE, ".*.partial")
 
 
 def queued_again() -> bool:
@@ -24,6 +32,30 @@ def checkpoint_of_command(command: list[str], log_root: Path) -> Path | None:
         return None
     if not any((run / "checkpoints").glob("*.ckpt")):
         with locked(run):
-            print(f"auto_resume: {shown(run)} ended before its first checkpoint, so a new run begins", flush=True)
+            removed = _remove_untrained(run)
+            what = "it begins again" if removed else "a new run begins"
+            print(f"auto_resume: {shown(run)} ended before its first checkpoint, so {what}", flush=True)
+        if removed:
+            with contextlib.suppress(OSError):  # somebody has put something there meanwhile
+                run.rmdir()
         return None
     return newest_sound_checkpoint(run)
+
+
+def _remove_untrained(run: Path) -> bool:
+    """Remove what a run wrote that was killed before it trained at all; whether there was nothing else in it.
+
+    Whoever takes the checkpoints of a longer run away leaves its logs, which have points after the first step.
+    """
+    folder = run / CHECKPOINTS
+    files = [path for path in run.iterdir() if path not in (run / LOCK, folder)]
+    if folder.is_dir() and not folder.is_symlink():
+        files += folder.iterdir()
+    for path in files:
+        if not is_regular(path) or not any(fnmatch(path.name, name) for name in _AT_FIRST) or last_step(path) > 0:
+            return False
+    for path in files:
+        path.unlink()
+    with contextlib.suppress(FileNotFoundError):
+        folder.rmdir()
+    return True

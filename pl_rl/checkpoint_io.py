@@ -12,6 +12,7 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 
 from pl_rl.checkpoints import Damaged, fault_of, load_sound, with_checksum
 from pl_rl.errors import RunFailure
+from pl_rl.files import create, is_regular
 from pl_rl.runs import LAST, PREVIOUS
 
 # Larger files are written by a thread of their own. A smaller one is on the disk in some ten milliseconds.
@@ -103,7 +104,7 @@ def _write(archive: bytes, path: Path) -> None:
     partial, replaced = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.replaced")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
+        with create(partial) as file:
             file.write(with_checksum(archive))
             file.flush()
             os.fsync(file.fileno())
@@ -133,7 +134,7 @@ def _write(archive: bytes, path: Path) -> None:
 def _rotate(partial: Path, path: Path, replaced: Path) -> None:
     """Put a file in its place, and the last one that was there beside it; at every moment there is one at ``path``."""
     previous = path.with_name(PREVIOUS)
-    if path.name == LAST and path.is_file() and fault_of(path.read_bytes()) is None:
+    if path.name == LAST and is_regular(path) and fault_of(path.read_bytes()) is None:
         replaced.unlink(missing_ok=True)
         try:
             os.link(path, replaced)

@@ -6,8 +6,9 @@ back to that. What is cut off is kept in a folder of its own, under a name that 
 """
 
 import csv
+import io
 import os
-import shutil
+import re
 import time
 import warnings
 from pathlib import Path
@@ -17,69 +18,69 @@ from unittest.mock import patch
 
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
-EVENT_FILES = "events.out.tfevents.*"
-CSV_FILE = "metrics.csv"
-REPLACED = "replaced"
+from pl_rl.files import LOG_FILES, check_names, is_regular, put_aside, shorten, write_whole
+from pl_rl.log_files import CSV_FILE, EventProgress, damage_of, read_table
+from pl_rl.log_meter import Log, event_files, local_loggers, read_logs
+from pl_rl.run_identity import has_link_below, identity_of, is_log_of
+from pl_rl.runs import shown
+
 CSV_KEPT = "metrics.before-resume.csv"
 
 
-def measure_logs(loggers: list[Logger], run: Path) -> list[dict[str, Any]]:
-    """How far the files of each local logger reach: bytes of an event file, rows of a CSV file; flushes them first.
-
-    Args:
-        loggers: Any; those that do not write to local directories are passed over.
-        run: The run's directory, from which a logger's own may differ.
-    """
-    logs = []
-    for logger in _local(loggers):
-        if isinstance(logger, TensorBoardLogger):
-            logger.experiment.flush()
-            reached = {path.name: path.stat().st_size for path in Path(logger.log_dir).glob(EVENT_FILES)}
-        else:
-            logger.save()
-            path = Path(logger.log_dir, CSV_FILE)
-            reached = {CSV_FILE: path.read_bytes().count(b"\n") - 1} if path.is_file() else {}
-        folder = Path(logger.root_dir, _version_name(logger))
-        logs.append({"class": type(logger).__name__, "folder": os.path.relpath(folder, run), "reached": reached})
-    return logs
-
-
-def continue_logs(loggers: list[Logger], run: Path, logs: list[dict[str, Any]], cut: bool) -> list[str]:
+def continue_logs(loggers: list[Logger], run: Path, logs: Any, run_id: str | None, cut: bool) -> list[str]:
     """Make the loggers go on where a run's loggers wrote, after the last point that its checkpoint knows.
 
     To be called before the loggers are used, since the choice of a directory cannot be taken back afterwards.
 
     Args:
         loggers: Those of the trainer that continues the run. One is left alone where the run had none of its kind, or
-            none of the files that the run wrote are there: a checkpoint may have been copied beside other logs.
+            where the folder is not the run's: a checkpoint may have been copied beside other logs, or say anything.
         run: The run's directory.
-        logs: From :func:`measure_logs`.
+        logs: From :meth:`LogMeter.measure`.
+        run_id: The checkpoint's, if it has one.
         cut: Whether to take away what lies after the checkpoint.
 
     Returns:
         What is missing, in words.
+
+    Raises:
+        UsageError: If the logs are not described as they should be, or something else has the name of a file.
     """
     missing = []
-    waiting = list(logs)
-    for logger in _local(loggers):
-        log = next((log for log in waiting if log["class"] == type(logger).__name__), None)
+    waiting = read_logs(logs)
+    for logger in local_loggers(loggers):
+        log = next((log for log in waiting if log.kind == type(logger).__name__), None)
         if log is None:
             continue
         waiting.remove(log)
-        folder, reached = Path(os.path.normpath(run / log["folder"])), log["reached"]
+        folder = Path(os.path.normpath(run / log.folder))
         files = folder / (getattr(logger, "sub_dir", None) or "")
-        if reached and not any((files / name).is_file() for name in [*reached, CSV_KEPT]):
-            continue
-        logger._root_dir, logger._name, logger._version = str(folder.parent.parent), folder.parent.name, folder.name
-        if isinstance(logger, CSVLogger):
-            logger._save_dir = str(folder.parent.parent)
-            complete = _continue_csv(logger, files, reached.get(CSV_FILE, 0), cut)
-        else:
-            complete = not cut or _cut_events(files, reached)
-            _open_as_latest(logger, files)
-        if not complete:
-            missing.append(f"log: points before the checkpoint are not in {files.name} any more")
+        if not is_log_of(folder, run, run_id) or has_link_below(folder, files) or _is_expanded(files):
+            missing.append(f"log: {shown(files)} may be another run's, so it is left alone and a new one begins")
+        elif _is_there(log, folder, files):
+            check_names(files, LOG_FILES)
+            missing += [f"log: {fault}" for fault in _continue(logger, folder, files, log, cut)]
     return missing
+
+
+def _is_there(log: Log, folder: Path, files: Path) -> bool:
+    """Whether a folder has files of a log, or says that it is its; a checkpoint may have been copied without them."""
+    left = any(is_regular(files / name) for name in [*log.reached, CSV_KEPT])
+    return left or not log.reached or identity_of(folder) is not None
+
+
+def _continue(logger: TensorBoardLogger | CSVLogger, folder: Path, files: Path, log: Log, cut: bool) -> list[str]:
+    """Let a logger go on in a folder; what is missing there, in words."""
+    logger._root_dir, logger._name, logger._version = str(folder.parent.parent), folder.parent.name, folder.name
+    if isinstance(logger, CSVLogger):
+        logger._save_dir = str(folder.parent.parent)
+        faults = _continue_csv(logger, files, log, cut)
+    else:
+        faults = _faults_of_events(files, log)
+        if cut:
+            _cut_events(files, log.reached)
+        _open_as_latest(logger, files)
+    return faults + [f"{name} was deleted or changed while the run wrote to it" for name in log.lost]
 
 
 def open_csv(loggers: list[Logger]) -> None:
@@ -91,39 +92,38 @@ def open_csv(loggers: list[Logger]) -> None:
                 _ = logger.experiment
 
 
-def place_aside(folder: Path, name: str) -> Path:
-    """A free path in the folder for what a resume replaces."""
-    replaced = folder / REPLACED
-    replaced.mkdir(exist_ok=True)
-    number = 1
-    while (replaced / f"{name}.{number}").exists():
-        number += 1
-    return replaced / f"{name}.{number}"
+def _is_expanded(path: Path) -> bool:
+    """Whether TensorBoard would write somewhere else, as it takes ``$NAME`` for a variable."""
+    return os.path.expanduser(os.path.expandvars(path)) != str(path)  # noqa: PTH111
 
 
-def _version_name(logger: TensorBoardLogger | CSVLogger) -> str:
-    return logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
-
-
-def _local(loggers: list[Logger]) -> list[TensorBoardLogger | CSVLogger]:
-    return [logger for logger in loggers if isinstance(logger, TensorBoardLogger | CSVLogger)]
-
-
-def _cut_events(folder: Path, reached: dict[str, int]) -> bool:
-    """Cut the event files of a folder; whether all that is to be left was there."""
-    for path in folder.glob(EVENT_FILES):
-        length = reached.get(path.name, 0)
-        if path.stat().st_size <= length:
-            continue
-        with path.open("rb") as file, place_aside(folder, path.name.replace("tfevents", "cut")).open("wb") as aside:
-            file.seek(length)
-            shutil.copyfileobj(file, aside)
-        if length:
-            os.truncate(path, length)
+def _faults_of_events(folder: Path, log: Log) -> list[str]:
+    """What is not there any more of what the event files of a folder held, in words."""
+    faults, short = [], False
+    for name, length in log.reached.items():
+        path = folder / name
+        if not is_regular(path) or path.stat().st_size < length:
+            short = True
+        elif name in log.digests:
+            progress = EventProgress()
+            progress.extend(path, length)
+            if progress.digest() != log.digests[name]:
+                faults.append(damage_of(path, length) or f"{name} is not what was logged")
         else:
-            path.unlink()
-    left = {path.name: path.stat().st_size for path in folder.glob(EVENT_FILES)}
-    return left == reached
+            faults += [fault for fault in [damage_of(path, length)] if fault is not None]
+    return [*([f"points before the checkpoint are not in {folder.name} any more"] if short else []), *faults]
+
+
+def _cut_events(folder: Path, reached: dict[str, int]) -> None:
+    """Take away what lies behind the checkpoint."""
+    for path in event_files(folder):
+        length = reached.get(path.name, 0)
+        if path.stat().st_size > length:
+            put_aside(path, folder, path.name.replace("tfevents", "cut"), since=length)
+            if length:
+                shorten(path, length)
+            else:
+                path.unlink()
 
 
 def _open_as_latest(logger: TensorBoardLogger, folder: Path) -> None:
@@ -132,35 +132,37 @@ def _open_as_latest(logger: TensorBoardLogger, folder: Path) -> None:
     Readers take the files in the order of their names, which begin with the second that they were made in, and a clock
     may have been set back.
     """
-    seconds = [int(path.name.split(".")[3]) for path in folder.glob(EVENT_FILES) if path.name.split(".")[3].isdigit()]
-    moment = max(time.time(), max(seconds, default=0) + 1)
+    names = [re.match(r"events\.out\.tfevents\.(\d{1,10})\.", path.name) for path in event_files(folder)]
+    moment = max([time.time(), *(int(name[1]) + 1 for name in names if name is not None)])
     with patch("tensorboard.summary.writer.event_file_writer.time", SimpleNamespace(time=lambda: moment)):
         _ = logger.experiment
 
 
-def _continue_csv(logger: CSVLogger, folder: Path, rows: int, cut: bool) -> bool:
-    """Cut the CSV file of a folder and make the logger append to it; whether all that is to be left was there."""
+def _continue_csv(logger: CSVLogger, folder: Path, log: Log, cut: bool) -> list[str]:
+    """Cut the CSV file of a folder and make the logger append to it; what is missing or damaged, in words."""
     path, kept = folder / CSV_FILE, folder / CSV_KEPT
+    table = read_table(path if is_regular(path) else kept)
+    rows = log.reached.get(CSV_FILE, 0)
+    damaged = sum(row is None for row in table.rows[:rows])
+    faults = []
+    if len(table.rows) < rows:
+        faults.append(f"points before the checkpoint are not in {folder.name} any more")
+    if damaged:
+        faults.append(f"{damaged:,} of {rows:,} rows of {CSV_FILE} are damaged, and left out")
+    elif not faults and table.digest(rows) != log.digests.get(CSV_FILE, table.digest(rows)):
+        faults.append(f"{CSV_FILE} is not what was logged")
     # Lightning deletes the file when it opens the directory, so until the new one is there it has another name.
-    if path.is_file():
+    if is_regular(path):
         path.replace(kept)
-    history = _csv_rows(kept)[: rows if cut else None]
+    history = [row for row in table.rows[: rows if cut else None] if row is not None]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Experiment logs directory")
         writer = logger.experiment
     if history:
-        writer.metrics_keys = list(history[0])
-        partial = path.with_suffix(".partial")
-        with partial.open("w", newline="") as file:
-            table = csv.DictWriter(file, fieldnames=writer.metrics_keys)
-            table.writeheader()
-            table.writerows(history)
-        partial.replace(path)
-    return len(history) >= rows
-
-
-def _csv_rows(path: Path) -> list[dict[str, str]]:
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+        writer.metrics_keys = list(table.names)
+        text = io.StringIO(newline="")
+        output = csv.DictWriter(text, fieldnames=writer.metrics_keys)
+        output.writeheader()
+        output.writerows(history)
+        write_whole(path, text.getvalue().encode())
+    return faults

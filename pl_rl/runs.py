@@ -6,12 +6,16 @@ A run is a ``version_N`` folder under the log root, with its event files, ``conf
 import contextlib
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from pl_rl.checkpoints import STATE_KEY, Damaged, read_checkpoint
 from pl_rl.errors import UsageError
+from pl_rl.files import write_whole
+from pl_rl.run_identity import identity_of
 
 LOG_ROOT = Path("lightning_logs")
 COMMAND_FILE = "command.yaml"
@@ -90,10 +94,14 @@ def newest_sound_checkpoint(run: Path) -> Path:
     last = folder / LAST
     if not last.is_file():
         faults[last] = "it is not there"
-    for path in [last, *sorted(set(folder.glob("*.ckpt")) - {last})]:
+    for path in [last, *sorted({path for path in folder.glob("*.ckpt") if path.is_file()} - {last})]:
         if path not in faults:
             try:
-                reached[path] = read_checkpoint(path)[STATE_KEY]["counters"]["iteration"]
+                checkpoint = read_checkpoint(path)
+                reached[path] = checkpoint[STATE_KEY]["counters"]["iteration"]
+                if own_run(path, checkpoint) is None:
+                    faults[path] = "it is a checkpoint of another run"
+                    del reached[path]
             except UsageError as error:
                 faults[path] = error.reason if isinstance(error, Damaged) else str(error)
         if last in reached:
@@ -110,16 +118,15 @@ def note_command(run: Path, command: list[str]) -> None:
     """Write down the command that began a run, unless there is a note."""
     note = run / COMMAND_FILE
     if not note.exists():
-        partial = note.with_name(f".{note.name}.partial")
-        partial.write_text(yaml.safe_dump({"command": command}, allow_unicode=True))
-        partial.replace(note)
+        write_whole(note, yaml.safe_dump({"command": command}, allow_unicode=True).encode())
 
 
 def run_begun_by(command: list[str], log_root: Path) -> Path | None:
     """The newest run that a command began, word for word; ``None`` if there is none."""
     for run in reversed(runs_under(log_root)):
         with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
-            if yaml.safe_load((run / COMMAND_FILE).read_text()) == {"command": command}:
+            note = run / COMMAND_FILE
+            if note.is_file() and yaml.safe_load(note.read_text()) == {"command": command}:
                 return run
     return None
 
@@ -130,11 +137,30 @@ def run_of_checkpoint(checkpoint: Path) -> Path | None:
     return folder.parent if folder.name == "checkpoints" else None
 
 
+def own_run(checkpoint: Path, content: Mapping[str, Any]) -> Path | None:
+    """The run directory that a checkpoint lies in, unless it is another run's, by the ids of both.
+
+    Args:
+        checkpoint: Its path.
+        content: What it holds.
+    """
+    run = run_of_checkpoint(checkpoint)
+    identity = None if run is None else identity_of(run)
+    run_id = content[STATE_KEY].get("run_id")
+    return None if identity is not None and run_id is not None and identity.run_id != run_id else run
+
+
 def config_of_run(run: Path) -> Path | None:
     """The configuration that a run was last trained with: of its latest resume that changed it, or of its start."""
-    resumes = sorted(run.glob("config_resume*.yaml"), key=lambda path: int(re.sub(r"\D", "", path.stem)))
+    resumes = {config_number(path): path for path in run.glob("config_resume*.yaml") if path.is_file()}
     start = run / "config.yaml"
-    return resumes[-1] if resumes else start if start.is_file() else None
+    return resumes[max(resumes)] if max(resumes, default=0) > 0 else start if start.is_file() else None
+
+
+def config_number(path: Path) -> int:
+    """Which resume a configuration was written by; 0 for a file that has no such name."""
+    match = re.fullmatch(r"config_resume(\d{1,9})\.yaml", path.name)
+    return int(match[1]) if match else 0
 
 
 def shown(path: Path | str) -> str:

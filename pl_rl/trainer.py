@@ -21,10 +21,11 @@ from pl_rl.callbacks.stop_on_signal import StopOnSignal, requeue_signal
 from pl_rl.checkpoint_io import DurableCheckpointIO
 from pl_rl.checkpoints import STATE_KEY, read_checkpoint
 from pl_rl.errors import UsageError
+from pl_rl.files import LOG_FILES, check_names
 from pl_rl.interruption import SIGNALS, Interrupted, Interruption
 from pl_rl.run_lock import locked
 from pl_rl.run_logs import open_csv
-from pl_rl.runs import LOG_ROOT, find_checkpoint, note_command, run_begun_by, run_of_checkpoint, shown
+from pl_rl.runs import LOG_ROOT, find_checkpoint, note_command, own_run, run_begun_by, run_of_checkpoint, shown
 
 
 class Trainer(L.Trainer):
@@ -131,7 +132,7 @@ class Trainer(L.Trainer):
             return
         continued = None
         if path is not None and checkpoint is not None:
-            continued = run_of_checkpoint(path)
+            continued = own_run(path, checkpoint)
             if continued is not None:
                 locks.enter_context(locked(continued))
             missing_logs = RunDirectory.reuse(self, path, checkpoint, cut=self._goes_on(checkpoint))
@@ -146,6 +147,8 @@ class Trainer(L.Trainer):
         locks.enter_context(locked(run))
         if fresh:
             open_csv(self.loggers)
+        elif self.loggers:
+            check_names(run, LOG_FILES)
         if run.parent.resolve() == Path(self.default_root_dir, LOG_ROOT).resolve():
             note_command(run, self.command)
 

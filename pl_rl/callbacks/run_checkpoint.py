@@ -1,6 +1,5 @@
 """The checkpoints of a run: the last, the best, and some on the way."""
 
-import shutil
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,7 +9,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from pl_rl.agent import Agent, as_agent
 from pl_rl.callbacks.evaluation import evaluation_of
 from pl_rl.errors import EnvironmentFailure, UsageError
-from pl_rl.run_logs import place_aside
+from pl_rl.files import is_regular, put_aside
 from pl_rl.runs import shown
 from pl_rl.schedule import is_due
 
@@ -72,9 +71,9 @@ class RunCheckpoint(Checkpoint):
         agent = as_agent(pl_module)
         for name in ["last"] if trainer.ckpt_path else ["last", "best"]:
             path = Path(self.path(trainer, name))
-            if path.is_file() and not (trainer.ckpt_path and path.samefile(trainer.ckpt_path)):
+            if is_regular(path) and not (trainer.ckpt_path and path.samefile(trainer.ckpt_path)):
                 # A copy, so that there is a last checkpoint at every moment.
-                shutil.copy2(path, place_aside(path.parent.parent, path.name))
+                put_aside(path, path.parent.parent, path.name)
         self._save_best(trainer, agent)
         self.save_last(trainer, agent)
 
@@ -107,7 +106,8 @@ class RunCheckpoint(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The inverse of :meth:`state_dict`."""
         self.best_model_score = state_dict["best_model_score"]
-        self._kept = list(state_dict["kept"])
+        # The files of these names are removed in time: of what a checkpoint says, only what can be a part of a name.
+        self._kept = [number for number in state_dict["kept"] if type(number) is int]
 
     def _save_best(self, trainer: L.Trainer, agent: Agent) -> None:
         """Save if the evaluation that was just made is the best."""

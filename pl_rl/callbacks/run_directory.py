@@ -2,40 +2,63 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from pl_rl.agent import as_agent
 from pl_rl.callbacks.lookup import all_attached
-from pl_rl.run_logs import continue_logs, measure_logs
-from pl_rl.runs import run_of_checkpoint
+from pl_rl.checkpoints import STATE_KEY
+from pl_rl.log_meter import LogMeter
+from pl_rl.run_identity import mark, new_run_id
+from pl_rl.run_logs import continue_logs
+from pl_rl.runs import own_run, run_of_checkpoint, shown
 
 LOGS_KEY = "pl_rl_logs"
 
 
 class RunDirectory(L.Callback):
-    """Notes in each checkpoint how far the log files reach, for :meth:`reuse` to go on from there."""
+    """Notes in each checkpoint how far the log files reach, for :meth:`reuse` to go on from there, and whose they are.
+
+    Attributes:
+        run_id: Which run this is, in all its checkpoints and in the directories that it writes to.
+    """
+
+    def __init__(self) -> None:
+        self.run_id = new_run_id()
+        self._meter = LogMeter()
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Begin a run; one that is continued then gets its own id back."""
+        if stage == "fit":
+            self.run_id = new_run_id()
+            self._meter = LogMeter()
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Flush the loggers and add the lengths of their files."""
-        checkpoint[LOGS_KEY] = measure_logs(trainer.loggers, Path(trainer.log_dir)) if trainer.log_dir else []
+        checkpoint[STATE_KEY]["run_id"] = self.run_id
+        run = Path(trainer.log_dir or trainer.default_root_dir)
+        if run.is_dir() and not cast(Any, trainer).fast_dev_run:  # set by Lightning without declaring it
+            mark(run, run, self.run_id)
+        checkpoint[LOGS_KEY] = self._meter.measure(trainer.loggers, run, self.run_id) if trainer.log_dir else []
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Tell Lightning's ModelCheckpoint where the run is now.
+        """Be the run that is continued, and tell Lightning's ModelCheckpoint where it is now.
 
-        It compares paths letter by letter, and forgets its best score and its files where one is relative or the run
-        was moved.
+        That compares paths letter by letter, and forgets its best score and its files where one is relative or the run
+        was moved. Of its files, which it removes in time, it is told of those in the run's folder only.
         """
         if as_agent(pl_module).branching:
             return
+        self.run_id = checkpoint[STATE_KEY].get("run_id") or self.run_id
         for callback in all_attached(trainer, ModelCheckpoint):
             state = checkpoint["callbacks"].get(callback.state_key)
             folder = os.path.normpath(Path(str(trainer.ckpt_path)).absolute().parent)
             continues = callback.dirpath is not None and os.path.normpath(Path(callback.dirpath).absolute()) == folder
             if state is not None and continues:
-                checkpoint["callbacks"][callback.state_key] = _moved(state, state["dirpath"], str(callback.dirpath))
+                moved = _moved(state, state["dirpath"], str(callback.dirpath))
+                checkpoint["callbacks"][callback.state_key] = _own_files(moved, str(callback.dirpath))
 
     @staticmethod
     def reuse(trainer: L.Trainer, path: Path, checkpoint: dict[str, Any], cut: bool) -> list[str]:
@@ -51,9 +74,16 @@ class RunDirectory(L.Callback):
 
         Returns:
             What is missing in the logs, in words.
+
+        Raises:
+            UsageError: If the logs are not described as they should be, or something else has the name of a file.
         """
         run = run_of_checkpoint(path)
-        return [] if run is None else continue_logs(trainer.loggers, run, checkpoint[LOGS_KEY], cut)
+        if run is None:
+            return []
+        if own_run(path, checkpoint) is None:
+            return [f"log: {shown(path)} is not of the run that {shown(run)} is of, whose logs stay as they are"]
+        return continue_logs(trainer.loggers, run, checkpoint[LOGS_KEY], checkpoint[STATE_KEY].get("run_id"), cut)
 
 
 def _moved(value: Any, old: str, new: str) -> Any:
@@ -63,3 +93,14 @@ def _moved(value: Any, old: str, new: str) -> Any:
     if isinstance(value, str) and (value == old or value.startswith(f"{old}/")):
         return new + value[len(old) :]
     return value
+
+
+def _own_files(state: dict[str, Any], folder: str) -> dict[str, Any]:
+    """A ModelCheckpoint's state without paths that lead out of its folder."""
+
+    def outside(value: Any) -> bool:
+        return isinstance(value, str) and "/" in value and not Path(os.path.realpath(value)).is_relative_to(root)
+
+    root = os.path.realpath(folder)
+    files = {path: score for path, score in state.get("best_k_models", {}).items() if not outside(path)}
+    return {name: "" if outside(value) else value for name, value in state.items()} | {"best_k_models": files}

@@ -27,11 +27,12 @@ from pl_rl.networks import MLPActorCritic
 from pl_rl.ppo import PPO
 from pl_rl.runs import (
     LOG_ROOT,
+    config_number,
     config_of_run,
     find_checkpoint,
     newest_sound_checkpoint,
+    own_run,
     run_begun_by,
-    run_of_checkpoint,
     shown,
 )
 from pl_rl.trainer import Trainer
@@ -57,7 +58,7 @@ class SaveConfig(SaveConfigCallback):
         if latest is not None:
             settings = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
             self.already_saved = settings == yaml.safe_load(latest.read_text())
-            number = 1 + len(list(latest.parent.glob("config_resume*.yaml")))
+            number = 1 + max(map(config_number, latest.parent.glob("config_resume*.yaml")), default=0)
             self.config_filename = f"config_resume{number}.yaml"
         if "://" in trainer.log_dir:
             super().setup(trainer, pl_module, stage)
@@ -121,7 +122,7 @@ class CLI(LightningCLI):
         parser = self._subcommand_parsers[args[0]]
         parser.set_defaults({f"model.{name}": value for name, value in checkpoint["hyper_parameters"].items()})
         # A run without logs has no directory of its own, and what lies where it was started is not its configuration.
-        run = run_of_checkpoint(path) if checkpoint[LOGS_KEY] else None
+        run = own_run(path, checkpoint) if checkpoint[LOGS_KEY] else None
         own_config = config_of_run(run) if run is not None else None
         named: list[Any] = [{"model": checkpoint["hyper_parameters"]}]
         if own_config is not None and option(args, "-c", "--config") is None:

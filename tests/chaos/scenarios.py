@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pl_rl.checkpoints import Damaged, load_sound
 from pl_rl.errors import UsageError
-from pl_rl.run_logs import EVENT_FILES
+from pl_rl.log_files import EVENT_FILES
 from pl_rl.runs import newest_sound_checkpoint
 from tests.chaos.processes import Run, differences, fit_command, moment, newest_run
 

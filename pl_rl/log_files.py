@@ -1,0 +1,189 @@
+"""What the files of TensorBoard's and CSV loggers hold up to some point, and what is damaged in them.
+
+A checkpoint remembers how far each file reached and a digest of what it held until there. Only what a file has gained
+is read at a save; a resume reads what is to be left of it once (1 ms for 1 MB). TensorBoard's own checksums, which
+Python needs 90 ms for 1 MB to compare, are looked at where the digest is wrong or unknown, to tell what is damaged.
+"""
+
+import csv
+import hashlib
+import json
+import math
+import re
+import struct
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
+
+from pl_rl.files import is_regular, reading
+
+EVENT_FILES = "events.out.tfevents.*"
+CSV_FILE = "metrics.csv"
+
+_HEAD = 256
+_CHUNK = 2**20
+
+
+class Progress(Protocol):
+    """How far a file that grows has been read."""
+
+    reached: int
+    """Bytes of an event file, rows of a CSV file."""
+
+    def extend(self, path: Path) -> bool:
+        """Read what the file has gained; whether what was read before is still there, as far as its start tells."""
+
+    def digest(self) -> str:
+        """Of all that has been read."""
+
+
+class EventProgress:
+    """How far an event file has been read."""
+
+    def __init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
+        self.reached = 0
+        self._head = b""
+        self._hash = hashlib.sha256()
+
+    def extend(self, path: Path, until: int | None = None) -> bool:
+        """Read what the file has gained, no further than to a byte if one is given."""
+        with reading(path) as file:
+            kept = file.read(len(self._head)) == self._head and file.seek(0, 2) >= self.reached
+            if not kept:
+                self._begin()
+            file.seek(self.reached)
+            while chunk := file.read(_CHUNK if until is None else min(_CHUNK, until - self.reached)):
+                self._hash.update(chunk)
+                self.reached += len(chunk)
+            file.seek(0)
+            self._head = file.read(min(_HEAD, self.reached))
+        return kept
+
+    def digest(self) -> str:
+        """Of all that has been read."""
+        return self._hash.copy().hexdigest()
+
+
+class CSVProgress:
+    """How far a CSV file has been read; columns that are added later, without a value, change nothing."""
+
+    def __init__(self) -> None:
+        self._begin(b"")
+
+    def _begin(self, names: bytes) -> None:
+        self.reached = 0
+        self._names = names
+        self._offset = len(names)
+        self._hash = hashlib.sha256()
+
+    def extend(self, path: Path) -> bool:
+        """Read the rows that the file has gained, or all of them where its columns are others now."""
+        before = self.reached
+        with reading(path) as file:
+            names = file.readline()
+            if names != self._names or file.seek(0, 2) < self._offset:
+                self._begin(names)
+            file.seek(self._offset)
+            header = _cells(names) or []
+            for line in file:
+                if line.endswith(b"\n"):
+                    self._offset += len(line)
+                    self.reached += 1
+                    self._hash.update(_canonical(header, line))
+        return self.reached >= before
+
+    def digest(self) -> str:
+        """Of all rows that have been read."""
+        return self._hash.copy().hexdigest()
+
+
+class Table(NamedTuple):
+    """What a CSV file holds."""
+
+    names: list[str]
+    rows: list[dict[str, str] | None]
+    """``None`` for one that cannot be read."""
+    lines: list[bytes]
+    """Of the rows."""
+
+    def digest(self, rows: int) -> str:
+        """As of a :class:`CSVProgress` that has read so many rows."""
+        return hashlib.sha256(b"".join(_canonical(self.names, line) for line in self.lines[:rows])).hexdigest()
+
+
+def read_table(path: Path) -> Table:
+    """The rows of a CSV file; none where there is no file.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    if not is_regular(path):
+        return Table([], [], [])
+    with reading(path) as file:
+        header, *lines = file.read().splitlines(keepends=True) or [b""]
+    lines = [line for line in lines if line.endswith(b"\n")]  # the last may be half written
+    names = _cells(header) or []
+    return Table(names, [_row(names, line) for line in lines], lines)
+
+
+def last_step(path: Path) -> float:
+    """The step of the last point in a log file; infinite where that is not told at once, 0 in a file of another kind.
+
+    Raises:
+        OSError: If the file cannot be read.
+    """
+    if path.name == CSV_FILE:
+        rows = read_table(path).rows
+        steps = [row.get("step", "") if row else "" for row in rows]
+        return max((int(step) if re.fullmatch(r"\d{1,18}", step) else math.inf for step in steps), default=0)
+    if not fnmatch(path.name, EVENT_FILES):
+        return 0
+    size = path.stat().st_size
+    if size > _CHUNK or damage_of(path, size) is not None:  # which takes long for a long run's
+        return math.inf
+    return max((event.step for event in EventFileLoader(str(path)).Load()), default=0)
+
+
+def damage_of(path: Path, length: int) -> str | None:
+    """What TensorBoard's checksums say about the first bytes of an event file, in words; ``None`` if they are right."""
+    with reading(path) as file:
+        content = file.read(length)
+    records, damaged, offset = 0, 0, 0
+    while offset < len(content):
+        header = content[offset : offset + 12]
+        size = struct.unpack("<Q", header[:8])[0] if len(header) == 12 else 0
+        body = content[offset + 12 : offset + 12 + size + 4]
+        if len(header) < 12 or header[8:] != _checksum(header[:8]) or len(body) < size + 4:
+            return f"{path.name} cannot be read from byte {offset:,} of {length:,} on"
+        records += 1
+        damaged += body[size:] != _checksum(body[:size])
+        offset += 12 + size + 4
+    return f"{damaged:,} of {records:,} records of {path.name} are damaged" if damaged else None
+
+
+def _checksum(content: bytes) -> bytes:
+    return struct.pack("<I", masked_crc32c(content))
+
+
+def _cells(line: bytes) -> list[str] | None:
+    try:
+        return next(csv.reader([line.decode()], strict=True), [])
+    except (UnicodeDecodeError, csv.Error):
+        return None
+
+
+def _row(names: list[str], line: bytes) -> dict[str, str] | None:
+    cells = _cells(line)
+    return None if cells is None or len(cells) > len(names) else dict(zip(names, cells, strict=False))
+
+
+def _canonical(names: list[str], line: bytes) -> bytes:
+    row: Any = _row(names, line)
+    values = line.hex() if row is None else sorted((name, value) for name, value in row.items() if value)
+    return json.dumps(values).encode() + b"\n"

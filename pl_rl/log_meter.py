@@ -1,0 +1,133 @@
+"""How far the log files of a run reach, as each of its checkpoints remembers it."""
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+
+from pl_rl.errors import UsageError
+from pl_rl.files import is_regular
+from pl_rl.log_files import CSV_FILE, EVENT_FILES, CSVProgress, EventProgress, Progress
+from pl_rl.run_identity import mark
+from pl_rl.runs import shown
+
+
+class Log(NamedTuple):
+    """What a checkpoint knows of the files of one logger."""
+
+    kind: str
+    """Class of the logger."""
+    folder: str
+    """Relative to the run's directory."""
+    reached: dict[str, int]
+    """How far each file reached: bytes of an event file, rows of a CSV file."""
+    digests: dict[str, str]
+    """Of each file's content until there; those of the first format are not known."""
+    lost: list[str]
+    """Files that were deleted or changed while the run wrote to them."""
+
+
+class LogMeter:
+    """Measures the log files of a run at each of its saves, and notices if one is gone."""
+
+    def __init__(self) -> None:
+        self._progress: dict[Path, Progress] = {}
+        self._lost: set[Path] = set()
+
+    def measure(self, loggers: list[Logger], run: Path, run_id: str) -> list[dict[str, Any]]:
+        """How far the files of each local logger reach; flushes them first, and notes in their folders whose they are.
+
+        Args:
+            loggers: Any; those that do not write to local directories are passed over.
+            run: The run's directory, from which a logger's own may differ.
+            run_id: Of the run.
+        """
+        logs = []
+        for logger in local_loggers(loggers):
+            folder = Path(logger.root_dir, _version_name(logger))
+            logger.save()
+            if isinstance(logger, TensorBoardLogger):
+                files = Path(logger.log_dir)
+                found = event_files(files)
+            else:
+                files = folder
+                found = [files / CSV_FILE] if is_regular(files / CSV_FILE) else []
+            if folder.is_dir():
+                mark(folder, run, run_id)
+            progress = {path.name: self._extended(path) for path in found}
+            self._notice(files, found)
+            logs.append(
+                {
+                    "class": type(logger).__name__,
+                    "folder": os.path.relpath(folder, run),
+                    "reached": {name: file.reached for name, file in progress.items()},
+                    "digests": {name: file.digest() for name, file in progress.items()},
+                    "lost": sorted(path.name for path in self._lost if path.parent == files),
+                }
+            )
+        return logs
+
+    def _extended(self, path: Path) -> Progress:
+        progress = self._progress.setdefault(path, CSVProgress() if path.name == CSV_FILE else EventProgress())
+        if not progress.extend(path):
+            self._tell(path)
+        return progress
+
+    def _notice(self, folder: Path, found: list[Path]) -> None:
+        for path in [path for path in self._progress if path.parent == folder and path not in found]:
+            del self._progress[path]
+            self._tell(path)
+
+    def _tell(self, path: Path) -> None:
+        if path not in self._lost:
+            self._lost.add(path)
+            sys.stderr.write(
+                f"warning: {shown(path)} was deleted or changed while the run writes to it; what it held is lost, and "
+                "the run goes on\n"
+            )
+
+
+def read_logs(logs: Any) -> list[Log]:
+    """What a checkpoint says of its run's logs.
+
+    Raises:
+        UsageError: If it does not say it as :meth:`LogMeter.measure` does.
+    """
+    try:
+        return [_log(log) for log in logs]
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise UsageError(
+            f"the checkpoint's account of its log files is damaged: {error}; use another checkpoint of the run"
+        ) from error
+
+
+def _log(log: Mapping[str, Any]) -> Log:
+    read = Log(log["class"], log["folder"], log["reached"], log.get("digests") or {}, log.get("lost") or [])
+    texts = [read.kind, read.folder, *read.reached, *read.digests, *read.digests.values(), *read.lost]
+    for text in texts:
+        if not isinstance(text, str) or not text.isprintable():
+            raise ValueError(f"{text!r} is no name")
+    for length in read.reached.values():
+        if type(length) is not int or length < 0:
+            raise ValueError(f"{length!r} is no length")
+    for name in [*read.reached, *read.lost]:
+        if "/" in name:
+            raise ValueError(f"{name!r} is no name of a file")
+    return read
+
+
+def _version_name(logger: TensorBoardLogger | CSVLogger) -> str:
+    return logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+
+
+def local_loggers(loggers: list[Logger]) -> list[TensorBoardLogger | CSVLogger]:
+    """Those that write to local directories."""
+    return [logger for logger in loggers if isinstance(logger, TensorBoardLogger | CSVLogger)]
+
+
+def event_files(folder: Path) -> list[Path]:
+    """The event files of a folder."""
+    return sorted(path for path in folder.glob(EVENT_FILES) if is_regular(path))
