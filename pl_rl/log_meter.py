@@ -1,6 +1,7 @@
 """How far the log files of a run reach, as each of its checkpoints remembers it."""
 
 import os
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,11 +49,12 @@ class LogMeter:
         logs = []
         for logger in local_loggers(loggers):
             folder = Path(logger.root_dir, _version_name(logger))
-            logger.save()
             if isinstance(logger, TensorBoardLogger):
+                logger.experiment.flush()
                 files = Path(logger.log_dir)
                 found = event_files(files)
             else:
+                logger.save()
                 files = folder
                 found = [files / CSV_FILE] if is_regular(files / CSV_FILE) else []
             if folder.is_dir():
@@ -106,16 +108,18 @@ def read_logs(logs: Any) -> list[Log]:
 
 def _log(log: Mapping[str, Any]) -> Log:
     read = Log(log["class"], log["folder"], log["reached"], log.get("digests") or {}, log.get("lost") or [])
-    texts = [read.kind, read.folder, *read.reached, *read.digests, *read.digests.values(), *read.lost]
-    for text in texts:
-        if not isinstance(text, str) or not text.isprintable():
-            raise ValueError(f"{text!r} is no name")
+    names = [read.kind, *read.reached, *read.digests, *read.digests.values(), *read.lost]
+    for name in names:
+        if "/" in name:
+            raise ValueError(f"{name!r} is no name")
+    for text in [*names, *read.folder.split("/")]:
+        if re.search(r"[\x00-\x1f\x7f-\x9f]", text) or len(text.encode()) > 255:
+            raise ValueError(f"{text[:255]!r} is no name")
+    if len(read.folder) > 1000:
+        raise ValueError("the path of a folder is too long")
     for length in read.reached.values():
         if type(length) is not int or length < 0:
             raise ValueError(f"{length!r} is no length")
-    for name in [*read.reached, *read.lost]:
-        if "/" in name:
-            raise ValueError(f"{name!r} is no name of a file")
     return read
 
 

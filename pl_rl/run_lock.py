@@ -92,16 +92,13 @@ def _acquire(path: Path) -> int:
         try:
             try:
                 fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                free = True
             except OSError as error:
                 if error.errno not in WITHOUT_LOCKS:
                     raise _in_use(path, descriptor) from error
-                if not is_new:
-                    _take_over(path, descriptor)
-            if _is_at(descriptor, path):
-                if os.fstat(descriptor).st_nlink == 1:
-                    _sign(descriptor)
-                    return descriptor
-                path.unlink()  # another file of the user's has the same bytes
+                free = is_new or _take_over(path, descriptor)
+            if free and _is_at(descriptor, path) and _claim(path, descriptor):
+                return descriptor
         except BaseException:
             os.close(descriptor)
             raise
@@ -117,8 +114,8 @@ def _open(path: Path) -> tuple[int, bool]:
             return open_regular(path, os.O_RDWR), False
 
 
-def _take_over(path: Path, descriptor: int) -> None:
-    """Become the holder of a lock file whose holder is dead, on a file system without locks.
+def _take_over(path: Path, descriptor: int) -> bool:
+    """Become the holder of a lock file whose holder is dead, on a file system without locks; whether it is still there.
 
     Raises:
         UsageError: If it may live, or another process takes over in this moment.
@@ -131,12 +128,21 @@ def _take_over(path: Path, descriptor: int) -> None:
     except FileExistsError as error:
         raise _in_use(path, descriptor) from error
     try:
-        # Again, as another process may have taken over since.
+        # Looked at again, as another process may have taken over since.
         if _is_at(descriptor, path) and _may_live(_holder(descriptor)):
             raise _in_use(path, descriptor)
-        _sign(descriptor)
+        return _is_at(descriptor, path) and _claim(path, descriptor)
     finally:
         guard.unlink()
+
+
+def _claim(path: Path, descriptor: int) -> bool:
+    """Write into a lock file whose it is; not into one that is also another file (a hard link), which is removed."""
+    if os.fstat(descriptor).st_nlink > 1:
+        path.unlink()
+        return False
+    _sign(descriptor)
+    return True
 
 
 def _sign(descriptor: int) -> None:

@@ -237,15 +237,20 @@ def test_a_run_is_moved_with_its_logs_and_copied_without(run, tmp_path, capsys):
     assert {path: content for path, content in stamps(tmp_path / "moved").items() if path in before} == before
 
 
-@pytest.mark.parametrize(
-    "logs",
-    [
-        *(5, None, [5], [{}], ["x"]),
-        *([{"class": "TensorBoardLogger", "folder": folder, "reached": {}}] for folder in (5, "a\0b", "\x1b[2J")),
-        *([{"class": "TensorBoardLogger", "folder": ".", "reached": reached}] for reached in (5, {"x": -1}, {"x": "y"})),
-        *([{"class": "CSVLogger", "folder": ".", "reached": {"../../x": 1}}], [{"class": 1, "folder": ".", "reached": {}}]),
-    ],
-)  # fmt: skip
+def log(**changed):
+    return [{"class": "TensorBoardLogger", "folder": ".", "reached": {}, **changed}]
+
+
+NO_LENGTHS = (5, ["x"], {"x": -1}, {"x": "y"}, {"x": 0.5}, {5: 5}, {"../x": 1}, {"a" * 300: 1})
+DAMAGED_LOGS = [
+    *(5, None, [5], [{}], ["x"], log(**{"class": 1})),
+    *(log(folder=folder) for folder in (5, "a\0b", "\x1b[2J", "\ud800", "a" * 300, "a/" * 5000)),
+    *(log(reached=reached) for reached in NO_LENGTHS),
+    *(log(digests=5), log(digests={"x": 5}), log(lost=5), log(lost=[None])),
+]
+
+
+@pytest.mark.parametrize("logs", DAMAGED_LOGS)
 def test_a_damaged_account_of_logs_is_one_sentence(run, logs):
     change(run / LAST, pl_rl_logs=logs)
     with pytest.raises(pl_rl.UsageError, match="account of its log files is damaged"):
@@ -272,11 +277,11 @@ def test_no_file_is_removed_that_a_strangers_checkpoint_names(run, home):
     (home / "precious.ckpt").rename(precious)
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 def test_lightnings_model_checkpoint_removes_nothing_outside_of_its_folder(tmp_path, home):
     def go(until, ckpt_path=None):
         L.seed_everything(0, verbose=False)
         keep = ModelCheckpoint(monitor="step", mode="max", save_top_k=1, every_n_epochs=1)
-        keep._enable_version_counter = False
         trainer = pl_rl.Trainer(
             accelerator="cpu", default_root_dir=tmp_path, max_epochs=until, enable_progress_bar=False,
             enable_model_summary=False, callbacks=[keep], log_every_n_steps=1,
@@ -304,7 +309,7 @@ def test_a_run_keeps_its_id_and_a_branch_has_its_own(run):
     other = train(root, 3, seed=5)
     assert read_checkpoint(other / LAST)["pl_rl"]["run_id"] != first
     trainer = pl_rl.Trainer(
-        accelerator="cpu", default_root_dir=root, max_epochs=3, enable_progress_bar=False,
+        accelerator="cpu", default_root_dir=root, max_epochs=4, enable_progress_bar=False,
         enable_model_summary=False, callbacks=[RunCheckpoint()],
     )  # fmt: skip
     trainer.fit(pl_rl.PPO(**{**SMALL, "total_env_steps": 6400}), ckpt_path=run / LAST, branch=True)
@@ -429,7 +434,7 @@ def test_columns_that_come_later_are_no_damage(tmp_path, capsys):
 class Deleting(RunCheckpoint):
     """Deletes a file of the log while the run writes to it."""
 
-    def __init__(self, victim, iteration):
+    def __init__(self, victim, iteration=-1):
         super().__init__(last_every_n_iterations=1)
         self.victim, self.iteration = victim, iteration
 
@@ -452,12 +457,12 @@ def test_a_log_that_is_deleted_while_the_run_writes_to_it_is_noticed(tmp_path, l
         return Path(trainer.log_dir)
 
     name = "events*" if logger is TensorBoardLogger else "metrics.csv"
-    run = go(5, Deleting(name, 3))
+    run = go(5, Deleting(name, iteration=3))
     warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
     assert len(warnings) == 1 and "was deleted or changed while the run writes to it" in warnings[0]
-    assert go(6, RunCheckpoint(), run / LAST) == run
+    assert go(6, Deleting(name), run / LAST) == run
     assert "was deleted or changed while the run wrote to it" in account(capsys)[-1]
-    go(7, RunCheckpoint(), run / LAST)
+    go(7, Deleting(name), run / LAST)
     assert account(capsys)[-1] == "fidelity: exact"
 
 
