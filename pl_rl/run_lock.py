@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from pl_rl.errors import UsageError
+from pl_rl.errors import RunFailure, UsageError
 from pl_rl.files import RUN_FILES, check_names, open_regular
 from pl_rl.runs import shown
 
@@ -35,6 +35,7 @@ def locked(run: Path) -> Iterator[None]:
     Raises:
         UsageError: If another process has it, the directory cannot be written, or a link or a pipe in it has the name
             of a file that is written.
+        RunFailure: If the directory is deleted and so cannot be written any more.
     """
     made = not run.exists()
     path = run / LOCK
@@ -51,6 +52,13 @@ def locked(run: Path) -> Iterator[None]:
             ) from error
         try:
             yield
+        except FileNotFoundError as error:
+            if run.is_dir():
+                raise
+            raise RunFailure(
+                f"run directory {shown(run)!r} was deleted while the run wrote to it, and the run ended; begin it again, "
+                "or put a copy of the directory in its place and continue with --ckpt_path last"
+            ) from error
         finally:
             # Before it is closed, as another process checks that the file it locked is still there.
             with contextlib.suppress(OSError):

@@ -94,7 +94,8 @@ def _check_verb(args: list[str]) -> None:
 
 def _quiet_about_the_disk(failure: threading.ExceptHookArgs) -> None:
     """TensorBoard's thread cannot write: that is raised where the log is next written or flushed, and said there."""
-    if not (isinstance(failure.exc_value, OSError) and failure.exc_value.errno in STORAGE_ERRORS):
+    quiet = (*STORAGE_ERRORS, errno.ENOENT)  # the folder of the log is gone
+    if not (isinstance(failure.exc_value, OSError) and failure.exc_value.errno in quiet):
         threading.__excepthook__(failure)
 
 

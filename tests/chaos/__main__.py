@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from tests.chaos.scenarios import Chaos, Outcome
+from tests.chaos.scenarios import Outcome
+from tests.chaos.strangers import Chaos
 
 
 def main() -> None:
@@ -21,7 +22,7 @@ def main() -> None:
     torch.set_num_threads(1)
     print(f"seed {args.seed}", flush=True)
     scenarios = ["kills", "signals", "full_disk", "read_only", "cut_and_flipped", "nothing_sound"]
-    scenarios += ["two_processes", "clock", "workers"]
+    scenarios += ["two_processes", "clock", "workers", "links", "foreign_folders", "flipped_events"]
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory(prefix="pl_rl-chaos-") as folder:
         chaos = Chaos(Path(folder), args.seed)
