@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -119,6 +120,41 @@ def test_a_run_that_died_before_its_first_checkpoint_is_said(capsys):
     assert runs() == ["version_0", "version_1"]
 
 
+def die(*args, **kwargs):
+    raise SystemExit(137)
+
+
+@pytest.mark.parametrize(
+    "moment", ["callbacks.run_checkpoint.RunCheckpoint.on_train_start", "checkpoint_io.load_sound"]
+)
+@pytest.mark.parametrize("logger", ["TensorBoardLogger", "CSVLogger"])
+def test_runs_that_die_before_their_first_checkpoint_leave_nothing_behind(moment, logger, monkeypatch, capsys):
+    change_logger = ["--trainer.logger", logger, "--trainer.logger.save_dir", "."]
+    with monkeypatch.context() as patch:
+        patch.setattr(f"pl_rl.{moment}", die)
+        assert [go(*change_logger) for _ in range(3)] == [137] * 3
+    assert runs() == ["version_0"]
+    assert go(*change_logger) == 0
+    assert runs() == ["version_0"] and LAST.is_file()
+    assert "version_0 ended before its first checkpoint, so it begins again" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "checkpoints/notes.txt", "metrics.csv", "linked.yaml"])
+def test_a_run_with_anything_else_in_it_is_left_behind(name, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("pl_rl.callbacks.run_checkpoint.RunCheckpoint.on_train_start", die)
+        go()
+    path = RUN / name
+    path.parent.mkdir(exist_ok=True)
+    if name == "linked.yaml":
+        path.symlink_to("config.yaml")
+    else:
+        path.write_text("step,loss\n5,1.0\n")
+    before = stamps()
+    go()
+    assert runs() == ["version_0", "version_1"] and stamps() == before
+
+
 def test_a_run_without_a_sound_checkpoint_is_never_begun_again(capsys):
     go()
     for path in LAST.parent.iterdir():
@@ -232,6 +268,21 @@ def test_a_directory_that_cannot_be_written_is_one_sentence(monkeypatch):
     monkeypatch.setattr("pl_rl.run_lock.os.open", refuse)
     with pytest.raises(pl_rl.UsageError, match=r"version_0' cannot be written: Permission denied; .*default_root_dir"):
         locked(RUN).__enter__()
+
+
+def test_a_run_directory_that_is_deleted_while_the_run_writes_to_it_is_one_sentence(monkeypatch, capsys):
+    step = pl_rl.PPO.training_step
+
+    def delete(model, rollout, batch_idx):
+        step(model, rollout, batch_idx)
+        if model.iteration == 3:
+            shutil.rmtree(RUN)
+
+    monkeypatch.setattr(pl_rl.PPO, "training_step", delete)
+    assert go(auto=False) == 1
+    err = capsys.readouterr().err
+    assert "run directory 'lightning_logs/version_0' was deleted while the run wrote to it" in err
+    assert "Traceback" not in err
 
 
 def test_a_plain_trainer_takes_no_lock(holder):

@@ -92,7 +92,15 @@ def stamps(folder):
 # --- what stands in a file's place -----------------------------------------------------------------------------------
 
 NAMES = [
-    *(".lock", ".run_id", ".command.yaml.partial", "command.yaml", ".metrics.csv.partial", "metrics.csv"),
+    *(
+        ".lock",
+        ".run_id",
+        ".command.yaml.partial",
+        ".config.partial",
+        "command.yaml",
+        ".metrics.csv.partial",
+        "metrics.csv",
+    ),
     *("hparams.yaml", EVENTS, "replaced", "checkpoints/.last.ckpt.partial", "checkpoints/.last.ckpt.replaced"),
     *("checkpoints/previous.ckpt", "checkpoints/best.ckpt", "checkpoints/.best.ckpt.partial"),
 ]
