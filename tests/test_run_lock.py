@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -19,12 +20,14 @@ ROUNDS = 60
 
 @pytest.fixture
 def no_locks(monkeypatch):
-    """A file system without locks."""
+    """A file system without locks, where to write takes its time."""
 
     def refuse(*args):
         raise OSError(errno.ENOLCK, "No locks available")
 
+    write = os.pwrite
     monkeypatch.setattr(run_lock.fcntl, "lockf", refuse)
+    monkeypatch.setattr(run_lock.os, "pwrite", lambda *args: time.sleep(0.005) or write(*args))
 
 
 def compete(barrier, folder, winners):
