@@ -48,6 +48,8 @@ def _remove_untrained(run: Path) -> bool:
     Whoever takes the checkpoints of a longer run away leaves its logs, which have points after the first step.
     """
     folder = run / CHECKPOINTS
+    if run.is_symlink():
+        return False
     files = [path for path in run.iterdir() if path not in (run / LOCK, folder)]
     if folder.is_dir() and not folder.is_symlink():
         files += folder.iterdir()

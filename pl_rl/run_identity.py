@@ -7,8 +7,9 @@ says of the very directory that the checkpoint lies in: whoever copies or makes 
 import os
 import re
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pl_rl.files import is_regular, reading, write_whole
 
@@ -28,6 +29,12 @@ class Identity(NamedTuple):
 def new_run_id() -> str:
     """An id that no other run has; drawn from the system, so that no training depends on it."""
     return secrets.token_hex(16)
+
+
+def run_id_in(state: Mapping[str, Any]) -> str | None:
+    """The id in a checkpoint's state; ``None`` in one of the first format."""
+    run_id = state.get("run_id")
+    return run_id if isinstance(run_id, str) and re.fullmatch(r"[0-9a-f]{32}", run_id) else None
 
 
 def mark(folder: Path, run: Path, run_id: str) -> None:

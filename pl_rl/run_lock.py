@@ -56,8 +56,8 @@ def locked(run: Path) -> Iterator[None]:
             if run.is_dir():
                 raise
             raise RunFailure(
-                f"run directory {shown(run)!r} was deleted while the run wrote to it, and the run ended; begin it again, "
-                "or put a copy of the directory in its place and continue with --ckpt_path last"
+                f"run directory {shown(run)!r} was deleted while the run wrote to it, and the run ended; begin it "
+                "again, or put a copy of the directory in its place and continue with --ckpt_path last"
             ) from error
         finally:
             # Before it is closed, as another process checks that the file it locked is still there.

@@ -47,6 +47,7 @@ def continue_logs(loggers: list[Logger], run: Path, logs: Any, run_id: str | Non
         UsageError: If the logs are not described as they should be, or something else has the name of a file.
     """
     missing = []
+    found = []
     waiting = read_logs(logs)
     for logger in local_loggers(loggers):
         log = next((log for log in waiting if log.kind == type(logger).__name__), None)
@@ -58,8 +59,10 @@ def continue_logs(loggers: list[Logger], run: Path, logs: Any, run_id: str | Non
         if not is_log_of(folder, run, run_id) or has_link_below(folder, files) or _is_expanded(files):
             missing.append(f"log: {shown(files)} may be another run's, so it is left alone and a new one begins")
         elif _is_there(log, folder, files):
-            check_names(files, LOG_FILES)
-            missing += [f"log: {fault}" for fault in _continue(logger, folder, files, log, cut)]
+            check_names(files, LOG_FILES)  # of all, before a file of one is touched
+            found.append((logger, folder, files, log))
+    for logger, folder, files, log in found:
+        missing += [f"log: {fault}" for fault in _continue(logger, folder, files, log, cut)]
     return missing
 
 

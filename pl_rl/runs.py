@@ -15,7 +15,7 @@ import yaml
 from pl_rl.checkpoints import STATE_KEY, Damaged, read_checkpoint
 from pl_rl.errors import UsageError
 from pl_rl.files import write_whole
-from pl_rl.run_identity import identity_of
+from pl_rl.run_identity import identity_of, run_id_in
 
 LOG_ROOT = Path("lightning_logs")
 COMMAND_FILE = "command.yaml"
@@ -98,16 +98,16 @@ def newest_sound_checkpoint(run: Path) -> Path:
         if path not in faults:
             try:
                 checkpoint = read_checkpoint(path)
-                reached[path] = checkpoint[STATE_KEY]["counters"]["iteration"]
                 if own_run(path, checkpoint) is None:
                     faults[path] = "it is a checkpoint of another run"
-                    del reached[path]
+                else:
+                    reached[path] = checkpoint[STATE_KEY]["counters"]["iteration"]
             except UsageError as error:
                 faults[path] = error.reason if isinstance(error, Damaged) else str(error)
         if last in reached:
             return last
     if not reached:
-        listed = ", ".join(f"{path.name} ({fault})" for path, fault in faults.items())
+        listed = ", ".join(f"{shown(path.name)} ({fault})" for path, fault in faults.items())
         raise UsageError(f"{shown(run)} has no sound checkpoint: {listed}; give the path of another run's")
     for path, fault in faults.items():
         print(f"passed over {shown(path)}: {fault}", flush=True)
@@ -146,7 +146,7 @@ def own_run(checkpoint: Path, content: Mapping[str, Any]) -> Path | None:
     """
     run = run_of_checkpoint(checkpoint)
     identity = None if run is None else identity_of(run)
-    run_id = content[STATE_KEY].get("run_id")
+    run_id = run_id_in(content[STATE_KEY])
     return None if identity is not None and run_id is not None and identity.run_id != run_id else run
 
 
@@ -169,7 +169,9 @@ def shown(path: Path | str) -> str:
         return str(path)
     absolute = Path(path).absolute()
     here = Path.cwd()
-    return str(absolute.relative_to(here)) if absolute.is_relative_to(here) else str(absolute)
+    text = str(absolute.relative_to(here)) if absolute.is_relative_to(here) else str(absolute)
+    # Control characters that a stranger's file may have in its name are commands to a terminal.
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def _version(run: Path) -> int:

@@ -147,6 +147,15 @@ def test_a_strangers_link_is_refused_in_a_sentence_and_nothing_is_touched(run, h
     assert stamps(run) == before
 
 
+def test_no_file_of_one_log_is_touched_where_another_is_refused(run, home):
+    root = run.parent.parent
+    (root / "csv" / "version_0" / "metrics.before-resume.csv").symlink_to(home / "precious")
+    before = stamps(root)
+    with pytest.raises(pl_rl.UsageError, match="is a symbolic link where a file of the run belongs"):
+        train(root, 3, run / "checkpoints" / "previous.ckpt", csv_root=root)
+    assert stamps(root) == before
+
+
 def test_checkpoints_are_not_written_through_a_link(run, tmp_path):
     shutil.move(run / "checkpoints", tmp_path / "elsewhere")
     (run / "checkpoints").symlink_to(tmp_path / "elsewhere")
@@ -324,6 +333,22 @@ def test_a_run_keeps_its_id_and_a_branch_has_its_own(run):
     branch = Path(trainer.log_dir)
     assert read_checkpoint(branch / LAST)["pl_rl"]["run_id"] != first
     assert (branch / ".run_id").read_text() == f"{read_checkpoint(branch / LAST)['pl_rl']['run_id']}\n.\n"
+
+
+@pytest.mark.parametrize("run_id", [5, "x", "a" * 32 + "\n../../..\n", ["a"]])
+def test_what_is_no_id_is_none(run, run_id):
+    change(run / LAST, pl_rl={"run_id": run_id})
+    before = (run / ".run_id").read_text()
+    assert train(run.parent.parent, 3, run / LAST) == run
+    assert (run / ".run_id").read_text() == before == f"{read_checkpoint(run / LAST)['pl_rl']['run_id']}\n.\n"
+
+
+def test_names_with_commands_for_a_terminal_are_not_printed(run, capsys):
+    (run / "checkpoints" / "\x1b[2J.ckpt").write_bytes(b"")
+    (run / LAST).unlink()
+    train(run.parent.parent, 3, "last")
+    out = capsys.readouterr().out
+    assert "\x1b" not in out and r"\x1b[2J.ckpt" in out
 
 
 def test_training_does_not_depend_on_the_id(run, trained):

@@ -11,7 +11,7 @@ from pl_rl.agent import as_agent
 from pl_rl.callbacks.lookup import all_attached
 from pl_rl.checkpoints import STATE_KEY
 from pl_rl.log_meter import LogMeter
-from pl_rl.run_identity import mark, new_run_id
+from pl_rl.run_identity import identity_of, mark, new_run_id, run_id_in
 from pl_rl.run_logs import continue_logs
 from pl_rl.runs import own_run, run_of_checkpoint, shown
 
@@ -51,7 +51,9 @@ class RunDirectory(L.Callback):
         """
         if as_agent(pl_module).branching:
             return
-        self.run_id = checkpoint[STATE_KEY].get("run_id") or self.run_id
+        here = identity_of(Path(trainer.log_dir)) if trainer.log_dir else None
+        # A checkpoint of the first format in a directory whose others have an id since.
+        self.run_id = run_id_in(checkpoint[STATE_KEY]) or (self.run_id if here is None else here.run_id)
         for callback in all_attached(trainer, ModelCheckpoint):
             state = checkpoint["callbacks"].get(callback.state_key)
             folder = os.path.normpath(Path(str(trainer.ckpt_path)).absolute().parent)
@@ -83,7 +85,7 @@ class RunDirectory(L.Callback):
             return []
         if own_run(path, checkpoint) is None:
             return [f"log: {shown(path)} is not of the run that {shown(run)} is of, whose logs stay as they are"]
-        return continue_logs(trainer.loggers, run, checkpoint[LOGS_KEY], checkpoint[STATE_KEY].get("run_id"), cut)
+        return continue_logs(trainer.loggers, run, checkpoint[LOGS_KEY], run_id_in(checkpoint[STATE_KEY]), cut)
 
 
 def _moved(value: Any, old: str, new: str) -> Any:
@@ -98,9 +100,10 @@ def _moved(value: Any, old: str, new: str) -> Any:
 def _own_files(state: dict[str, Any], folder: str) -> dict[str, Any]:
     """A ModelCheckpoint's state without paths that lead out of its folder."""
 
-    def outside(value: Any) -> bool:
-        return isinstance(value, str) and "/" in value and not Path(os.path.realpath(value)).is_relative_to(root)
+    def inside(path: object) -> bool:
+        return isinstance(path, str) and Path(os.path.realpath(path)).is_relative_to(root)
 
     root = os.path.realpath(folder)
-    files = {path: score for path, score in state.get("best_k_models", {}).items() if not outside(path)}
-    return {name: "" if outside(value) else value for name, value in state.items()} | {"best_k_models": files}
+    paths = {name: state.get(name) for name in ("best_model_path", "kth_best_model_path", "last_model_path")}
+    files = {path: score for path, score in state.get("best_k_models", {}).items() if inside(path)}
+    return {**state, **{name: path if inside(path) else "" for name, path in paths.items()}, "best_k_models": files}
