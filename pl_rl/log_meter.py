@@ -32,56 +32,31 @@ class Log(NamedTuple):
 
 
 class LogMeter:
-    """Measures the log files of a run at each of its saves, and notices if one is gone."""
+    """Knows the log files of a run from one save to the next, and notices if one is gone."""
 
     def __init__(self) -> None:
         self._progress: dict[Path, Progress] = {}
         self._lost: set[Path] = set()
 
-    def measure(self, loggers: list[Logger], run: Path, run_id: str) -> list[dict[str, Any]]:
-        """How far the files of each local logger reach; flushes them first, and notes in their folders whose they are.
+    def read(self, folder: Path, files: list[Path]) -> dict[str, Progress]:
+        """Read what files have gained; says once of a file that it is not what it was.
 
         Args:
-            loggers: Any; those that do not write to local directories are passed over.
-            run: The run's directory, from which a logger's own may differ.
-            run_id: Of the run.
+            folder: In which they lie.
+            files: All that are there now.
         """
-        logs = []
-        for logger in local_loggers(loggers):
-            folder = Path(logger.root_dir, _version_name(logger))
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.flush()
-                files = Path(logger.log_dir)
-                found = event_files(files)
-            else:
-                logger.save()
-                files = folder
-                found = [files / CSV_FILE] if is_regular(files / CSV_FILE) else []
-            if folder.is_dir():
-                mark(folder, run, run_id)
-            progress = {path.name: self._extended(path) for path in found}
-            self._notice(files, found)
-            logs.append(
-                {
-                    "class": type(logger).__name__,
-                    "folder": os.path.relpath(folder, run),
-                    "reached": {name: file.reached for name, file in progress.items()},
-                    "digests": {name: file.digest() for name, file in progress.items()},
-                    "lost": sorted(path.name for path in self._lost if path.parent == files),
-                }
-            )
-        return logs
-
-    def _extended(self, path: Path) -> Progress:
-        progress = self._progress.setdefault(path, CSVProgress() if path.name == CSV_FILE else EventProgress())
-        if not progress.extend(path):
-            self._tell(path)
-        return progress
-
-    def _notice(self, folder: Path, found: list[Path]) -> None:
-        for path in [path for path in self._progress if path.parent == folder and path not in found]:
+        for path in [path for path in self._progress if path.parent == folder and path not in files]:
             del self._progress[path]
             self._tell(path)
+        for path in files:
+            progress = self._progress.setdefault(path, CSVProgress() if path.name == CSV_FILE else EventProgress())
+            if not progress.extend(path):
+                self._tell(path)
+        return {path.name: self._progress[path] for path in files}
+
+    def lost(self, folder: Path) -> list[str]:
+        """The files in a folder that were deleted or changed since the run began to write to them."""
+        return sorted(path.name for path in self._lost if path.parent == folder)
 
     def _tell(self, path: Path) -> None:
         if path not in self._lost:
@@ -92,11 +67,46 @@ class LogMeter:
             )
 
 
+def measure_logs(loggers: list[Logger], run: Path, run_id: str, meter: LogMeter) -> list[dict[str, Any]]:
+    """How far the files of each local logger reach; flushes them first, and notes in their folders whose they are.
+
+    Args:
+        loggers: Any; those that do not write to local directories are passed over.
+        run: The run's directory, from which a logger's own may differ.
+        run_id: Of the run.
+        meter: Of the run's files.
+    """
+    logs = []
+    for logger in local_loggers(loggers):
+        folder = Path(logger.root_dir, _version_name(logger))
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.flush()
+            files = Path(logger.log_dir)
+            found = event_files(files)
+        else:
+            logger.save()
+            files = folder
+            found = [files / CSV_FILE] if is_regular(files / CSV_FILE) else []
+        if folder.is_dir():
+            mark(folder, run, run_id)
+        progress = meter.read(files, found)
+        logs.append(
+            {
+                "class": type(logger).__name__,
+                "folder": os.path.relpath(folder, run),
+                "reached": {name: file.reached for name, file in progress.items()},
+                "digests": {name: file.digest() for name, file in progress.items()},
+                "lost": meter.lost(files),
+            }
+        )
+    return logs
+
+
 def read_logs(logs: Any) -> list[Log]:
     """What a checkpoint says of its run's logs.
 
     Raises:
-        UsageError: If it does not say it as :meth:`LogMeter.measure` does.
+        UsageError: If it does not say it as :func:`measure_logs` does.
     """
     try:
         return [_log(log) for log in logs]

@@ -36,7 +36,7 @@ def continue_logs(loggers: list[Logger], run: Path, logs: Any, run_id: str | Non
         loggers: Those of the trainer that continues the run. One is left alone where the run had none of its kind, or
             where the folder is not the run's: a checkpoint may have been copied beside other logs, or say anything.
         run: The run's directory.
-        logs: From :meth:`LogMeter.measure`.
+        logs: From :func:`pl_rl.log_meter.measure_logs`.
         run_id: The checkpoint's, if it has one.
         cut: Whether to take away what lies after the checkpoint.
 

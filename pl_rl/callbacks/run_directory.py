@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from pl_rl.agent import as_agent
 from pl_rl.callbacks.lookup import all_attached
 from pl_rl.checkpoints import STATE_KEY
-from pl_rl.log_meter import LogMeter
+from pl_rl.log_meter import LogMeter, measure_logs
 from pl_rl.run_identity import identity_of, mark, new_run_id, run_id_in
 from pl_rl.run_logs import continue_logs
 from pl_rl.runs import own_run, run_of_checkpoint, shown
@@ -41,7 +41,7 @@ class RunDirectory(L.Callback):
         run = Path(trainer.log_dir or trainer.default_root_dir)
         if run.is_dir() and not cast(Any, trainer).fast_dev_run:  # set by Lightning without declaring it
             mark(run, run, self.run_id)
-        checkpoint[LOGS_KEY] = self._meter.measure(trainer.loggers, run, self.run_id) if trainer.log_dir else []
+        checkpoint[LOGS_KEY] = measure_logs(trainer.loggers, run, self.run_id, self._meter) if trainer.log_dir else []
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Be the run that is continued, and tell Lightning's ModelCheckpoint where it is now.

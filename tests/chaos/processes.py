@@ -23,7 +23,7 @@ PHASES = {
     "updating": "pl_rl.ppo.PPO._learn",
     "evaluating": "pl_rl.agent.Agent.play",
     "saving": "pl_rl.checkpoint_io._write",
-    "writing logs": "pl_rl.log_meter.LogMeter.measure",
+    "writing logs": "pl_rl.callbacks.run_directory.measure_logs",
 }
 
 SETTINGS = {
