@@ -8,11 +8,13 @@ Python needs 90 ms for 1 MB to compare, are looked at where the digest is wrong 
 import csv
 import hashlib
 import math
+import os
 import re
 import struct
+from abc import ABC, abstractmethod
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
@@ -26,80 +28,77 @@ _HEAD = 256
 _CHUNK = 2**20
 
 
-class Progress(Protocol):
-    """How far a file that grows has been read."""
+class _State(NamedTuple):
+    """Of a file that is being read; replaced as a whole, since a signal may end the reading anywhere."""
 
     reached: int
-    """Bytes of an event file, rows of a CSV file."""
+    offset: int
+    """Bytes that have been read."""
+    start: bytes
+    """What the file began with: some bytes of an event file, the names of columns of a CSV file."""
+    hash: "hashlib._Hash"
 
+
+class Progress(ABC):
+    """How far a file that grows has been read."""
+
+    def __init__(self) -> None:
+        self._state = _State(0, 0, b"", hashlib.sha256())
+
+    @property
+    def reached(self) -> int:
+        """Bytes of an event file, rows of a CSV file."""
+        return self._state.reached
+
+    @abstractmethod
     def extend(self, path: Path) -> bool:
         """Read what the file has gained; whether what was read before is still there, as far as its start tells."""
 
     def digest(self) -> str:
         """Of all that has been read."""
+        return self._state.hash.hexdigest()
 
 
-class EventProgress:
+class EventProgress(Progress):
     """How far an event file has been read."""
-
-    def __init__(self) -> None:
-        self._begin()
-
-    def _begin(self) -> None:
-        self.reached = 0
-        self._head = b""
-        self._hash = hashlib.sha256()
 
     def extend(self, path: Path, until: int | None = None) -> bool:
         """Read what the file has gained, no further than to a byte if one is given."""
+        before = self._state
         with reading(path) as file:
-            kept = file.read(len(self._head)) == self._head and file.seek(0, 2) >= self.reached
-            if not kept:
-                self._begin()
-            file.seek(self.reached)
-            while chunk := file.read(_CHUNK if until is None else min(_CHUNK, until - self.reached)):
-                self._hash.update(chunk)
-                self.reached += len(chunk)
+            kept = file.read(len(before.start)) == before.start and file.seek(0, os.SEEK_END) >= before.reached
+            reached, content = (before.reached, before.hash.copy()) if kept else (0, hashlib.sha256())
+            file.seek(reached)
+            while chunk := file.read(_CHUNK if until is None else min(_CHUNK, until - reached)):
+                content.update(chunk)
+                reached += len(chunk)
             file.seek(0)
-            self._head = file.read(min(_HEAD, self.reached))
+            self._state = _State(reached, reached, file.read(min(_HEAD, reached)), content)
         return kept
 
-    def digest(self) -> str:
-        """Of all that has been read."""
-        return self._hash.copy().hexdigest()
 
-
-class CSVProgress:
+class CSVProgress(Progress):
     """How far a CSV file has been read; columns that are added later, without a value, change nothing."""
-
-    def __init__(self) -> None:
-        self._begin(b"")
-
-    def _begin(self, names: bytes) -> None:
-        self.reached = 0
-        self._names = names
-        self._offset = len(names)
-        self._hash = hashlib.sha256()
 
     def extend(self, path: Path) -> bool:
         """Read the rows that the file has gained, or all of them where its columns are others now."""
-        before = self.reached
+        before = self._state
+        rows_before = before.reached
         with reading(path) as file:
-            names = file.readline()
-            if names != self._names or file.seek(0, 2) < self._offset:
-                self._begin(names)
-            file.seek(self._offset)
-            header = [name.encode() for name in _cells(names) or []]
+            start = file.readline()
+            goes_on = start == before.start and file.seek(0, os.SEEK_END) >= before.offset
+            if not goes_on:
+                before = _State(0, len(start), start, hashlib.sha256())
+            rows, offset, content = before.reached, before.offset, before.hash.copy()
+            file.seek(offset)
+            names = [name.encode() for name in _cells(start) or []]
             for line in file:
                 if line.endswith(b"\n"):
-                    self._offset += len(line)
-                    self.reached += 1
-                    self._hash.update(_canonical(header, line))
-        return self.reached >= before
-
-    def digest(self) -> str:
-        """Of all rows that have been read."""
-        return self._hash.copy().hexdigest()
+                    offset += len(line)
+                    rows += 1
+                    content.update(_canonical(names, line))
+            self._state = _State(rows, offset, start, content)
+        return rows >= rows_before
 
 
 class Table(NamedTuple):

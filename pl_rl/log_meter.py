@@ -46,8 +46,8 @@ class LogMeter:
             files: All that are there now.
         """
         for path in [path for path in self._progress if path.parent == folder and path not in files]:
-            del self._progress[path]
             self._tell(path)
+            del self._progress[path]
         for path in files:
             progress = self._progress.setdefault(path, CSVProgress() if path.name == CSV_FILE else EventProgress())
             if not progress.extend(path):
