@@ -8,6 +8,7 @@ or waits for a pipe: files are made under a name that was free, and renamed.
 import contextlib
 import errno
 import os
+import shlex
 import stat
 from collections.abc import Iterator
 from fnmatch import fnmatch
@@ -64,9 +65,12 @@ def check_names(folder: Path, patterns: tuple[str, ...]) -> None:
                 continue
             kind, right = kind_of(path) or "a file", "a folder" if is_place else "a file"
             if kind != right:
+                command = shlex.join(["mv", str(path), str(path.with_name(f"aside-{path.name}"))])
+                # Not where the name has commands for a terminal in it.
+                way_out = f": {command}" if command.isprintable() else ""
                 raise UsageError(
                     f"{str(path)!r} is {kind} where {right} of the run belongs, and a run writes to nothing outside of "
-                    "its directory; move it away, or put what it stands for in its place"
+                    f"its directory; put what it stands for in its place, or move it away{way_out}"
                 )
 
 
