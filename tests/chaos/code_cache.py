@@ -63,9 +63,11 @@ def code_cache(chaos: Chaos) -> list[Outcome]:
     """A cache that is damaged or not the user's alone, and compilers that are killed."""
     whole = chaos.whole("cache", COMMAND)
     damaged = Outcome("machine code on disk cut, zeroed, swapped; open to others; another user's; links")
+    sound = chaos.new("cache-sound")
+    chaos.end(chaos.new("cache-filled"), COMMAND, _with(XDG_CACHE_HOME=sound))
     for damage in (cut, zeroed, swapped, open_files, open_folder, of_another, links):
-        cache, parts = chaos.new(f"cache-{damage.__name__}"), chaos.new(f"cache-{damage.__name__}-run")
-        chaos.end(chaos.new(f"cache-{damage.__name__}-filled"), COMMAND, _with(XDG_CACHE_HOME=cache))
+        cache, parts = chaos.folder / f"cache-{damage.__name__}", chaos.new(f"cache-{damage.__name__}-run")
+        shutil.copytree(sound, cache)
         damage(sorted(cache.glob("pl_rl/*.so")))
         chaos.end(parts, COMMAND, _with(XDG_CACHE_HOME=cache))
         damaged.judge(whole, parts)
