@@ -205,6 +205,7 @@ HYPER_PARAMETERS = record(
 _TENSOR = that(lambda value: isinstance(value, Tensor), "a tensor")
 _COUNT = that(lambda value: value.shape == () and 0 <= float(value) < float("inf"), "a tensor of one finite number")
 # What the statistics of observations and rewards are told by.
+_STATISTICS_OF = {"normalizer": ("mean", "var", "count", "clip"), "reward_scaler": ("mean", "var", "count")}
 _STATISTICS = dict.fromkeys(("normalizer.count", "reward_scaler.count", "reward_scaler.var"), _COUNT)
 
 
@@ -214,6 +215,10 @@ def _tensors(value: Any, place: str) -> None:
         if not name.endswith("_extra_state"):  # of a module, which may be anything
             _TENSOR(item, f"{place}.{name}")
             _STATISTICS.get(name, PLAIN)(item, f"{place}.{name}")
+            beginning = name.partition(".")[0]
+            for part in _STATISTICS_OF.get(beginning, ()):
+                if f"{beginning}.{part}" not in value:
+                    raise Misfit(f"{place}.{beginning}.{part}", None, f"there, as {name} is")
 
 
 _OPTIMIZER = record(

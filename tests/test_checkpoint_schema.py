@@ -313,6 +313,30 @@ def test_checkpoints_of_other_precisions_pass(precision):
     quiet(pl_rl.Trainer, until=2, **settings).fit(small_ppo(), ckpt_path="last.ckpt")
 
 
+def test_statistics_are_whole_and_of_one_number():
+    trainer = quiet(pl_rl.Trainer, until=1, enable_checkpointing=False)
+    trainer.fit(small_ppo(env="Pendulum-v1", norm_obs=True, norm_reward=True))
+    trainer.save_checkpoint("sound.ckpt", weights_only=False)
+    for name in (
+        "normalizer.count",
+        "normalizer.clip",
+        "reward_scaler.var",
+        "reward_scaler.count",
+        "reward_scaler.mean",
+    ):
+        for value in (None, torch.zeros(3), torch.tensor(torch.nan)):
+            content = torch.load("sound.ckpt", weights_only=True)
+            if value is None:
+                del content["state_dict"][name]
+            elif name.endswith(("count", "var")):
+                content["state_dict"][name] = value
+            else:
+                continue
+            torch.save(content, "broken.ckpt")
+            with pytest.raises(pl_rl.UsageError, match=rf"state_dict\.{name} is .*should be"):
+                describe_checkpoint(Path("broken.ckpt"))
+
+
 def test_a_checkpoint_with_a_broken_entry_is_passed_over(capsys):
     folder = Path("run/checkpoints")
     folder.mkdir(parents=True)

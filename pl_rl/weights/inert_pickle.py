@@ -14,6 +14,8 @@ from typing import Any, ClassVar
 
 from pl_rl.weights.policy_weights import Unreadable
 
+MAX_NAMES = 1000
+
 
 class Record:
     """Stands for an object of a pickle.
@@ -49,8 +51,17 @@ class Record:
 
 
 class _Unpickler(pickle.Unpickler):
+    def __init__(self, data: bytes) -> None:
+        super().__init__(io.BytesIO(data))
+        self._classes: dict[str, type[Record]] = {}
+
     def find_class(self, module: str, name: str) -> type[Record]:
-        return type("Record", (Record,), {"origin": f"{module}.{name}"})
+        origin = f"{module}.{name}"
+        if origin not in self._classes:
+            if len(self._classes) == MAX_NAMES:  # each takes a thousand bytes
+                raise ValueError(f"it names more than {MAX_NAMES} classes")
+            self._classes[origin] = type("Record", (Record,), {"origin": origin})
+        return self._classes[origin]
 
 
 def load_inert(data: bytes) -> Any:
@@ -64,6 +75,6 @@ def load_inert(data: bytes) -> Any:
             # The machine's memory is an array as long as the largest index.
             if "PUT" in opcode.name and isinstance(argument, int) and argument > len(data):
                 raise ValueError(f"index {argument} in {len(data)} bytes")
-        return _Unpickler(io.BytesIO(data)).load()
+        return _Unpickler(data).load()
     except Exception as error:  # unpickling fails in as many ways as a pickle can be broken
         raise Unreadable(f"is a damaged pickle ({error}); use another copy") from error

@@ -61,3 +61,10 @@ def test_no_opcode_that_calls_reaches_a_function(program, tmp_path, monkeypatch)
 def test_a_program_that_makes_no_sense_is_refused(program):
     with pytest.raises(Unreadable, match="damaged pickle"):
         load_inert(program)
+
+
+def test_many_names_are_refused():
+    data = b"\x80\x02(" + b"".join(b"cmodule\nname%d\n" % i for i in range(1100)) + b"l."
+    with pytest.raises(Unreadable, match="more than 1000 classes"):
+        load_inert(data)
+    assert len(load_inert(b"\x80\x02(" + b"cmodule\nname\n" * 1100 + b"l.")) == 1100
