@@ -219,6 +219,8 @@ OPTIMIZERS = {
     "text for a rate": lambda c: adam(c)["param_groups"][0].update(lr="0.1"),
     "betas": lambda c: adam(c)["param_groups"][0].update(betas=3),
     "no betas": lambda c: adam(c)["param_groups"][0].pop("betas"),
+    "switch on": lambda c: adam(c)["param_groups"][0].update(amsgrad=True),
+    "two switches on": lambda c: adam(c)["param_groups"][0].update(foreach=True),
     "switch": lambda c: adam(c)["param_groups"][0].update(fused="x"),
     "loop": lambda c: c["loops"].update(fit_loop=None),
     "progress": lambda c: c["loops"]["fit_loop"].update(epoch_progress={}),
