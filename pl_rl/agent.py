@@ -359,8 +359,17 @@ class Agent(L.LightningModule):
         """Refuse what would train wrongly without a word.
 
         Raises:
-            UsageError: For several devices, and for a precision that scales the loss.
+            UsageError: For several devices, a precision that scales the loss, and what has no effect.
         """
+        # Lightning would only say that manual optimization does not support these two.
+        if trainer.gradient_clip_val:
+            norm = trainer.gradient_clip_val
+            raise UsageError(f"gradient_clip_val={norm} does not reach PPO's updates; use --model.max_grad_norm {norm}")
+        if trainer.accumulate_grad_batches != 1:
+            raise UsageError(
+                f"accumulate_grad_batches={trainer.accumulate_grad_batches} does not reach PPO's updates; use a larger "
+                "minibatch_size"
+            )
         if trainer.world_size > 1:
             raise UsageError(f"devices={trainer.world_size} is not supported; train on one device")
         if getattr(trainer.precision_plugin, "scaler", None) is not None:

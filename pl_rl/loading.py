@@ -58,6 +58,9 @@ def load_module(
             f"{source} has not the settings of a {cls.__qualname__}: {error}; pass it as an argument"
         ) from error
     model = cls(**settings, **instead)
+    described = {name: model.hparams[name] for name in instead if name in model.hparams}
+    # What is given is meant to differ; tensors are compared all the same.
+    checkpoint = {**checkpoint, "hyper_parameters": {**checkpoint.get("hyper_parameters", {}), **described}}
     model.on_load_checkpoint(checkpoint)
     model.load_state_dict(checkpoint["state_dict"], strict=model.strict_loading if strict is None else strict)
     return model if device is None else model.to(device)

@@ -37,6 +37,7 @@ READING = {
 }  # fmt: skip
 # Modules that read what may be a stranger's, and the doors, or functions behind doors, that lead to them.
 MODULES_THAT_READ = {
+    "pl_rl.agent": "compares what Lightning has read, by all of its doors",
     "pl_rl.callbacks.pretrained": "fit --pretrained.path",
     "pl_rl.checkpoint_io": "compares a file with what was written",
     "pl_rl.checkpoints": "read_checkpoint, by all others",

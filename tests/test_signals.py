@@ -53,6 +53,14 @@ class SignalAt(L.Callback):
                 os.kill(os.getpid(), signum)
 
 
+@pytest.fixture(autouse=True)
+def _without_nohup(set_handler=signal.signal):
+    """Whoever runs the tests may have been told to ignore it, which is inherited."""
+    before = set_handler(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    set_handler(signal.SIGHUP, before)
+
+
 def interrupted(root, signum, callback, **settings):
     with pytest.raises(SystemExit) as end:
         train(root, 10, callbacks=[callback, *rarely()], **settings)

@@ -95,8 +95,6 @@ def no_graph(*args, **kwargs):
 def test_nothing_that_a_strangers_run_names_is_used(theirs, name, monkeypatch):
     monkeypatch.setattr(torch.onnx, "export", no_graph)
     faults = through_all_places(theirs, doors.DOORS_OF_A_RUN[name], doors.places_of(name))
-    if name == "inspect":  # which makes nothing of settings
-        faults = {place: fault for place, fault in faults.items() if any(fault[0])}
     assert faults == {}
 
 
@@ -195,7 +193,7 @@ def test_other_words_are_no_consent(theirs, args):
 
 
 def test_settings_that_are_given_instead_need_no_trust(theirs):
-    places.with_settings(env="evil:Env-v0", network={"class_path": "evil.Network", "init_args": {}})()
+    places.with_settings(env={"id": "evil:Env-v0"}, network={"class_path": "evil.Network", "init_args": {}})()
     model = pl_rl.PPO.load_from_checkpoint(CHECKPOINT, env="CartPole-v1", network=pl_rl.MLPActorCritic)
     assert model.env_config.id == "CartPole-v1" and doors.marks() == (0, 0, False)
 

@@ -8,7 +8,8 @@ import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from pl_rl.agent import as_agent
-from pl_rl.callbacks.lookup import all_attached
+from pl_rl.callbacks.lookup import all_attached, attached
+from pl_rl.callbacks.run_checkpoint import RunCheckpoint
 from pl_rl.checkpoints import STATE_KEY
 from pl_rl.log_meter import LogMeter, measure_logs
 from pl_rl.run_identity import identity_of, mark, new_run_id, run_id_in
@@ -37,9 +38,12 @@ class RunDirectory(L.Callback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Flush the loggers and add the lengths of their files."""
-        checkpoint[STATE_KEY]["run_id"] = self.run_id
+        if STATE_KEY in checkpoint:  # else the run failed before it had a state
+            checkpoint[STATE_KEY]["run_id"] = self.run_id
         run = Path(trainer.log_dir or trainer.default_root_dir)
-        if run.is_dir() and not cast(Any, trainer).fast_dev_run:  # set by Lightning without declaring it
+        # Without a logger the root is the run's if its checkpoints are there, and else just where it was started.
+        is_the_runs = bool(trainer.loggers) or attached(trainer, RunCheckpoint) is not None
+        if is_the_runs and run.is_dir() and not cast(Any, trainer).fast_dev_run:  # set by Lightning, undeclared
             mark(run, run, self.run_id)
         checkpoint[LOGS_KEY] = measure_logs(trainer.loggers, run, self.run_id, self._meter) if trainer.log_dir else []
 
@@ -50,7 +54,7 @@ class RunDirectory(L.Callback):
         was moved. Of its files, which it removes in time, it is told of those in its folder only.
         """
         branching, states = as_agent(pl_module).branching, checkpoint["callbacks"]
-        if not branching:
+        if not branching and STATE_KEY in checkpoint:  # it is not in a rescue of weights alone
             here = identity_of(Path(trainer.log_dir)) if trainer.log_dir else None
             # A checkpoint of the first format in a directory whose others have an id since.
             self.run_id = run_id_in(checkpoint[STATE_KEY]) or (self.run_id if here is None else here.run_id)

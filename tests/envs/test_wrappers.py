@@ -9,6 +9,7 @@ import yaml
 
 import tests.uncertain_environments  # noqa: F401  (registers environments)
 from pl_rl import EnvConfig, UsageError
+from pl_rl.agent import network_from_description
 from pl_rl.envs import make_env, make_vector_env
 from tests.environments import Counter
 from tests.envs.test_replay import assert_restored_after
@@ -135,7 +136,7 @@ def test_the_module_of_a_class_may_fail_in_any_way(code, sentence, tmp_path, mon
     with pytest.raises(UsageError, match=f"the wrapper 'broken.Wrapper' cannot be imported: {sentence}"):
         make_env(EnvConfig("CartPole-v1", wrappers=["broken.Wrapper"]))
     with pytest.raises(UsageError, match=f"the network class 'broken.Net' cannot be imported: {sentence}"):
-        small_ppo(network={"class_path": "broken.Net", "init_args": {}})
+        network_from_description({"class_path": "broken.Net", "init_args": {}})
 
 
 RESIZE = {"class_path": "gymnasium.wrappers.ResizeObservation", "init_args": {"shape": [4, 6]}}
