@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pl_rl.compilation import Compiled
 from pl_rl.errors import CompilationError
 from pl_rl.modes import evaluation_mode
-from pl_rl.module_state import call_with, places_of
+from pl_rl.module_state import call_with, found, places_of
 from pl_rl.networks import ActorCritic
 
 
@@ -108,11 +108,7 @@ class CompiledActing(Acting):
         Raises:
             CompilationError: If one has another form.
         """
-        tensors = [place.find() for place in self._places]
-        for place, tensor in zip(self._places, tensors, strict=True):
-            if tensor is None:
-                raise CompilationError(f"{place.name} has another shape or type than it was compiled for")
-        return cast(list[Tensor], tensors)
+        return [found(place) for place in self._places]
 
     def _act(self, obs: Tensor, noise: Tensor, *state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What is compiled."""

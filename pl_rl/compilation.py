@@ -19,7 +19,7 @@ from pl_rl import code_cache, codegen, compiler, tracing
 from pl_rl.compiler import Compiler, find_compiler
 from pl_rl.errors import CompilationError, RunFailure
 
-__all__ = ["CompilationError", "Compiled", "Library", "compile_function", "describe_machine_code", "find_compiler"]
+__all__ = ["Compiled", "Library", "compile_function", "describe_machine_code"]
 
 
 class Library:

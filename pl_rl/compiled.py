@@ -12,11 +12,12 @@ from pl_rl.acting import CompiledActing
 from pl_rl.errors import CompilationError, RunFailure
 from pl_rl.flops import count_flops
 from pl_rl.loss import Coefficients, Minibatch, PPOLoss
-from pl_rl.modes import evaluation_mode
-from pl_rl.module_state import ModuleWatch, find_hook, training_mode
+from pl_rl.modes import evaluation_mode, training_mode
+from pl_rl.module_state import ModuleWatch, find_hook
 from pl_rl.networks import ActorCritic
 from pl_rl.random_state import restore_random_state, save_random_state
 from pl_rl.rounding import MOST_ROUNDING, fault_of, length_of_difference, perturbed
+from pl_rl.tracing import first_line
 from pl_rl.updates import CompiledUpdates
 
 # Compiling takes a few seconds, once for a network and a machine. It saves about a millisecond of an update, and of a
@@ -68,7 +69,7 @@ class CompiledLearner:
         acting: Compiled in evaluation mode, as rollouts are collected.
 
     Raises:
-        CompilationError: If this network, this optimiser or this machine does not allow it, whatever goes wrong.
+        CompilationError: If this network, this optimizer or this machine does not allow it, whatever goes wrong.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class CompiledLearner:
         except (CompilationError, RunFailure):
             raise
         except Exception as error:  # networks are anybody's code
-            raise CompilationError(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}") from error
+            raise CompilationError(first_line(error)) from error
         if change is not None:
             raise CompilationError(f"each time that the network runs, {change}")
         self._iteration: int | None = None
@@ -187,7 +188,7 @@ class CompiledLearner:
 
 
 def _find_step_hook(optimizer: torch.optim.Optimizer) -> str | None:
-    """Whether something waits for the optimiser's steps, in words."""
+    """Whether something waits for the optimizer's steps, in words."""
     hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
     if any((*hooks, _global_optimizer_pre_hooks, _global_optimizer_post_hooks)):
         return "the optimizer has a hook"

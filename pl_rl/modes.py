@@ -33,6 +33,21 @@ def evaluation_mode(*roots: nn.Module | None) -> Iterator[None]:
         _set(parts, modes)
 
 
+@contextmanager
+def training_mode(module: nn.Module) -> Iterator[None]:
+    """A module in training mode in this block; parts that are frozen by ``eval()`` in one that trains stay so."""
+    if module.training:
+        yield
+        return
+    before = [(part, part.training) for part in module.modules()]
+    module.train()
+    try:
+        yield
+    finally:
+        for part, mode in before:
+            part.training = mode
+
+
 def _set(parts: list[nn.Module], modes: list[bool]) -> None:
     """Past ``Module.__setattr__``, which looks for parameters and takes ten times as long."""
     for part, mode in zip(parts, modes, strict=True):

@@ -5,8 +5,7 @@ A compiled function was traced from a module once. Tensors are its arguments and
 
 import copy
 from collections import deque
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -25,21 +24,6 @@ OPAQUE = (Tensor, gym.Space, type, ModuleType, FunctionType, MethodType, Builtin
 DEPTH = 4
 # Whose classes stay as they are.
 LIBRARIES = ("abc", "builtins", "collections", "enum", "functools", "numpy", "torch", "typing")
-
-
-@contextmanager
-def training_mode(module: nn.Module) -> Iterator[None]:
-    """A module in training mode in this block; parts that are frozen by ``eval()`` in one that trains stay so."""
-    if module.training:
-        yield
-        return
-    before = [(part, part.training) for part in module.modules()]
-    module.train()
-    try:
-        yield
-    finally:
-        for part, mode in before:
-            part.training = mode
 
 
 class Place:
@@ -89,6 +73,18 @@ def places_of(module: nn.Module) -> list[Place]:
             raise CompilationError(f"{full_name} is not contiguous, as after t() or in channels_last")
         places.append(place)
     return places
+
+
+def found(place: Place) -> Tensor:
+    """The tensor that is at a place now, without its gradient.
+
+    Raises:
+        CompilationError: If it does not fit.
+    """
+    tensor = place.find()
+    if tensor is None:
+        raise CompilationError(f"{place.name} has another shape or type than it was compiled for")
+    return tensor
 
 
 def call_with(module: nn.Module, state: Mapping[str, Tensor], arguments: tuple[Any, ...]) -> Any:

@@ -30,7 +30,7 @@ from pl_rl.errors import CompilationError, CompilerFailure, RunFailure, UsageErr
 from pl_rl.learner import Learner, lost_number
 from pl_rl.loading import load_module
 from pl_rl.loss import Coefficients, Minibatch, PPOLoss
-from pl_rl.module_state import training_mode
+from pl_rl.modes import training_mode
 from pl_rl.networks import MLPActorCritic
 from pl_rl.rollout import Rollout
 from pl_rl.runs import shown
@@ -68,15 +68,15 @@ class PPO(Agent):
         clip_coef: Half-width of the clipping interval of the probability ratio, at the start.
         anneal_clip: Lower clip_coef linearly to zero over total_env_steps.
         clip_vloss: Clip the value loss too, by the same coefficient.
-        norm_adv: Normalise advantages in each minibatch.
-        norm_obs: Normalise observations by the mean and variance of all so far, and clip to 10.
+        norm_adv: Normalize advantages in each minibatch.
+        norm_obs: Normalize observations by the mean and variance of all so far, and clip to 10.
         norm_reward: Scale rewards in training by the deviation of their discounted sums so far, and clip to 10.
         ent_coef: Weight of the entropy bonus.
         vf_coef: Weight of the value loss, which is half a mean squared error.
         max_grad_norm: Largest norm of the gradient over all parameters; null does not clip.
         target_kl: End an iteration's updates when a minibatch's KL divergence exceeds 1.5 times this; null never does.
         compile_update: Make updates as one compiled function, which is faster and rounds differently. Where null, a run
-            of 1,000 updates or more does, with a large network also a shorter one, if its network and optimiser and the
+            of 1,000 updates or more does, with a large network also a shorter one, if its network and optimizer and the
             machine allow it, and a resumed run does as before.
         eval_freq: Train iterations (gradient updates) between evaluations; 0 never evaluates.
         eval_episodes: Episodes of an evaluation.
@@ -265,7 +265,7 @@ class PPO(Agent):
         return {**super().counters(), "settings": changed, **rates}
 
     def on_fit_start(self) -> None:
-        """Note the rates that the optimiser was made with, before those of a checkpoint take their place.
+        """Note the rates that the optimizer was made with, before those of a checkpoint take their place.
 
         Raises:
             UsageError: For a learning-rate scheduler, which nobody would step.
@@ -273,7 +273,7 @@ class PPO(Agent):
         super().on_fit_start()
         if self.trainer.lr_scheduler_configs:
             raise UsageError(
-                "configure_optimizers returns a learning-rate scheduler; return the optimiser, use anneal_lr"
+                "configure_optimizers returns a learning-rate scheduler; return the optimizer, use anneal_lr"
             )
         self._learner = Learner(self.collector, self._optimizer(), self.clip_vloss, self.learning_rate)
         if self._resumed is not None:
@@ -362,7 +362,7 @@ class PPO(Agent):
         self.iteration += 1
         self.between_iterations = True
         before, self.train_iter = self.train_iter, self.train_iter + len(grad_norms)
-        # The optimiser is stepped without Lightning's wrapper, which would count but costs 60 us an update.
+        # The optimizer is stepped without Lightning's wrapper, which would count but costs 60 us an update.
         self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress.increment_by(len(grad_norms))
         self._audit(samples, rollout.obs[-1], coefficients, is_due(before, self.train_iter, self.eval_freq))
         log_every_n_steps: int = cast(Any, self.trainer).log_every_n_steps  # set by Lightning without declaring it

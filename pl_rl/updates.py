@@ -6,7 +6,6 @@ Shapes: ``B`` samples of a minibatch, ``P`` trained parameters.
 import ctypes
 import itertools
 import math
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,8 @@ from pl_rl.compilation import Compiled, Library, describe_machine_code
 from pl_rl.errors import CompilationError
 from pl_rl.flops import count_flops, number_of_chunks
 from pl_rl.loss import Coefficients, Minibatch, PPOLoss
-from pl_rl.module_state import Place, call_with, has_hook, places_of
+from pl_rl.module_state import call_with, found, has_hook, places_of
+from pl_rl.processors import cores
 from pl_rl.rounding import MOST_ROUNDING, length_of_difference, perturbed
 
 
@@ -43,11 +43,11 @@ class Updates(ABC):
 
     @contextmanager
     def iteration(self, coefficients: Coefficients, max_grad_norm: float | None) -> Iterator[None]:
-        """Surrounds the updates of an iteration; network and optimiser are up to date after it.
+        """Surrounds the updates of an iteration; network and optimizer are up to date after it.
 
         Args:
             coefficients: Of the loss.
-            max_grad_norm: Largest norm of the gradient over all parameters that the optimiser trains; ``None`` does not
+            max_grad_norm: Largest norm of the gradient over all parameters that the optimizer trains; ``None`` does not
                 clip.
         """
         self._coefficients = coefficients
@@ -68,7 +68,7 @@ class Updates(ABC):
 
 
 class EagerUpdates(Updates):
-    """Any network, any optimiser, any device."""
+    """Any network, any optimizer, any device."""
 
     description = "eager"
 
@@ -92,7 +92,7 @@ class EagerUpdates(Updates):
         return metrics
 
     def step(self) -> Tensor:
-        """Clip and let the optimiser step."""
+        """Clip and let the optimizer step."""
         norm = nn.utils.clip_grad_norm_(self._trained, self._max_grad_norm)
         self.optimizer.step()
         return norm
@@ -105,7 +105,7 @@ class CompiledUpdates(Updates):
     threads as there are processors; gradients are averaged in order, so the number of threads does not change a result.
 
     Raises:
-        CompilationError: If this network, this optimiser or this machine does not allow it.
+        CompilationError: If this network, this optimizer or this machine does not allow it.
     """
 
     def __init__(self, loss: PPOLoss, optimizer: torch.optim.Optimizer, example: Minibatch) -> None:
@@ -116,7 +116,7 @@ class CompiledUpdates(Updates):
         trained = set(self._parameters)
         places = {place.tensor: place for place in places_of(loss)}
         if not trained <= places.keys():
-            raise CompilationError("the optimiser trains more than the network")
+            raise CompilationError("the optimizer trains more than the network")
         if {(param.dtype, param.device.type) for param in trained} != {(torch.float32, "cpu")}:
             raise CompilationError("it is made for float32 parameters on a CPU")
         if not all(param.requires_grad for param in trained):
@@ -124,7 +124,7 @@ class CompiledUpdates(Updates):
         self._places = [places[param] for param in self._parameters]
         self._others = [place for tensor, place in places.items() if tensor not in trained]
         chunks = number_of_chunks(len(example.obs), count_flops(loss, example))
-        self._threads = min(chunks, _processors())
+        self._threads = min(chunks, cores())
         self._minibatch = [(field.shape, field.dtype) for field in example]
         part = [field[: len(field) // chunks].contiguous() for field in example]
         self._chunk_bytes = [field.nbytes for field in part]
@@ -190,7 +190,7 @@ class CompiledUpdates(Updates):
         """As :meth:`eager_gradient`, of parameters a little away from where they are."""
         values = perturbed([param.detach() for param in self._parameters])
         numbers = [torch.as_tensor(number) for number in coefficients]
-        *gradients, _ = self._gradient(*minibatch, *numbers, *values, *map(_found, self._others))
+        *gradients, _ = self._gradient(*minibatch, *numbers, *values, *map(found, self._others))
         return torch.cat([gradient.flatten() for gradient in gradients])
 
     def chunk_gradient(self, minibatch: Minibatch, coefficients: Coefficients) -> tuple[Minibatch, Tensor]:
@@ -230,7 +230,7 @@ class CompiledUpdates(Updates):
         of_adam = [[state[name] for name in ("exp_avg", "exp_avg_sq", "step")] for state in states]
         addresses = [tensor.data_ptr() for tensor in (*self._parameters, *itertools.chain(*of_adam))]
         groups = [number for number, group in enumerate(self.optimizer.param_groups) for _ in group["params"]]
-        # Corrections for the first steps differ where some parameters were held for a while.
+        # Corrections for the first steps differ where some parameters were frozen for a while.
         kinds = [(group, int(state["step"])) for group, state in zip(groups, states, strict=True)]
         distinct = list(dict.fromkeys(kinds))
         shares = [distinct.index(kind) for kind in kinds]
@@ -246,7 +246,7 @@ class CompiledUpdates(Updates):
         """Let the calls find the loss's coefficients, the parameters, and what is not trained."""
         self._checked = False
         numbers = [torch.as_tensor(number, dtype=torch.float32) for number in coefficients]
-        self._arguments = [*numbers, *map(_found, self._places), *map(_found, self._others)]  # kept alive
+        self._arguments = [*numbers, *map(found, self._places), *map(found, self._others)]  # kept alive
         addresses: list[Any] = [tensor.data_ptr() for tensor in self._arguments]
         for call in self._calls:
             call.arguments[len(self._minibatch) :] = addresses
@@ -368,28 +368,16 @@ def _pieces(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     return [piece.view(tensor.shape) for piece, tensor in zip(pieces, like, strict=True)]
 
 
-def _found(place: Place) -> Tensor:
-    tensor = place.find()
-    if tensor is None:
-        raise CompilationError(f"{place.name} has another shape or type than it was compiled for")
-    return tensor
-
-
 def _check_optimizer(optimizer: torch.optim.Optimizer) -> None:
-    """Whether the optimiser is the Adam that is computed here.
+    """Whether the optimizer is the Adam that is computed here.
 
     Raises:
         CompilationError: If it is another one.
     """
     if type(optimizer) is not torch.optim.Adam:
-        raise CompilationError(f"the optimiser is {type(optimizer).__name__}, and it is made for Adam")
+        raise CompilationError(f"the optimizer is {type(optimizer).__name__}, and it is made for Adam")
     expected: dict[str, Any] = {"fused": True, "amsgrad": False, "maximize": False, "decoupled_weight_decay": False}
     for group in optimizer.param_groups:
         for name, value in expected.items():
             if group.get(name, value) != value:
                 raise CompilationError(f"Adam's {name} is {group[name]}, and it is made for {value}")
-
-
-def _processors() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1

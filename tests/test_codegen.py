@@ -11,7 +11,8 @@ from torch.nn import functional as nnf
 
 from pl_rl import codegen, compiler, tracing
 from pl_rl.codegen import graphs, operations
-from pl_rl.compilation import CompilationError, compile_function
+from pl_rl.compilation import compile_function
+from pl_rl.errors import CompilationError
 
 ROWS = torch.linspace(-3, 3, 15).view(3, 5)
 SQUARE = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))

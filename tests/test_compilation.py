@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from pl_rl import compilation, compiler
-from pl_rl.compilation import CompilationError, compile_function
-from pl_rl.errors import RunFailure
+from pl_rl.compilation import compile_function
+from pl_rl.errors import CompilationError, RunFailure
 from tests.support import fit, small_ppo
 
 
@@ -94,7 +94,7 @@ def changes(x):
     return (x.add_(1),)
 
 
-def normalises(x):
+def normalizes(x):
     return (torch.nn.functional.batch_norm(x.view(3, 1), torch.zeros(1), torch.ones(1), training=True),)
 
 
@@ -105,7 +105,7 @@ def normalises(x):
         (hides, "cannot be traced"),
         (draws, "draws random numbers"),
         (changes, "changes its own state"),
-        (normalises, "changes its own state"),
+        (normalizes, "changes its own state"),
     ],
 )
 def test_what_would_become_another_function_is_refused(function, reason):

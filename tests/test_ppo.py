@@ -164,11 +164,11 @@ def test_a_terminated_episode_has_no_future():
 
 
 def test_losses_of_a_first_update_by_hand():
-    # The ratio is 1, so the surrogate is minus the mean advantage: of normalised ones that is 0.
+    # The ratio is 1, so the surrogate is minus the mean advantage: of normalized ones that is 0.
     advantages = np.array([5.71875, 0.875, -2.5, 5.875, 1.5])
-    normalised = one_iteration_of_the_counter(truncate_at=3)
+    normalized = one_iteration_of_the_counter(truncate_at=3)
     raw = one_iteration_of_the_counter(truncate_at=3, norm_adv=False)
-    assert normalised["losses/policy_loss"] == pytest.approx(0, abs=1e-6)
+    assert normalized["losses/policy_loss"] == pytest.approx(0, abs=1e-6)
     assert raw["losses/policy_loss"] == pytest.approx(-advantages.mean(), rel=1e-6)
     # Two actions of equal probability.
     assert raw["losses/entropy"] == pytest.approx(np.log(2), rel=1e-6)
@@ -183,7 +183,7 @@ def test_the_gradient_norm_by_hand_is_logged_as_it_was_before_clipping():
     scalars = one_iteration_of_the_counter(truncate_at=3, vf_coef=2.0, ent_coef=0.0, max_grad_norm=None)
     advantages, steps = np.array([5.71875, 0.875, -2.5, 5.875, 1.5]), np.array([0, 1, 2, 0, 1])
     critic = np.array([2 * (advantages * steps).mean(), 2 * advantages.mean()])
-    # Each logit's gradient is at most the mean absolute normalised advantage, which is below 1.
+    # Each logit's gradient is at most the mean absolute normalized advantage, which is below 1.
     assert np.linalg.norm(critic) <= scalars["losses/grad_norm"] <= np.linalg.norm([*critic, 1, 1])
     clipped = one_iteration_of_the_counter(truncate_at=3, vf_coef=2.0, max_grad_norm=0.1)
     assert clipped["losses/grad_norm"] == scalars["losses/grad_norm"]
@@ -334,7 +334,7 @@ def test_any_logger_works(kind, tmp_path):
         ({"gamma": 1.5}, "gamma=1.5 must lie between 0 and 1"),
         ({"gae_lambda": -0.5}, "gae_lambda=-0.5 must lie between 0 and 1"),
         ({"eval_freq": -1}, "eval_freq=-1 must not be negative; 0 turns evaluation off"),
-        ({"minibatch_size": 1}, "minibatch_size=1 leaves nothing to normalise advantages over; use norm_adv=false"),
+        ({"minibatch_size": 1}, "minibatch_size=1 leaves nothing to normalize advantages over; use norm_adv=false"),
     ],
 )
 def test_a_setting_that_cannot_work_is_named_with_its_value(settings, message):
@@ -510,7 +510,7 @@ def test_a_scheduler_that_nobody_would_step_is_refused():
             optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
             return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1)]
 
-    with pytest.raises(UsageError, match="a learning-rate scheduler; return the optimiser"):
+    with pytest.raises(UsageError, match="a learning-rate scheduler; return the optimizer"):
         fit(small_ppo(model_class=Scheduled))
 
 

@@ -6,8 +6,9 @@ import gymnasium as gym
 import pytest
 import torch
 
-from pl_rl import CNNActorCritic, MLPActorCritic, codegen
-from pl_rl.compilation import CompilationError
+from pl_rl import CNNActorCritic, MLPActorCritic
+from pl_rl.codegen import operations
+from pl_rl.errors import CompilationError
 from pl_rl.flops import count_flops, number_of_chunks
 from pl_rl.loss import Coefficients, Minibatch, PPOLoss
 from pl_rl.updates import CompiledUpdates, EagerUpdates
@@ -64,7 +65,7 @@ def run(updates, minibatch, iterations=2, steps=3, max_grad_norm=0.5):
 
 
 def assert_same(eager, compiled, rtol=1e-4, atol=1e-5):
-    """Networks and optimisers agree, in values and in form."""
+    """Networks and optimizers agree, in values and in form."""
     torch.testing.assert_close(
         compiled.loss.state_dict(), eager.loss.state_dict(), rtol=rtol, atol=atol, check_stride=True
     )
@@ -112,7 +113,7 @@ def test_compiled_updates_from_pixels_do_what_eager_ones_do(shape):
 
 
 def test_a_gradient_that_is_not_pytorchs_is_refused(monkeypatch):
-    monkeypatch.setitem(codegen.AS_RESULT, torch.ops.aten.exp.default, "expm1_of({0})")
+    monkeypatch.setitem(operations.AS_RESULT, torch.ops.aten.exp.default, "expm1_of({0})")
     network = make_network()
     with pytest.raises(CompilationError, match="its gradient differs from PyTorch's by"):
         make_updates(CompiledUpdates, network, make_minibatch(network))
@@ -150,7 +151,7 @@ def test_parameter_groups_keep_their_settings():
     )
     torch.testing.assert_close(run(compiled, minibatch), run(eager, minibatch), rtol=1e-4, atol=1e-5)
     assert_same(eager, compiled)
-    assert torch.equal(networks[1].encoder[0].weight, make_network().encoder[0].weight), "not the optimiser's to train"
+    assert torch.equal(networks[1].encoder[0].weight, make_network().encoder[0].weight), "not the optimizer's to train"
 
 
 def test_frozen_parameters_stay_and_have_no_state():
@@ -165,7 +166,7 @@ def test_frozen_parameters_stay_and_have_no_state():
     assert set(updates.optimizer.state) == set(trained)
 
 
-def test_an_optimiser_that_has_made_steps_is_taken_over():
+def test_an_optimizer_that_has_made_steps_is_taken_over():
     networks = [make_network() for _ in range(2)]
     minibatch = make_minibatch(networks[0])
     switching, staying = (make_updates(EagerUpdates, network, minibatch) for network in networks)
@@ -180,7 +181,7 @@ def test_chunks_and_threads(monkeypatch):
     results = {}
     for chunk_size, processors in [(4096, 1), (512, 1), (512, 2), (512, 3)]:
         monkeypatch.setattr("pl_rl.flops.CHUNK_SIZE", chunk_size)
-        monkeypatch.setattr("pl_rl.updates._processors", lambda processors=processors: processors)
+        monkeypatch.setattr("pl_rl.updates.cores", lambda processors=processors: processors)
         network = make_network()
         minibatch = make_minibatch(network, size=2048)
         metrics = run(make_updates(CompiledUpdates, network, minibatch), minibatch)
@@ -196,7 +197,7 @@ def test_threads_share_small_minibatches_of_expensive_samples(monkeypatch):
     monkeypatch.setattr("pl_rl.flops.CHUNK_FLOPS", 2**20)
     results = []
     for processors in (1, 2, 3):
-        monkeypatch.setattr("pl_rl.updates._processors", lambda processors=processors: processors)
+        monkeypatch.setattr("pl_rl.updates.cores", lambda processors=processors: processors)
         network = make_pixel_network()
         minibatch = make_minibatch(network, size=32)
         updates = make_updates(CompiledUpdates, network, minibatch)
@@ -232,14 +233,14 @@ def test_operations_are_counted_without_a_trace():
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda params: torch.optim.SGD(params, lr=0.1), "the optimiser is SGD"),
-        (lambda params: torch.optim.AdamW(params, lr=0.1), "the optimiser is AdamW"),
+        (lambda params: torch.optim.SGD(params, lr=0.1), "the optimizer is SGD"),
+        (lambda params: torch.optim.AdamW(params, lr=0.1), "the optimizer is AdamW"),
         (lambda params: adam(params, fused=False), "fused is False"),
         (lambda params: adam(params, amsgrad=True), "amsgrad is True"),
         (lambda params: adam(params, maximize=True), "maximize is True"),
     ],
 )
-def test_another_optimiser_is_a_reason_not_to_compile(make, reason):
+def test_another_optimizer_is_a_reason_not_to_compile(make, reason):
     network = make_network()
     with pytest.raises(CompilationError, match=reason):
         make_updates(CompiledUpdates, network, make_minibatch(network), make(network.parameters()))

@@ -31,7 +31,7 @@ from pl_rl.codegen.nodes import (
     element_of,
     nodes_in,
     reads_as_image,
-    reduced_dims,
+    reduced_element,
     unsupported,
 )
 from pl_rl.codegen.operations import (
@@ -179,13 +179,8 @@ class Elements(Buffers):
         """Sums, means and extremes over dimensions."""
         source = node.args[0]
         value, reduced_value = source.meta["val"], node.meta["val"]
-        reduced = reduced_dims(node, value.dim())
-        kept = [dim for dim in range(value.dim()) if dim not in reduced]
+        target, kept, reduced = reduced_element(node, result)
         expression = self.operand(source, value.shape, reduced_value.dtype)
-        strides = list(reduced_value.stride())
-        if len(strides) != value.dim():
-            strides = [0 if dim in reduced else strides[kept.index(dim)] for dim in range(value.dim())]
-        target = Element(result, 0, tuple(0 if dim in reduced else strides[dim] for dim in range(value.dim())))
         kept.sort(key=lambda dim: -target.strides[dim])
         count = math.prod(value.shape[dim] for dim in reduced)
         ctype = type_name(reduced_value.dtype)
@@ -242,12 +237,7 @@ class Elements(Buffers):
         """In two passes: the mean, then the squares of what is left."""
         source = node.args[0]
         value = source.meta["val"]
-        reduced = reduced_dims(node, value.dim())
-        kept = [dim for dim in range(value.dim()) if dim not in reduced]
-        strides = list(node.meta["val"].stride())
-        if len(strides) != value.dim():
-            strides = [0 if dim in reduced else strides[kept.index(dim)] for dim in range(value.dim())]
-        target = Element(result, 0, tuple(0 if dim in reduced else strides[dim] for dim in range(value.dim())))
+        target, kept, reduced = reduced_element(node, result)
         element = self.operand(source, value.shape, value.dtype)
         loop = Loop([target, element], [*kept, *reduced], value.shape, [set(kept), set(reduced)])
         count = math.prod(value.shape[dim] for dim in reduced)

@@ -45,6 +45,17 @@ def reduced_dims(node: Node, dims: int) -> list[int]:
     return sorted({dim % max(1, dims) for dim in (given if isinstance(given, Sequence) else [given])})
 
 
+def reduced_element(node: Node, result: Buffer) -> tuple[Element, list[int], list[int]]:
+    """An element of a reduction's result in a loop over its argument; the dimensions that are kept, and the others."""
+    dims = node.args[0].meta["val"].dim()
+    reduced = reduced_dims(node, dims)
+    kept = [dim for dim in range(dims) if dim not in reduced]
+    strides = list(node.meta["val"].stride())
+    if len(strides) != dims:
+        strides = [0 if dim in reduced else strides[kept.index(dim)] for dim in range(dims)]
+    return Element(result, 0, tuple(0 if dim in reduced else strides[dim] for dim in range(dims))), kept, reduced
+
+
 def extent(value: Tensor) -> int:
     """Elements from the first to the last, in memory."""
     if value.numel() == 0:

@@ -8,7 +8,7 @@ import gymnasium as gym
 from pl_rl.envs.config import EnvConfig
 from pl_rl.envs.faults import STOPS, close_each
 from pl_rl.envs.single import make_env
-from pl_rl.envs.workers import cores
+from pl_rl.processors import cores
 from pl_rl.random_state import restore_random_state, save_random_state
 
 # What commands and replies cost in a step of all environments, measured with two workers: 60 us. Four times that, since

@@ -26,6 +26,7 @@ from gymnasium.vector.utils import CloudpickleWrapper, batch_space
 from pl_rl.envs.faults import Fault, close_each, failure, fault_of
 from pl_rl.envs.parallel import EnvFns, Step, in_words
 from pl_rl.errors import EnvironmentFailure
+from pl_rl.processors import cores
 
 CLOSING_SECONDS = 5.0
 # A worker's last answer.
@@ -365,8 +366,3 @@ def _form(space: gym.Space[Any]) -> tuple[tuple[int, ...], str]:
     """Shape and type of an array of this space."""
     assert space.shape is not None and space.dtype is not None
     return space.shape, np.dtype(space.dtype).str
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
