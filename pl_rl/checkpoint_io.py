@@ -12,7 +12,7 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 
 from pl_rl.checkpoints import STATE_KEY, Damaged, check_content, fault_of, load_sound, with_checksum
 from pl_rl.errors import RunFailure
-from pl_rl.files import create, is_regular
+from pl_rl.files import create, flush, is_regular
 from pl_rl.runs import LAST, PREVIOUS
 
 # Larger files are written by a thread of their own. A smaller one is on the disk in some ten milliseconds.
@@ -151,8 +151,4 @@ def _rotate(partial: Path, path: Path, replaced: Path) -> None:
     partial.replace(path)
     if replaced.exists():
         replaced.replace(previous)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    flush(path.parent)

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_info
 
+from pl_rl.files import flush
+
 DIGEST_BYTES = 32
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 PARTIAL, PARTIAL_SECONDS = ".partial", 60
@@ -89,11 +91,7 @@ def _write(path: Path, content: bytes) -> None:
     except BaseException:
         Path(partial).unlink(missing_ok=True)
         raise
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    flush(path.parent)
 
 
 def load(library: bytes) -> ctypes.CDLL:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 
 from pl_rl.errors import RunFailure, UsageError
+from pl_rl.files import flush
 from pl_rl.policy import TrainedPolicy, TrainedWeights, checked_settings, load_weights, metadata, read_trained
 from pl_rl.runs import shown
 from pl_rl.trust import WayOut, in_python
@@ -49,8 +50,8 @@ def export(
 
     Raises:
         UsageError: If the checkpoint cannot be read or the policy not be made from it alone or not without a name
-            that is not trusted, if there is something at
-            ``output`` or it cannot be written, or if a package is missing.
+            that is not trusted, if there is something at ``output`` or it cannot be written, or if a package is
+            missing.
         RunFailure: If the network cannot be turned into a graph.
     """
     target = output or checkpoint.with_name(checkpoint.stem + _ENDINGS[to])
@@ -155,7 +156,7 @@ def _placed(target: Path) -> Iterator[Path]:
         for path in [partial, *partial.rglob("*"), target.parent]:
             if path == target.parent:
                 partial.rename(target)
-            _flush(path)
+            flush(path)
     except BaseException as error:
         with contextlib.suppress(OSError):
             _remove(partial)
@@ -172,12 +173,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _flush(path: Path) -> None:
-    """What the system has of a file or folder goes to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

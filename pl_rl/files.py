@@ -142,10 +142,24 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+        flush(path.parent)
     except BaseException:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
+
+
+def flush(path: Path) -> None:
+    """What the system has of a file or folder goes to the disk.
+
+    Raises:
+        OSError: If it cannot be opened or written.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def put_aside(path: Path, folder: Path, name: str, since: int = 0) -> None:
