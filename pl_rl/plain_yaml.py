@@ -85,9 +85,8 @@ def check_yaml(text: str) -> None:
     """
     if len(text) > MAX_CHARACTERS:
         raise NotPlain(f"has {len(text):,} characters, more than {MAX_CHARACTERS:,}")
-    finished: dict[
-        str | None, tuple[int, int]
-    ] = {}  # by anchor: the size with all aliases in their places, and the depth
+    # By anchor: the size with all aliases in their places, and the depth.
+    finished: dict[str | None, tuple[int, int]] = {}
     open_nodes: list[tuple[str | None, int, int]] = []  # anchor, what had been counted before it, depth within
     total = 0
     for event in yaml.parse(text, _LOADER):

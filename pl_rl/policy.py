@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pl_rl.agent import network_from_description
-from pl_rl.checkpoints import read_checkpoint
+from pl_rl.checkpoints import STATE_KEY, read_checkpoint
 from pl_rl.distributions import Categorical, DiagonalGaussian, MultiCategorical
 from pl_rl.envs import EnvConfig, make_env
 from pl_rl.errors import UsageError
@@ -33,7 +33,7 @@ class TrainedWeights:
     """What a checkpoint tells about its policy.
 
     Attributes:
-        tensors: ``network.NAME`` and, where observations are normalised, ``normalizer.NAME``.
+        tensors: ``network.NAME`` and, where observations are normalized, ``normalizer.NAME``.
         settings: All settings of the model, as plain data.
         spaces: Observation and action space, as :func:`pl_rl.spaces.describe_spaces` gives them; ``None`` where the
             file does not tell.
@@ -50,7 +50,7 @@ class TrainedWeights:
 class TrainedPolicy(nn.Module):
     """The policy of a run acting without chance, from an environment's observations to its actions.
 
-    The network is in float32; observations are normalised where they were in training.
+    The network is in float32; observations are normalized where they were in training.
 
     Args:
         settings: Of the model: a checkpoint's ``hyper_parameters``.
@@ -207,9 +207,7 @@ def read_trained(path: Path) -> TrainedWeights:
         UsageError: If the file cannot be read, or is not one of ours.
     """
     checkpoint = read_checkpoint(path)
-    counters, settings = checkpoint["pl_rl"]["counters"], dict(checkpoint["hyper_parameters"])
-    env = what_is_needed(settings, None)["env"]
-    settings["env"] = {"id": env} if isinstance(env, str) else env
+    counters, settings = checkpoint[STATE_KEY]["counters"], dict(checkpoint["hyper_parameters"])
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     state = checkpoint["callbacks"].get("PeriodicEvaluation")
@@ -224,7 +222,7 @@ def read_trained(path: Path) -> TrainedWeights:
     return TrainedWeights(
         {name: tensor for name, tensor in checkpoint["state_dict"].items() if name.startswith(_PARTS)},
         settings,
-        checkpoint["pl_rl"]["spaces"],
+        checkpoint[STATE_KEY]["spaces"],
         {
             "source_sha256": sha256,
             "seed": counters["run_seed"],
