@@ -1,6 +1,7 @@
 """How the package hangs together."""
 
 import ast
+import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -51,6 +52,16 @@ def test_only_the_command_line_knows_the_argument_parser():
 
 def test_the_mathematics_depends_on_nothing_but_torch():
     assert {name.split(".")[0] for name in imports_of("pl_rl.functional")} == {"torch"}
+
+
+def test_the_readme_names_every_module():
+    text = (PACKAGE.parent / "README.md").read_text()
+    table = text.split("| module | holds |\n", 1)[1].split("\n\n", 1)[0]
+    cells = [row.split("|")[1] for row in table.splitlines()]
+    named = [name.rstrip("/") for cell in cells for name in re.findall("`(.+?)`", cell)]
+    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__main__"}
+    assert sorted(named) == sorted(folders | modules)
 
 
 @pytest.mark.parametrize("name", ["acting", "compiled", "module_state", "updates"])

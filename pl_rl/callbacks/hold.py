@@ -19,7 +19,7 @@ class Hold:
     Attributes:
         freeze: Patterns of parameters.
         freeze_iterations: For how many iterations they do not learn; ``None`` means the whole run.
-        critic_warmup: Iterations in which the value function alone learns: all that the policy depends on is held.
+        critic_warmup: Iterations in which the value function alone learns: all that the policy depends on is frozen.
     """
 
     freeze: list[str] = field(default_factory=list)
@@ -41,11 +41,11 @@ class Hold:
             if schedule.names(iteration) == learning_parameters(network).keys():
                 what = "critic_warmup" if iteration < self.critic_warmup else "freeze"
                 raise UsageError(
-                    f"--pretrained.{what} leaves no parameter that learns in iteration {iteration}; hold fewer"
+                    f"--pretrained.{what} leaves no parameter that learns in iteration {iteration}; freeze fewer"
                 )
 
     def in_words(self) -> list[str]:
-        """What is held and how long, a sentence each."""
+        """What is frozen and how long, a sentence each."""
         sentences = []
         if self.freeze:
             how_long = "the whole run" if self.freeze_iterations is None else f"{self.freeze_iterations:,} iterations"
@@ -56,7 +56,7 @@ class Hold:
 
 
 class HoldSchedule:
-    """A network's parameters that are held in each iteration.
+    """A network's parameters that are frozen in each iteration.
 
     Args:
         hold: What and how long.

@@ -8,8 +8,8 @@ import gymnasium as gym
 class EpisodicLife(gym.Wrapper[Any, Any, Any, Any]):
     """Ends an episode when a life is lost, and goes on with the same game in the next one.
 
-    The value function then learns that a life is dear (https://www.nature.com/articles/nature14236, methods, "training
-    details"). A seeded reset begins a new game.
+    The value function then learns that a life is worth something (https://www.nature.com/articles/nature14236,
+    methods, "training details"). A seeded reset begins a new game.
 
     Lives are those in the ``info`` of ALE's environments.
 

@@ -43,7 +43,7 @@ class ReplayEnv(gym.Wrapper[Any, Any, Any, Any]):
     """Remembers its last *anchor* (a reset with a known seed) and all that was done since.
 
     At an episode's end it may reset with a new seed, so that a replay stays short. It does so after 100 steps, 200, 400
-    and so on up to 1,000: rarely, as a seeded reset is far dearer than a plain one (190 ms instead of 8 in Atari), but
+    and so on up to 1,000: rarely, as a seeded reset costs far more than a plain one (190 ms instead of 8 in Atari), but
     soon enough that an environment which such a reset does not bring to a known state is found out early. Where a
     wrapper says by ``reset_goes_on`` that the next reset would go on with what has begun, the anchor waits.
 
