@@ -51,13 +51,13 @@ class Agent(L.LightningModule):
         eval_num_envs: Environments of an evaluation.
         eval_episodes: Episodes of an evaluation.
         eval_deterministic: Whether evaluations take the most probable action.
-        norm_obs: Normalise observations by running statistics.
+        norm_obs: Normalize observations by running statistics.
         norm_reward: Scale rewards in training by the running deviation of their discounted sums.
         gamma: Discount factor of these sums.
 
     Attributes:
         normalizer: Stands between observations and ``network``, in training and wherever the policy acts; ``None``
-            where observations are not normalised.
+            where observations are not normalized.
         reward_scaler: Scales the rewards of rollouts; ``None`` where they are not scaled.
         env_steps: Transitions made, over all environments.
         train_iter: Gradient updates done; while fitting also Lightning's ``global_step``.

@@ -51,7 +51,7 @@ class ActionDistribution(nn.Module, ABC):
 
 
 class Categorical(ActionDistribution):
-    """One choice out of ``P``; the outputs are unnormalised log-probabilities."""
+    """One choice out of ``P``; the outputs are unnormalized log-probabilities."""
 
     def __init__(self, space: gym.spaces.Discrete) -> None:
         super().__init__()

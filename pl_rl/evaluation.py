@@ -231,7 +231,7 @@ def _act(network: ActorCritic, obs: Tensor, generator: torch.Generator, determin
 
 
 def _to_tensor(obs: Any, parameter: Tensor, normalizer: ObservationNormalizer | None) -> Tensor:
-    """Observations on the network's device: floats, normalised or not, in its type, integers as they are."""
+    """Observations on the network's device: floats, normalized or not, in its type, integers as they are."""
     tensor = torch.from_numpy(obs)
     if normalizer is not None:
         tensor = normalizer(tensor)

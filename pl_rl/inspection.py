@@ -72,7 +72,7 @@ def _statistics(tensors: dict[str, Tensor]) -> list[tuple[str, str]]:
     observations, rewards = (f"{prefix}count" for prefix in STATISTICS.values())
     rows = []
     if observations in tensors:
-        rows.append(("observations", f"normalised by statistics of {int(tensors[observations]):,}"))
+        rows.append(("observations", f"normalized by statistics of {int(tensors[observations]):,}"))
     if rewards in tensors:
         deviation = float(tensors[f"{STATISTICS['norm_reward']}var"]) ** 0.5
         rows.append(("rewards", f"divided by {deviation:.4g} in training, learnt from {int(tensors[rewards]):,}"))

@@ -1,4 +1,4 @@
-"""Running statistics that observations are normalised and rewards are scaled by.
+"""Running statistics that observations are normalized and rewards are scaled by.
 
 Both learn from each step of a rollout just before they are applied to it, and evaluating changes none. They are
 buffers: saved and resumed with the weights.

@@ -229,7 +229,7 @@ class RolloutCollector:
             if ended is not None:
                 for i in np.flatnonzero(truncated[t] & ~terminated[t]):
                     final = torch.as_tensor(infos["final_obs"][i])
-                    # One that is not finite stays as it is, as the normaliser would clip what is infinite.
+                    # One that is not finite stays as it is, as the normalizer would clip what is infinite.
                     seen = self._as_input(final) if final.isfinite().all() else final
                     final_obs[t, int(i)] = seen.to(obs.dtype)
         check_finite(obs, rewards, self._obs, final_obs)

@@ -16,7 +16,7 @@ def is_due(before: int, after: int, every: int) -> bool:
 
 
 class LearningRates:
-    """The rates of an optimiser's groups: each group's own, all of them times the factor of annealing.
+    """The rates of an optimizer's groups: each group's own, all of them times the factor of annealing.
 
     What is set from outside takes effect: the ``lr`` of a group, which is meant as annealed so far, or the model's
     ``learning_rate``, which moves all other groups in proportion.
@@ -65,11 +65,11 @@ class LearningRates:
         }
 
     def load_state_dict(self, state: Mapping[str, Any] | None, in_groups: Sequence[float]) -> bool:
-        """Go on from a checkpoint, unless the optimiser is made with other rates now: then these.
+        """Go on from a checkpoint, unless the optimizer is made with other rates now: then these.
 
         Args:
             state: From :meth:`state_dict`; ``None`` if the checkpoint has none.
-            in_groups: The ``lr`` of each of the checkpoint's groups, which come back with the optimiser's state.
+            in_groups: The ``lr`` of each of the checkpoint's groups, which come back with the optimizer's state.
 
         Returns:
             Whether it goes on.

@@ -112,7 +112,7 @@ def check_settings(ppo: Any, fitting: bool = False) -> None:
     if ppo.eval_freq < 0:
         raise UsageError(f"eval_freq={ppo.eval_freq} must not be negative; 0 turns evaluation off")
     if ppo.norm_adv and ppo.minibatch_size == 1:
-        raise UsageError("minibatch_size=1 leaves nothing to normalise advantages over; use norm_adv=false")
+        raise UsageError("minibatch_size=1 leaves nothing to normalize advantages over; use norm_adv=false")
     samples = ppo.num_envs * ppo.num_steps
     if samples % ppo.minibatch_size:
         divisors = [size for size in range(2, samples + 1) if samples % size == 0]

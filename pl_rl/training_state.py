@@ -1,4 +1,4 @@
-"""What a run needs, beyond weights and optimiser, to go on as if it had never stopped.
+"""What a run needs, beyond weights and optimizer, to go on as if it had never stopped.
 
 All of it is plain data, so that a checkpoint opens with ``torch.load(..., weights_only=True)``.
 """

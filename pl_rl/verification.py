@@ -115,8 +115,8 @@ def _components(checkpoint: dict[str, Any], run: Path) -> dict[str, Any]:
         statistics["discounted sums"] = state["collector"].get("discounted_sums")
     return {
         "weights": weights,
-        "optimiser": checkpoint["optimizer_states"],
-        **({"normaliser": statistics} if statistics else {}),
+        "optimizer": checkpoint["optimizer_states"],
+        **({"normalizer": statistics} if statistics else {}),
         "counters": {**counters, "epoch": checkpoint["epoch"], "global_step": checkpoint["global_step"]},
         "random generators": {**state["random"], "sampling": state["collector"]["generator"]},
         "environments": {"state": state["collector"]["environments"], "obs": state["collector"]["obs"]},

@@ -143,7 +143,7 @@ def test_the_network_of_the_file_can_be_adopted(capsys):
     fit("--config", RUN / "config.yaml")  # the run's own configuration begins another one like it
 
 
-def test_adopting_a_network_adopts_its_normalised_observations(capsys):
+def test_adopting_a_network_adopts_its_normalized_observations(capsys):
     statistics = DATA / "stable_baselines3" / "vec_normalize_pendulum.pkl"
     options = ["--pretrained.adopt_network", "true", "--pretrained.normalizer", statistics]
     Path("small.yaml").write_text(yaml.safe_dump({**SMALL, "model": {**SMALL["model"], "env": "Pendulum-v1"}}))

@@ -207,7 +207,7 @@ def squares(dim, _):
 
 
 def largest(dim, _):
-    """Of softmax and its like: by the largest number among those that are normalised together."""
+    """Of softmax and its like: by the largest number among those that are normalized together."""
     return by_sums(lambda x: 1 + x.amax(dim, keepdim=True).expand(x.shape) if x.numel() else x)
 
 

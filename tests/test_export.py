@@ -20,7 +20,7 @@ from pl_rl.export import export
 from pl_rl.policy import read_trained
 from tests.networks import LinearValue
 from tests.support import fit, same_bits, small_ppo
-from tests.trained import NORMALISED, POLICIES, checkpoint, observations, policy_of
+from tests.trained import NORMALIZED, POLICIES, checkpoint, observations, policy_of
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 FORMATS = ["state_dict", "safetensors", "onnx", "hub"]
@@ -50,7 +50,7 @@ def session_of(path):
     return runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-@pytest.mark.parametrize("settings", [*POLICIES.values(), *NORMALISED.values()], ids=[*POLICIES, *NORMALISED])
+@pytest.mark.parametrize("settings", [*POLICIES.values(), *NORMALIZED.values()], ids=[*POLICIES, *NORMALIZED])
 @pytest.mark.parametrize("to", ["state_dict", "safetensors"])
 def test_weights_come_back_bit_for_bit(settings, to):
     path = checkpoint(**settings)
@@ -68,7 +68,7 @@ def test_weights_come_back_bit_for_bit(settings, to):
 
 @pytest.mark.parametrize("to", ["state_dict", "safetensors"])
 def test_statistics_of_observations_are_written_and_those_of_rewards_are_not(to):
-    path = checkpoint(**NORMALISED["pendulum, normalised"])
+    path = checkpoint(**NORMALIZED["pendulum, normalized"])
     export(path, to, Path("weights"))
     tensors, saved = loaded(Path("weights")), read_checkpoint(path)["state_dict"]
     assert tensors["normalizer.mean"].dtype == torch.float64 and tensors["normalizer.count"] == 64
@@ -99,7 +99,7 @@ def test_weights_alone_do_not_need_the_network_class():
     assert loaded(Path("weights")).keys() == {"network.slope", "network.offset", "network.outputs"}
 
 
-@pytest.mark.parametrize("settings", [*POLICIES.values(), *NORMALISED.values()], ids=[*POLICIES, *NORMALISED])
+@pytest.mark.parametrize("settings", [*POLICIES.values(), *NORMALIZED.values()], ids=[*POLICIES, *NORMALIZED])
 def test_the_graph_computes_what_torch_does(settings):
     path = checkpoint(**settings)
     export(path, "onnx", Path("policy.onnx"))

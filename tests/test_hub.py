@@ -10,7 +10,7 @@ from pl_rl import UsageError
 from pl_rl.export import export
 from pl_rl.weights import read_weights
 from tests.support import same_bits
-from tests.trained import NORMALISED, POLICIES, checkpoint, observations, policy_of
+from tests.trained import NORMALIZED, POLICIES, checkpoint, observations, policy_of
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
 hub = pytest.importorskip("pl_rl.hub")
@@ -28,7 +28,7 @@ def card_of(folder):
     return huggingface_hub.ModelCard.load(Path(folder, "README.md"))
 
 
-@pytest.mark.parametrize("settings", [*POLICIES.values(), *NORMALISED.values()], ids=[*POLICIES, *NORMALISED])
+@pytest.mark.parametrize("settings", [*POLICIES.values(), *NORMALIZED.values()], ids=[*POLICIES, *NORMALIZED])
 def test_a_folder_comes_back_bit_for_bit(settings):
     path = checkpoint(**settings)
     export(path, "hub", Path("folder"))

@@ -91,7 +91,7 @@ def test_observations_that_are_too_large_are_said_to_be(norm_obs, sentence):
         fit(small_ppo(env="PlRlTest/Huge-v0", norm_obs=norm_obs))
 
 
-def test_observations_are_normalised_by_hand():
+def test_observations_are_normalized_by_hand():
     # Components 1, 3 and 10, 30 have means 2 and 20, and deviations 1 and 10.
     normalizer = normalizer_of([[1.0, 10.0]], [[3.0, 30.0]])
     normalized = normalizer(torch.tensor([[2.0, 20.0], [3.0, 25.0], [-1e3, 1e3]]))
@@ -204,7 +204,7 @@ def test_each_step_is_seen_through_the_statistics_up_to_it():
     every_obs = [0.0, 1.0, 2.0, 3.0, 0.0, 1.0]
 
     def through(number, obs):
-        """An observation, normalised by the first so many."""
+        """An observation, normalized by the first so many."""
         return (obs - np.mean(every_obs[:number])) / np.sqrt(np.var(every_obs[:number]) + 1e-8)
 
     seen = torch.tensor([[through(t + 1, obs)] for t, obs in enumerate(every_obs)], dtype=torch.float32)
@@ -244,7 +244,7 @@ def test_evaluating_changes_no_statistics():
 # --- settings -------------------------------------------------------------------------------------------------------
 
 
-def test_nothing_is_normalised_unless_asked_for():
+def test_nothing_is_normalized_unless_asked_for():
     model = small_ppo()
     assert model.normalizer is None and model.reward_scaler is None
     assert all(name.startswith("network.") for name in model.state_dict())
@@ -280,7 +280,7 @@ def test_a_run_with_statistics_is_continued_bit_for_bit(tmp_path, settings, comp
     for until in (4, 8):
         train(tmp_path / "parts", until, last_of(tmp_path / "parts"), **settings)
         assert account(capsys)[-1] == "fidelity: exact"
-    assert "normaliser" in compare_runs(run_of(tmp_path / "whole"), run_of(tmp_path / "parts"))
+    assert "normalizer" in compare_runs(run_of(tmp_path / "whole"), run_of(tmp_path / "parts"))
     assert differences(tmp_path / "whole", tmp_path / "parts") == {}
 
 
@@ -360,7 +360,7 @@ def test_evaluation_returns_are_of_raw_rewards(tmp_path):
 def test_a_checkpoint_tells_of_its_statistics(tmp_path):
     train(tmp_path, 2, env="Pendulum-v1", **BOTH)
     rows = dict(describe_checkpoint(last_of(tmp_path)))
-    assert rows["observations"] == "normalised by statistics of 128"
+    assert rows["observations"] == "normalized by statistics of 128"
     deviation = float(read_checkpoint(last_of(tmp_path))["state_dict"]["reward_scaler.var"].sqrt())
     assert rows["rewards"] == f"divided by {deviation:.4g} in training, learnt from 128"
     # (3*64 + 64 + 64*64 + 64) * 2 + 2 * (64 + 1) and the standard deviation.
@@ -376,5 +376,5 @@ def test_weights_are_not_taken_from_such_a_checkpoint_without_its_statistics(tmp
     obs = torch.randn(50, 3) * 5
     torch.testing.assert_close(((obs - mean) / scale).clip(-clip, clip).float(), model.normalizer(obs))
     assert "predicts scaled returns" in weights.notes[0]
-    with pytest.raises(pl_rl.UsageError, match="the model normalises none"):
+    with pytest.raises(pl_rl.UsageError, match="the model normalizes none"):
         train(tmp_path, 1, env="Pendulum-v1", callbacks=[PretrainedCheckpoint(str(last_of(tmp_path))), RunCheckpoint()])

@@ -8,10 +8,10 @@ from pl_rl.distributions import Categorical, to_numpy
 from pl_rl.policy import TrainedPolicy, load_weights, read_trained
 from tests.networks import LinearValue
 from tests.support import small_ppo
-from tests.trained import NORMALISED, POLICIES, checkpoint, observations, policy_of
+from tests.trained import NORMALIZED, POLICIES, checkpoint, observations, policy_of
 
 
-@pytest.mark.parametrize("settings", [*POLICIES.values(), *NORMALISED.values()], ids=[*POLICIES, *NORMALISED])
+@pytest.mark.parametrize("settings", [*POLICIES.values(), *NORMALIZED.values()], ids=[*POLICIES, *NORMALIZED])
 def test_actions_are_those_that_the_environment_is_given(settings):
     path = checkpoint(**settings)
     policy, model = policy_of(path), PPO.load_from_checkpoint(path)
@@ -29,7 +29,7 @@ def test_actions_are_those_that_the_environment_is_given(settings):
         assert outputs[1].equal(network.distribution.log_std.detach().expand(50, -1))
 
 
-def test_observations_are_rounded_after_they_are_normalised():
+def test_observations_are_rounded_after_they_are_normalized():
     policy = policy_of(checkpoint(env="Pendulum-v1", norm_obs=True))
     obs = observations(policy, 3).double() + 1e6 * policy.normalizer.scale
     with torch.no_grad():

@@ -318,7 +318,7 @@ def test_a_resume_says_from_what_where_and_how_exactly(tmp_path, capsys):
     ]
 
 
-def test_a_changed_learning_rate_beats_the_optimisers_saved_one(tmp_path):
+def test_a_changed_learning_rate_beats_the_optimizers_saved_one(tmp_path):
     train(tmp_path, 3, learning_rate=0.01)
     model, _ = train(tmp_path, 4, last_of(tmp_path), learning_rate=0.002)
     assert model.learning_rate == 0.002

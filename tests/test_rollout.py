@@ -93,7 +93,7 @@ def test_an_episode_cut_by_the_end_of_the_rollout_at_its_time_limit_is_bootstrap
     assert rollout.next_values[-1].item() == 51
 
 
-def test_an_infinite_final_observation_is_refused_where_the_normaliser_would_clip_it():
+def test_an_infinite_final_observation_is_refused_where_the_normalizer_would_clip_it():
     collector = collector_of("PlRlTest/Counter-v0", network=LinearValue, truncate_at=3)
     collector.normalizer = ObservationNormalizer(collector.env.single_observation_space)
     step = collector.env.step

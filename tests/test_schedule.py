@@ -85,7 +85,7 @@ def test_rates_go_on_where_they_were_saved_unless_others_are_made():
     for made, expected in [(0.1, rates_of(optimizer)), (0.8, [0.8 * 0.25])]:
         resumed = make(made)
         again = LearningRates(resumed, setting=made)
-        resumed.param_groups[0]["lr"] = in_groups[0]  # as the optimiser's state comes back
+        resumed.param_groups[0]["lr"] = in_groups[0]  # as the optimizer's state comes back
         assert again.load_state_dict(state, in_groups) == (made == 0.1)
         again.apply(resumed, made, 0.25)
         assert rates_of(resumed) == expected

@@ -38,7 +38,7 @@ def test_differences_are_found_at_zero_tolerance():
 def test_a_killed_run_is_proved_to_go_on_bit_for_bit(capsys):
     assert verify("--iterations", "8", "--kills", "1", "--config", "cartpole.yaml") == 0
     out = capsys.readouterr().out
-    components = ["weights", "optimiser", "counters", "random generators", "environments", "episodes", "callbacks"]
+    components = ["weights", "optimizer", "counters", "random generators", "environments", "episodes", "callbacks"]
     for component in [*components, "log"]:
         assert any(component in line and "identical" in line for line in out.splitlines())
     assert "the run went on bit for bit" in out

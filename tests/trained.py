@@ -16,7 +16,7 @@ POLICIES = {
     "multi_discrete": {"env": {"id": IDENTITY, "kwargs": {"kind": "multi_discrete"}}},
     "box": {"env": {"id": IDENTITY, "kwargs": {"kind": "box"}}},
 }
-NORMALISED = {"pendulum, normalised": {"env": "Pendulum-v1", "norm_obs": True, "norm_reward": True}}
+NORMALIZED = {"pendulum, normalized": {"env": "Pendulum-v1", "norm_obs": True, "norm_reward": True}}
 
 
 def checkpoint(path="last.ckpt", **settings):

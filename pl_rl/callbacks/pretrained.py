@@ -23,7 +23,7 @@ from pl_rl.weights.matching import Match, OtherShapes, Rules, match
 
 
 class PretrainedCheckpoint(L.Callback):
-    """Starts a new run from the weights in a file; its counters, random numbers and optimiser are a new run's.
+    """Starts a new run from the weights in a file; its counters, random numbers and optimizer are a new run's.
 
     A resumed run has its weights in the checkpoint, and what it holds too: the file is not read then, and may be gone.
     Where a resume names the file again, what it says of freezing counts from there on.
@@ -41,7 +41,7 @@ class PretrainedCheckpoint(L.Callback):
         rename: Beginnings of names in the file, and what takes their place: ``{"policy.": "actor."}``.
         shapes: What to do where a weight has another shape in the file: stop with an error, skip it, or take over the
             part that overlaps, for observations or actions that became more or fewer.
-        normalizer: Whether to take over the statistics that observations are normalised by; or the file that has them,
+        normalizer: Whether to take over the statistics that observations are normalized by; or the file that has them,
             such as that of a ``VecNormalize``.
         optimizer: Whether Adam goes on with its averages in the file rather than starting afresh.
         freeze: Patterns of parameters that do not learn.
@@ -97,7 +97,7 @@ class PretrainedCheckpoint(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Load the weights, or leave those of the checkpoint alone, which are in place by now.
 
-        Copied into the parameters, so that the optimiser, which has them already, goes on with the same ones.
+        Copied into the parameters, so that the optimizer, which has them already, goes on with the same ones.
 
         Raises:
             UsageError: If the file cannot be loaded.
@@ -143,7 +143,7 @@ class PretrainedCheckpoint(L.Callback):
             Console().print(table)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Plan what is held, by the lineage, which a resume has brought back by now."""
+        """Plan what is frozen, by the lineage, which a resume has brought back by now."""
         hold = Hold(**self.lineage.get("held", {})) if self.lineage else Hold()
         self._schedule = None if hold == Hold() else HoldSchedule(hold, as_agent(pl_module).network)
 
@@ -204,9 +204,9 @@ def lineage_rows(lineage: Mapping[str, Any]) -> list[tuple[str, str]]:
         if lineage.get(group):
             rows.append((f"weights {group}", ", ".join(f"{name} {shape}" for name, shape in lineage[group].items())))
     if lineage.get("observations") is not None:
-        rows.append(("statistics", f"of {lineage['observations']:,.0f} observations, which normalise them"))
+        rows.append(("statistics", f"of {lineage['observations']:,.0f} observations, which normalize them"))
     if lineage.get("optimizer"):
-        rows.append(("optimiser", "Adam's averages, of the weights that are loaded whole"))
+        rows.append(("optimizer", "Adam's averages, of the weights that are loaded whole"))
     rows += [("held", sentence) for sentence in Hold(**lineage.get("held", {})).in_words()]
     return rows + [("note", note) for note in lineage["notes"]]
 
@@ -215,7 +215,7 @@ def _statistics(path: str, weights: PolicyWeights, agent: Agent, wanted: bool | 
     """The statistics of observations that an agent takes over.
 
     Raises:
-        UsageError: If they cannot be had, or the agent normalises no observations, or other ones.
+        UsageError: If they cannot be had, or the agent normalizes no observations, or other ones.
     """
     if wanted is False:
         return None
@@ -229,7 +229,7 @@ def _statistics(path: str, weights: PolicyWeights, agent: Agent, wanted: bool | 
         return None
     if agent.normalizer is None:
         raise UsageError(
-            f"{path!r} has statistics that observations are normalised by, and the model normalises none; add "
+            f"{path!r} has statistics that observations are normalized by, and the model normalizes none; add "
             "--model.norm_obs true, or --pretrained.normalizer false to leave them"
         )
     here, there = agent.normalizer.mean.numel(), statistics["mean"].numel()
@@ -247,11 +247,11 @@ def _restore_adam(
     """Give Adam the averages of the weights that were loaded whole; the others start afresh.
 
     Raises:
-        UsageError: If the model's optimiser is another one.
+        UsageError: If the model's optimizer is another one.
     """
     if not isinstance(optimizer, torch.optim.Adam):
         raise UsageError(
-            f"{path!r} has the state of Adam, and the model's optimiser is {type(optimizer).__name__}; leave out "
+            f"{path!r} has the state of Adam, and the model's optimizer is {type(optimizer).__name__}; leave out "
             "--pretrained.optimizer"
         )
     assert weights.optimizer is not None

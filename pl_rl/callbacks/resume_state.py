@@ -1,4 +1,4 @@
-"""What a checkpoint must hold beyond weights and optimiser, and the account of a resume."""
+"""What a checkpoint must hold beyond weights and optimizer, and the account of a resume."""
 
 from inspect import Parameter, signature
 from typing import Any

@@ -34,7 +34,7 @@ def convert(file: WeightsFile) -> PolicyWeights:
     if continuous:
         names[_LOG_STD] = LOG_STD
         notes.append(
-            "CleanRL's ppo_continuous_action.py normalises observations and rewards by running statistics that are "
+            "CleanRL's ppo_continuous_action.py normalizes observations and rewards by running statistics that are "
             "not in the file: the policy expects observations of mean 0 and variance 1, clipped to [-10, 10]."
         )
     return convert_mlp(file, f"CleanRL {script}", file.content, names, activation="tanh", notes=notes)

@@ -32,11 +32,11 @@ def convert_mlp(
     Args:
         file: Where they come from.
         source: What wrote it.
-        tensors: Parameters by their names in the file, in the order in which the library's optimiser has them.
+        tensors: Parameters by their names in the file, in the order in which the library's optimizer has them.
         names: Our name of each.
         activation: Between the layers, if the file tells.
         notes: For the user.
-        adam: The ``state_dict`` of the library's optimiser.
+        adam: The ``state_dict`` of the library's optimizer.
         normalizer: Statistics of the observations.
         tanh_mean: Whether the file tells that the mean of the actions goes through tanh.
 
@@ -60,12 +60,12 @@ def convert_mlp(
         raise Unreadable(f"has statistics of observations that are not {inputs} numbers each; use another copy")
     optimizer = adam_states(adam, ours)
     if adam is not None and optimizer is None:
-        notes = [*notes, "The state of its optimiser is not Adam's, or not one of these weights: Adam starts afresh."]
+        notes = [*notes, "The state of its optimizer is not Adam's, or not one of these weights: Adam starts afresh."]
     return PolicyWeights(source, file.sha256, ours, network, notes, optimizer, normalizer)
 
 
 def own_normalizer(tensors: Mapping[str, Tensor]) -> Normalizer | None:
-    """The statistics of observations in a ``state_dict`` of a whole model of ours, where it normalised them.
+    """The statistics of observations in a ``state_dict`` of a whole model of ours, where it normalized them.
 
     Raises:
         Unreadable: If a part of them is missing.
@@ -123,8 +123,8 @@ def adam_states(saved: Any, tensors: Mapping[str, Tensor]) -> dict[str, AdamStat
     """Adam's state of each parameter.
 
     Args:
-        saved: The ``state_dict`` of an optimiser.
-        tensors: The parameters in the optimiser's order.
+        saved: The ``state_dict`` of an optimizer.
+        tensors: The parameters in the optimizer's order.
 
     Returns:
         ``None`` if it is not the state of an Adam that has made steps with just these parameters.

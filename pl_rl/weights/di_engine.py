@@ -1,4 +1,4 @@
-"""Checkpoints of DI-engine's on-policy algorithms: its ``VAC`` model and their optimiser.
+"""Checkpoints of DI-engine's on-policy algorithms: its ``VAC`` model and their optimizer.
 
 ``model`` lists each tensor several times: those of ``actor.`` and ``critic.`` are the ones of the encoders and heads
 over again.

@@ -19,7 +19,7 @@ def recognise(file: WeightsFile) -> bool:
 
 
 def convert(file: WeightsFile) -> PolicyWeights:
-    """The network of a checkpoint and its optimiser.
+    """The network of a checkpoint and its optimizer.
 
     Raises:
         UsageError: If the checkpoint is newer than this package.

@@ -62,7 +62,7 @@ class PolicyWeights:
         network: Settings that fit the tensors; ``None`` where they are not those of an ``MLPActorCritic``.
         notes: What the user should know, in sentences.
         optimizer: The state of Adam by parameter name, where there is one for every parameter.
-        normalizer: The statistics that observations are normalised by, where the file has them.
+        normalizer: The statistics that observations are normalized by, where the file has them.
     """
 
     source: str

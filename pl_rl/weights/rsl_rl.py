@@ -2,8 +2,8 @@
 
 Three layouts are read into the names of the second:
 
-- releases 1 and 2: ``model_state_dict``, and beside it the normaliser of the observations;
-- release 3: ``model_state_dict`` with the normalisers in it;
+- releases 1 and 2: ``model_state_dict``, and beside it the normalizer of the observations;
+- release 3: ``model_state_dict`` with the normalizers in it;
 - releases 4 and 5: ``actor_state_dict`` and ``critic_state_dict``.
 """
 
@@ -39,7 +39,7 @@ def convert(file: WeightsFile) -> PolicyWeights:
     """A fully connected actor and critic with one standard deviation for each action.
 
     Raises:
-        Unreadable: If the policy is another, or normalises the observations of actor and critic differently.
+        Unreadable: If the policy is another, or normalizes the observations of actor and critic differently.
     """
     split = "actor_state_dict" in file.content
     everything = _split_layout(file.content) if split else _joint_layout(file.content)
@@ -95,13 +95,13 @@ def _split_layout(content: dict[str, Any]) -> dict[str, Tensor]:
 def _normalizer(tensors: dict[str, Tensor]) -> Normalizer | None:
     """The statistics that actor and critic share."""
     actor, critic = (_statistics(tensors, prefix) for prefix in _NORMALIZERS)
-    # Release 2 saves a critic's normaliser that is never used when both see the same observations.
+    # Release 2 saves a critic's normalizer that is never used when both see the same observations.
     if critic is not None and critic["count"] == 0:
         critic = actor
     if actor is None and critic is None:
         return None
     if actor is None or critic is None or not _equal(actor, critic):
-        raise Unreadable("normalises the observations of actor and critic differently; MLPActorCritic shares them")
+        raise Unreadable("normalizes the observations of actor and critic differently; MLPActorCritic shares them")
     return actor
 
 
@@ -120,6 +120,6 @@ def _statistics(tensors: dict[str, Tensor], prefix: str) -> Normalizer | None:
         scale, count = var.sqrt() + _EPSILON, float(saved["count"])
     except (KeyError, RuntimeError, ValueError) as error:
         raise Unreadable(
-            f"has a normaliser {prefix[:-1]!r} without a finite mean, variance or count; use another copy"
+            f"has a normalizer {prefix[:-1]!r} without a finite mean, variance or count; use another copy"
         ) from error
     return Normalizer(mean=mean, var=var, scale=scale, count=count, epsilon=_EPSILON, clip=None)

@@ -1,6 +1,6 @@
 """Models of Stable-Baselines3: PPO and A2C with an ``MlpPolicy``.
 
-The archive holds the weights (``policy.pth``), the optimiser (``policy.optimizer.pth``) and the settings (``data``):
+The archive holds the weights (``policy.pth``), the optimizer (``policy.optimizer.pth``) and the settings (``data``):
 JSON in which objects are pickled, with their attributes beside them as text. The pickles stay closed.
 https://stable-baselines3.readthedocs.io/en/master/guide/save_format.html
 """

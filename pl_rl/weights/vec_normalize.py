@@ -26,14 +26,14 @@ def convert(file: WeightsFile) -> PolicyWeights:
     """The statistics of the observations; there are no weights.
 
     Raises:
-        Unreadable: If it is damaged or does not normalise vector observations.
+        Unreadable: If it is damaged or does not normalize vector observations.
     """
     saved = load_inert(file.data)
     if not (isinstance(saved, Record) and saved.origin == _ORIGIN and isinstance(saved.state, dict)):
         raise Unreadable("names Stable-Baselines3's VecNormalize, but is another pickle; it was left unopened")
     state = saved.state
     if state.get("norm_obs") is not True or not isinstance(state.get("obs_rms"), Record):
-        raise Unreadable("normalises no vector observations; leave it out")
+        raise Unreadable("normalizes no vector observations; leave it out")
     try:
         statistics = state["obs_rms"].state
         mean, var = _array(statistics["mean"]), _array(statistics["var"])
@@ -46,7 +46,7 @@ def convert(file: WeightsFile) -> PolicyWeights:
     normalizer = Normalizer(mean=mean, var=var, scale=scale, count=count, epsilon=epsilon, clip=clip)
     notes = [
         "The file holds the statistics of observations, and no policy: that is in the model's .zip.",
-        "Stable-Baselines3 may have normalised rewards too; the value function then predicts normalised returns.",
+        "Stable-Baselines3 may have normalized rewards too; the value function then predicts normalized returns.",
     ]
     return PolicyWeights("Stable-Baselines3 VecNormalize", file.sha256, {}, None, notes, normalizer=normalizer)
 

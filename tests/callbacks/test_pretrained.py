@@ -82,7 +82,7 @@ def test_the_run_is_a_new_one_that_differs_in_its_initial_weights_alone():
     assert (by_callback.iteration, by_callback.env_steps, trainer.global_step) == (2, 128, 8)
 
 
-def test_the_optimiser_is_fresh_and_has_the_parameters_that_were_loaded():
+def test_the_optimizer_is_fresh_and_has_the_parameters_that_were_loaded():
     model = small_ppo(network=fitting())
     trainer = fit(model, max_epochs=0, callbacks=[PretrainedCheckpoint(str(MODEL))])
     (optimizer,) = trainer.optimizers
@@ -244,7 +244,7 @@ def test_statistics_of_observations_are_taken_from_a_file_of_their_own():
     for ours, theirs in zip(answers(model, reference["obs"]), model.network(reference["normalized_obs"]), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
     rows = dict(lineage_rows(callback.lineage))
-    assert rows["statistics"] == "of 4,097 observations, which normalise them"
+    assert rows["statistics"] == "of 4,097 observations, which normalize them"
 
 
 def test_statistics_of_observations_are_taken_with_the_weights():
@@ -273,7 +273,7 @@ def test_statistics_of_our_own_are_taken_bit_for_bit(tmp_path):
 def test_statistics_of_observations_can_be_left():
     path = DATA / "rsl_rl" / "rsl_rl_3.3.0_normalized.pt"
     message = refusal(path, env="Pendulum-v1", network=MLPActorCritic, strict=False, shapes="overlap")
-    assert "has statistics that observations are normalised by, and the model normalises none; add" in message
+    assert "has statistics that observations are normalized by, and the model normalizes none; add" in message
     model, callback = start(STATISTICS.with_name("ppo_pendulum.zip"), "Pendulum-v1", fitting(PENDULUM), norm_obs=True)
     assert "The statistics of observations start afresh." in callback.lineage["notes"]
     assert callback.lineage["observations"] is None and model.normalizer.count == 0

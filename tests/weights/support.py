@@ -61,7 +61,7 @@ def assert_answers_as(path, weights, activation=None):
 
 
 def assert_adam_as(path, weights):
-    """Each parameter has the moments that the library's own optimiser has for it."""
+    """Each parameter has the moments that the library's own optimizer has for it."""
     reference = reference_of(path)
     assert weights.optimizer.keys() == weights.tensors.keys()
     assert {state["step"] for state in weights.optimizer.values()} == {reference["optimizer_step"]}

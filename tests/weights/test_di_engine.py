@@ -68,4 +68,4 @@ def test_a_standard_deviation_that_depends_on_the_observation_is_refused(tmp_pat
 def test_weights_alone_are_enough(tmp_path):
     torch.save({"model": torch.load(SHARED, weights_only=True)["model"]}, tmp_path / "model.pth.tar")
     weights = read_weights(tmp_path / "model.pth.tar")
-    assert weights.optimizer is None and not any("optimiser" in note for note in weights.notes)
+    assert weights.optimizer is None and not any("optimizer" in note for note in weights.notes)

@@ -39,7 +39,7 @@ def test_the_network_answers_as_stable_baselines3_does(path, tmp_path):
 
 
 @pytest.mark.parametrize("path", files("stable_baselines3", ".zip"), ids=lambda path: path.name)
-def test_adam_is_kept_and_another_optimiser_is_not(path):
+def test_adam_is_kept_and_another_optimizer_is_not(path):
     weights = read_weights(path)
     if path.name.startswith("ppo"):
         assert_adam_as(path, weights)
@@ -110,7 +110,7 @@ def test_another_algorithms_model_is_refused(tmp_path):
         read_weights(path)
 
 
-def test_a_model_without_optimiser_and_version_can_be_read(tmp_path):
+def test_a_model_without_optimizer_and_version_can_be_read(tmp_path):
     left_out = {"policy.optimizer.pth": None, "_stable_baselines3_version": None}
     weights = read_weights(rewritten(MODEL, tmp_path / "model.zip", **left_out))
     assert weights.source == "Stable-Baselines3 PPO" and weights.optimizer is None

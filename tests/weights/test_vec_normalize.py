@@ -39,7 +39,7 @@ def pickled(monkeypatch, tmp_path):
     return write
 
 
-def test_observations_are_normalised_as_stable_baselines3_does(tmp_path):
+def test_observations_are_normalized_as_stable_baselines3_does(tmp_path):
     weights, reference = read_renamed(REAL, tmp_path), reference_of(REAL)
     obs = normalized(weights, reference["obs"])
     torch.testing.assert_close(obs, reference["normalized_obs"], rtol=0, atol=1e-5)
@@ -84,8 +84,8 @@ def test_code_in_place_of_the_statistics_is_not_run(pickled, tmp_path):
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        ({"norm_obs": False}, "normalises no vector observations"),
-        ({"obs_rms": {"position": 1}}, "normalises no vector observations"),
+        ({"norm_obs": False}, "normalizes no vector observations"),
+        ({"obs_rms": {"position": 1}}, "normalizes no vector observations"),
         ({"clip_obs": "ten"}, "layout other than"),
         ({"statistics": {"mean": np.array(["a", "b"])}}, "layout other than"),
         ({"statistics": {"mean": np.zeros(3)}}, "do not fit together"),
