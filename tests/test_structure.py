@@ -53,7 +53,12 @@ def test_the_mathematics_depends_on_nothing_but_torch():
     assert {name.split(".")[0] for name in imports_of("pl_rl.functional")} == {"torch"}
 
 
-@pytest.mark.parametrize("name", ["acting", "compiled", "module_state", "updates"])
+GUARDS = [
+    "acting", "compilation", "compiled", "envs.workers", "learner", "module_state", "rollout", "updates",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GUARDS)
 def test_what_guards_memory_is_no_assertion(name):
     """``python -O`` takes assertions out."""
     tree = ast.parse(MODULES[f"pl_rl.{name}"].read_text())
