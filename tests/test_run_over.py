@@ -126,6 +126,33 @@ def test_a_script_goes_on_with_the_model_and_the_best_files(tmp_path, capsys):
     assert before.test(trained, verbose=False) == after.test(again, ckpt_path=None, verbose=False)
 
 
+@pytest.mark.parametrize(
+    "begun, limits, words",
+    [
+        ({}, {}, " --model.total_env_steps 1024"),
+        ({"stop_value": 5.0}, {}, " --model.stop_value null"),
+        ({}, {"max_epochs": 2}, " --trainer.max_epochs -1"),
+        ({}, {"max_steps": 8}, " --trainer.max_steps -1"),
+        ({}, {"max_epochs": 8}, " --model.total_env_steps 1024 --trainer.max_epochs -1"),
+        ({}, {"early": True}, ""),
+    ],
+)
+def test_the_printed_command_names_each_limit_that_was_reached(tmp_path, capsys, begun, limits, words):
+    limits = dict(limits)
+    callbacks = [early(patience=1)] if limits.pop("early", False) else []
+    trainer(tmp_path, RunCheckpoint(), RunSummary(), *callbacks, **limits).fit(model(**begun))
+    (command,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("go on: ")]
+    assert command.endswith(f"last.ckpt{words}")
+
+
+def test_two_loggers_that_share_a_folder_miss_nothing_of_each_other(tmp_path, capsys):
+    loggers = [kind(tmp_path, name="logs", version=0) for kind in (TensorBoardLogger, CSVLogger)]
+    trainer(tmp_path, RunCheckpoint(last_every_n_iterations=1), logger=loggers, max_epochs=3).fit(model())
+    assert "deleted or changed" not in capsys.readouterr().err
+    logs = torch.load(tmp_path / "logs/version_0/checkpoints/last.ckpt", weights_only=True)["pl_rl_logs"]
+    assert [log["lost"] for log in logs] == [[], []] and all(log["digests"] for log in logs)
+
+
 def test_the_same_objects_can_train_afterwards(tmp_path):
     trainer(tmp_path, RunCheckpoint()).fit(model())
     again, after = model(), trainer(tmp_path, RunCheckpoint())
