@@ -55,7 +55,7 @@ class DurableCheckpointIO(TorchCheckpointIO):
             self._submit(_write, archive, Path(path))
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Read a checkpoint, after what is being written, which may be this one; plain data unless asked for more.
+        """Read a checkpoint, after what is being written, which may be this one; plain data only.
 
         Raises:
             UsageError: If it is damaged, or an entry of one of ours is not what it should be.
@@ -63,8 +63,7 @@ class DurableCheckpointIO(TorchCheckpointIO):
         """
         self.finish()
         if "://" in str(path):
-            if kwargs.get("weights_only") is None:  # which for a URL Lightning takes for no
-                kwargs["weights_only"] = True
+            kwargs["weights_only"] = True  # for a URL Lightning takes no answer for no
             return super().load_checkpoint(path, *args, **kwargs)
         checkpoint: dict[str, Any] = load_sound(Path(path))
         if isinstance(checkpoint, dict) and STATE_KEY in checkpoint:

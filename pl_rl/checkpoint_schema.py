@@ -234,12 +234,19 @@ def _is_version(value: Any) -> bool:
     return Version(value) >= Version("2.6")
 
 
+LOGS = sequence(
+    record(
+        {"class": TEXT, "folder": TEXT, "reached": mapping(whole())},
+        {"digests": mapping(TEXT), "lost": sequence(TEXT)},
+    )
+)
+
 CHECKPOINT = record(
     {
         "state_dict": _tensors,
         "hyper_parameters": HYPER_PARAMETERS,
         "pl_rl": STATE,
-        "pl_rl_logs": sequence(record({"class": TEXT, "folder": TEXT, "reached": mapping(whole())})),
+        "pl_rl_logs": LOGS,
         "callbacks": CALLBACKS,
         "optimizer_states": sequence(_OPTIMIZER),
         "lr_schedulers": sequence(mapping(PLAIN)),

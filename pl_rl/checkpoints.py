@@ -53,7 +53,7 @@ class Damaged(UsageError):
         reason: Why not, in words.
     """
 
-    def __init__(self, path: Path, reason: str) -> None:
+    def __init__(self, path: Path | str, reason: str) -> None:
         super().__init__(
             f"{str(path)!r} is no checkpoint, or a damaged one: {reason}; use another one (--ckpt_path last takes the "
             "newest sound one of a run)"
@@ -67,14 +67,27 @@ def load_sound(path: Path) -> Any:
     Raises:
         Damaged: If it cannot be read, is damaged, or holds more than plain data.
     """
+    return load_sound_from(path.read_bytes, str(path))
+
+
+def load_sound_from(read: Callable[[], bytes], name: str) -> Any:
+    """As :func:`load_sound`, of what is not a file with a path.
+
+    Args:
+        read: Gives all its bytes.
+        name: What it is called in messages.
+
+    Raises:
+        Damaged: As there, whatever reading fails with.
+    """
     try:
-        content = path.read_bytes()
+        content = read()
         fault = fault_of(content)
         if fault is None:
             return load_plain(content)
     except Exception as error:  # torch.load fails in as many ways as a file can be broken
-        raise Damaged(path, _reason(error)) from error
-    raise Damaged(path, fault)
+        raise Damaged(name, _reason(error)) from error
+    raise Damaged(name, fault)
 
 
 def fault_of(content: bytes) -> str | None:

@@ -9,7 +9,7 @@ import fsspec
 import lightning as L
 import torch
 
-from pl_rl.checkpoints import STATE_KEY, check_content, load_sound
+from pl_rl.checkpoints import STATE_KEY, check_content, load_sound, load_sound_from
 from pl_rl.errors import UsageError
 from pl_rl.trust import checked, checked_of_file
 
@@ -71,10 +71,15 @@ def _read(source: str | Path | IO[bytes]) -> dict[str, Any]:
     if isinstance(source, str | Path) and "://" not in str(source):
         content = load_sound(Path(source))
     elif isinstance(source, str | Path):
-        with fsspec.open(str(source), "rb") as file:
-            content = torch.load(file, map_location="cpu", weights_only=True)
+        content = load_sound_from(lambda: _download(str(source)), str(source))
     else:
-        content = torch.load(source, map_location="cpu", weights_only=True)
+        content = load_sound_from(source.read, str(source))
     if isinstance(content, dict) and STATE_KEY not in content and "state_dict" in content:
         return content
     return check_content(str(source), content)
+
+
+def _download(url: str) -> bytes:
+    with fsspec.open(url, "rb") as file:
+        content: bytes = file.read()
+    return content

@@ -43,9 +43,9 @@ class LogMeter:
 
         Args:
             folder: In which they lie.
-            files: All that are there now.
+            files: All of one kind that are there now; two loggers may share a folder.
         """
-        for path in [path for path in self._progress if path.parent == folder and path not in files]:
+        for path in [path for path in self._progress if path.parent == folder and not is_regular(path)]:
             self._tell(path)
             del self._progress[path]
         for path in files:
@@ -96,28 +96,28 @@ def measure_logs(loggers: list[Logger], run: Path, run_id: str, meter: LogMeter)
                 "folder": os.path.relpath(folder, run),
                 "reached": {name: file.reached for name, file in progress.items()},
                 "digests": {name: file.digest() for name, file in progress.items()},
-                "lost": meter.lost(files),
+                "lost": [name for name in meter.lost(files) if (name == CSV_FILE) == isinstance(logger, CSVLogger)],
             }
         )
     return logs
 
 
-def read_logs(logs: Any) -> list[Log]:
-    """What a checkpoint says of its run's logs.
+def read_logs(logs: list[dict[str, Any]]) -> list[Log]:
+    """What a checkpoint, whose entries have been compared with its schema, says of its run's logs.
 
     Raises:
-        UsageError: If it does not say it as :func:`measure_logs` does.
+        UsageError: If a name is none that :func:`measure_logs` gives.
     """
     try:
         return [_log(log) for log in logs]
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
+    except ValueError as error:
         raise UsageError(
             f"the checkpoint's account of its log files is damaged: {error}; use another checkpoint of the run"
         ) from error
 
 
 def _log(log: Mapping[str, Any]) -> Log:
-    read = Log(log["class"], log["folder"], log["reached"], log.get("digests") or {}, log.get("lost") or [])
+    read = Log(log["class"], log["folder"], log["reached"], log.get("digests", {}), log.get("lost", []))
     names = [read.kind, *read.reached, *read.digests, *read.digests.values(), *read.lost]
     for name in names:
         if "/" in name:
@@ -127,9 +127,6 @@ def _log(log: Mapping[str, Any]) -> Log:
             raise ValueError(f"{text[:255]!r} is no name")
     if len(read.folder) > 1000:
         raise ValueError("the path of a folder is too long")
-    for length in read.reached.values():
-        if type(length) is not int or length < 0:
-            raise ValueError(f"{length!r} is no length")
     return read
 
 

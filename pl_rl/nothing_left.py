@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from pl_rl.agent import Agent
 from pl_rl.callbacks.evaluation import PeriodicEvaluation
 from pl_rl.callbacks.run_checkpoint import RunCheckpoint
+from pl_rl.callbacks.run_directory import own_files
 from pl_rl.callbacks.settings import ENDED_BY_EARLY_STOPPING, Change, changes_of, ended_by_early_stopping, settings_of
 from pl_rl.checkpoints import STATE_KEY
 from pl_rl.runs import run_of_checkpoint
@@ -98,8 +99,13 @@ def take_over(
         state = checkpoint["callbacks"].get(callback.state_key)
         if state is None or isinstance(callback, Timer):  # a time limit is that of a process
             continue
-        if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
-            callback.dirpath = state["dirpath"]  # it forgets its files where another one is given
+        if isinstance(callback, ModelCheckpoint):
+            given = callback.dirpath
+            state = own_files(state, str(given or path.absolute().parent))
+            callback.dirpath = given or state["dirpath"]  # it forgets its files where another one is given
+            callback.load_state_dict(state)
+            callback.dirpath = given  # where it goes on writing is not the file's to say
+            continue
         callback.load_state_dict(state)
     if run_of_checkpoint(path) is not None:
         for callback in callbacks:

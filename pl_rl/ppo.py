@@ -461,7 +461,8 @@ class PPO(Agent):
 
     def _optimizer(self) -> torch.optim.Optimizer:
         optimizer = self.optimizers(use_pl_optimizer=False)
-        assert isinstance(optimizer, torch.optim.Optimizer)
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise UsageError("configure_optimizers returns several optimizers; return one")
         return optimizer
 
     def _log_iteration(self, samples: Minibatch, metrics: Tensor, grad_norms: Tensor, clip_coef: float) -> None:

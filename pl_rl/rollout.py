@@ -15,7 +15,7 @@ from pl_rl.acting import Acting, EagerActing
 from pl_rl.distributions import to_numpy
 from pl_rl.envs import AnyVectorEnv, restore_envs, save_envs
 from pl_rl.envs.faults import check_finite, too_large
-from pl_rl.errors import EnvironmentFailure
+from pl_rl.errors import EnvironmentFailure, UsageError
 from pl_rl.modes import evaluation_mode
 from pl_rl.networks import ActorCritic
 from pl_rl.normalization import ObservationNormalizer, RewardScaler
@@ -136,7 +136,8 @@ class RolloutCollector:
     def obs_dtype(self) -> torch.dtype:
         """Floats as the network has them; integers (images) as they are, until the network converts them."""
         dtype = self.env.single_observation_space.dtype
-        assert dtype is not None
+        if dtype is None:
+            raise UsageError("the environment's observations have no type of numbers; give its space a dtype")
         if np.issubdtype(dtype, np.floating):
             return next(self.network.parameters()).dtype
         return torch.from_numpy(np.empty(0, dtype)).dtype
@@ -149,7 +150,8 @@ class RolloutCollector:
 
     def state_dict(self, with_environments: bool = True) -> dict[str, Any]:
         """Where collecting stands between two rollouts, as plain data; on request without asking the environments."""
-        assert self._obs is not None
+        if self._obs is None:
+            raise RuntimeError("reset before asking for the state")
         state = {
             "environments": save_envs(self.env) if with_environments else None,
             "obs": torch.from_numpy(self._obs.copy()),

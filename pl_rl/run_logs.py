@@ -27,7 +27,7 @@ from pl_rl.runs import shown
 CSV_KEPT = "metrics.before-resume.csv"
 
 
-def continue_logs(loggers: list[Logger], run: Path, logs: Any, run_id: str | None, cut: bool) -> list[str]:
+def continue_logs(loggers: list[Logger], run: Path, logs: list[dict[str, Any]], run_id: str | None) -> list[str]:
     """Make the loggers go on where a run's loggers wrote, after the last point that its checkpoint knows.
 
     To be called before the loggers are used, since the choice of a directory cannot be taken back afterwards.
@@ -38,7 +38,6 @@ def continue_logs(loggers: list[Logger], run: Path, logs: Any, run_id: str | Non
         run: The run's directory.
         logs: From :func:`pl_rl.log_meter.measure_logs`.
         run_id: The checkpoint's, if it has one.
-        cut: Whether to take away what lies after the checkpoint.
 
     Returns:
         What is missing, in words.
@@ -62,7 +61,7 @@ def continue_logs(loggers: list[Logger], run: Path, logs: Any, run_id: str | Non
             check_names(files, LOG_FILES)  # of all, before a file of one is touched
             found.append((logger, folder, files, log))
     for logger, folder, files, log in found:
-        missing += [f"log: {fault}" for fault in _continue(logger, folder, files, log, cut)]
+        missing += [f"log: {fault}" for fault in _continue(logger, folder, files, log)]
     return missing
 
 
@@ -72,16 +71,15 @@ def _is_there(log: Log, folder: Path, files: Path) -> bool:
     return left or not log.reached or identity_of(folder) is not None
 
 
-def _continue(logger: TensorBoardLogger | CSVLogger, folder: Path, files: Path, log: Log, cut: bool) -> list[str]:
+def _continue(logger: TensorBoardLogger | CSVLogger, folder: Path, files: Path, log: Log) -> list[str]:
     """Let a logger go on in a folder; what is missing there, in words."""
     logger._root_dir, logger._name, logger._version = str(folder.parent.parent), folder.parent.name, folder.name
     if isinstance(logger, CSVLogger):
         logger._save_dir = str(folder.parent.parent)
-        faults = _continue_csv(logger, files, log, cut)
+        faults = _continue_csv(logger, files, log)
     else:
         faults = _faults_of_events(files, log)
-        if cut:
-            _cut_events(files, log.reached)
+        _cut_events(files, log.reached)
         _open_as_latest(logger, files)
     return faults + [f"{name} was deleted or changed while the run wrote to it" for name in log.lost]
 
@@ -141,7 +139,7 @@ def _open_as_latest(logger: TensorBoardLogger, folder: Path) -> None:
         _ = logger.experiment
 
 
-def _continue_csv(logger: CSVLogger, folder: Path, log: Log, cut: bool) -> list[str]:
+def _continue_csv(logger: CSVLogger, folder: Path, log: Log) -> list[str]:
     """Cut the CSV file of a folder and make the logger append to it; what is missing or damaged, in words."""
     path, kept = folder / CSV_FILE, folder / CSV_KEPT
     table = read_table(path if is_regular(path) else kept)
@@ -157,7 +155,7 @@ def _continue_csv(logger: CSVLogger, folder: Path, log: Log, cut: bool) -> list[
     # Lightning deletes the file when it opens the directory, so until the new one is there it has another name.
     if is_regular(path):
         path.replace(kept)
-    history = [row for row in table.rows[: rows if cut else None] if row is not None]
+    history = [row for row in table.rows[:rows] if row is not None]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Experiment logs directory")
         writer = logger.experiment

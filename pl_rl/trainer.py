@@ -21,7 +21,7 @@ from pl_rl.callbacks.run_checkpoint import RunCheckpoint
 from pl_rl.callbacks.run_directory import RunDirectory
 from pl_rl.callbacks.stop_on_signal import StopOnSignal, requeue_signal
 from pl_rl.checkpoint_io import DurableCheckpointIO
-from pl_rl.checkpoints import STATE_KEY, read_checkpoint
+from pl_rl.checkpoints import read_checkpoint
 from pl_rl.errors import UsageError
 from pl_rl.files import LOG_FILES, check_names
 from pl_rl.interruption import SIGNALS, Interrupted, Interruption
@@ -81,7 +81,7 @@ class Trainer(L.Trainer):
             val_dataloaders: As Lightning's; an agent brings its own.
             datamodule: As Lightning's; an agent needs none.
             ckpt_path: Checkpoint to go on from: a path, or ``last`` for the newest run's last one.
-            weights_only: Whether the checkpoint may hold plain data only, which is all that a run's own ones hold.
+            weights_only: As Lightning's; nothing but plain data is ever read.
             branch: Begin a run of its own at the checkpoint, in a new directory and with random numbers of its own.
             auto_resume: Go on with the newest run that the same command began, if there is one: a command can then be
                 given again and again. Implied in a SLURM job that was queued again.
@@ -142,7 +142,7 @@ class Trainer(L.Trainer):
             continued = own_run(path, checkpoint)
             if continued is not None:
                 locks.enter_context(locked(continued))
-            missing_logs = RunDirectory.reuse(self, path, checkpoint, cut=True)
+            missing_logs = RunDirectory.reuse(self, path, checkpoint)
             if isinstance(model, Agent):
                 model.missing_logs = missing_logs
         if "://" in str(self.log_dir or self.default_root_dir):  # a remote store has neither locks nor one writer
@@ -212,16 +212,10 @@ class Trainer(L.Trainer):
         """Refuse what cannot be continued while the run's logs are still as they were.
 
         Raises:
-            UsageError: If the network is another one, or the run would be over before it began.
+            UsageError: If the network is another one.
         """
         if isinstance(model, Agent):
             model.check_fit(checkpoint, branch=model.branching, fitting=True)
-        iteration = checkpoint[STATE_KEY]["counters"]["iteration"]
-        if self.max_epochs is not None and 0 <= self.max_epochs < iteration:
-            raise UsageError(
-                f"max_epochs={self.max_epochs} lies before the checkpoint's iteration {iteration}; use a larger one, "
-                "or -1 for no limit"
-            )
 
 
 def _check_slurm_tasks() -> None:

@@ -129,7 +129,8 @@ def checked(
         if part in settings and not needed <= settings[part].keys():
             raise _malformed(source, part, settings[part])
     if "env" in settings and not isinstance(settings["env"], Checked):
-        _check_what_is_imported_later(trusted, source)
+        imports = [*(settings["env"].get("imports") or [])]
+        _check_what_is_imported_later(trusted, source, way_out, imports)
     return {key: Checked(value) if key in ("env", "network") else value for key, value in settings.items()}
 
 
@@ -265,8 +266,14 @@ _ALLOWED: dict[str, Callable[[str], bool]] = {
 }
 
 
-def _check_what_is_imported_later(trusted: tuple[str, ...], source: str) -> None:
+def _check_what_is_imported_later(trusted: tuple[str, ...], source: str, way_out: WayOut, imports: list[str]) -> None:
     """Refuse to import, in the course of making an environment, what lies where no packages are installed.
+
+    Args:
+        trusted: Names that the user trusts.
+        source: Where the settings come from, in words.
+        way_out: Says how to trust names.
+        imports: Those of the settings, which an option for them replaces.
 
     Raises:
         UsageError: With the module's place.
@@ -278,9 +285,10 @@ def _check_what_is_imported_later(trusted: tuple[str, ...], source: str) -> None
         if spec is None or spec.origin is None:
             continue
         if not any(Path(spec.origin).resolve().is_relative_to(place) for place in places):
+            name = Name("env.imports", "module", module, [*imports, module])
             raise UsageError(
                 f"{source} names an environment, for which {spec.origin} could be imported as {module}; start Python "
-                f"in another folder, or pass trust=[{module!r}]"
+                f"in another folder, or, if you trust it, {way_out([name])}"
             )
 
 

@@ -240,3 +240,20 @@ def test_every_cut_is_found(tmp_path):
     path.write_bytes(content + b"x")
     with pytest.raises(pl_rl.UsageError, match="no checkpoint, or a damaged one"):
         load_sound(path)
+
+
+def test_urls_and_open_files_are_checked_as_paths_are(tmp_path):
+    torch.save({"number": 1}, tmp_path / "sound.ckpt")
+    content = bytearray((tmp_path / "sound.ckpt").read_bytes())
+    content[len(content) // 2] ^= 1
+    broken, text = tmp_path / "broken.ckpt", tmp_path / "text.ckpt"
+    broken.write_bytes(content)
+    text.write_text("no checkpoint")
+    for path in (broken, text, tmp_path / "absent.ckpt"):
+        with pytest.raises(pl_rl.UsageError, match="is no checkpoint, or a damaged one"):
+            pl_rl.PPO.load_from_checkpoint(f"file://{path}")
+        if path.exists():
+            with path.open("rb") as file, pytest.raises(pl_rl.UsageError, match="is no checkpoint, or a damaged one"):
+                pl_rl.PPO.load_from_checkpoint(file)
+    with pytest.raises(pl_rl.UsageError, match="is not a checkpoint of pl_rl"):
+        pl_rl.PPO.load_from_checkpoint(f"file://{tmp_path / 'sound.ckpt'}")

@@ -66,6 +66,7 @@ def begin(trainer=(), **model):
         ({"trainer": {"callbacks": [EARLY]}}, [], "as EarlyStopping ended this run before; to go on, give it a larger"),
         ({"trainer": {"max_epochs": 2}}, [], "as max_epochs=2 reached; to go on, raise it, or add --trainer.max_epoch"),
         ({"trainer": {"max_epochs": 2}}, ["--trainer.max_epochs", -1, "--trainer.max_steps", 8], "as max_steps=8"),
+        ({"trainer": {"max_epochs": 2}}, ["--trainer.max_epochs", 1], "as max_epochs=1 reached"),
         ({"trainer": {"max_epochs": 2}}, ["--branch", "--model.clip_coef", 0.1], "as max_epochs=2 reached"),
     ],
 )  # fmt: skip
@@ -125,6 +126,33 @@ def test_a_script_goes_on_with_the_model_and_the_best_files(tmp_path, capsys):
     assert before.test(trained, verbose=False) == after.test(again, ckpt_path=None, verbose=False)
 
 
+@pytest.mark.parametrize(
+    "begun, limits, words",
+    [
+        ({}, {}, " --model.total_env_steps 1024"),
+        ({"stop_value": 5.0}, {}, " --model.stop_value null"),
+        ({}, {"max_epochs": 2}, " --trainer.max_epochs -1"),
+        ({}, {"max_steps": 8}, " --trainer.max_steps -1"),
+        ({}, {"max_epochs": 8}, " --model.total_env_steps 1024 --trainer.max_epochs -1"),
+        ({}, {"early": True}, ""),
+    ],
+)
+def test_the_printed_command_names_each_limit_that_was_reached(tmp_path, capsys, begun, limits, words):
+    limits = dict(limits)
+    callbacks = [early(patience=1)] if limits.pop("early", False) else []
+    trainer(tmp_path, RunCheckpoint(), RunSummary(), *callbacks, **limits).fit(model(**begun))
+    (command,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("go on: ")]
+    assert command.endswith(f"last.ckpt{words}")
+
+
+def test_two_loggers_that_share_a_folder_miss_nothing_of_each_other(tmp_path, capsys):
+    loggers = [kind(tmp_path, name="logs", version=0) for kind in (TensorBoardLogger, CSVLogger)]
+    trainer(tmp_path, RunCheckpoint(last_every_n_iterations=1), logger=loggers, max_epochs=3).fit(model())
+    assert "deleted or changed" not in capsys.readouterr().err
+    logs = torch.load(tmp_path / "logs/version_0/checkpoints/last.ckpt", weights_only=True)["pl_rl_logs"]
+    assert [log["lost"] for log in logs] == [[], []] and all(log["digests"] for log in logs)
+
+
 def test_the_same_objects_can_train_afterwards(tmp_path):
     trainer(tmp_path, RunCheckpoint()).fit(model())
     again, after = model(), trainer(tmp_path, RunCheckpoint())
@@ -133,6 +161,46 @@ def test_the_same_objects_can_train_afterwards(tmp_path):
     again.total_env_steps = 640
     after.fit(again, ckpt_path="last")
     assert again.iteration == 10 and counters_in(tmp_path / LAST)["iteration"] == 10
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
+def test_where_a_script_goes_on_writing_is_not_the_files_to_say(tmp_path):
+    def keeper():
+        return ModelCheckpoint(monitor="evaluator/return_mean", mode="max", save_top_k=1)
+
+    trainer(tmp_path / "one", RunCheckpoint(), keeper()).fit(model())
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    named = [str(outside / f"{name}.ckpt") for name in ("kept", "last")]
+    for path in named:
+        Path(path).write_text("somebody's")
+    checkpoint = torch.load(tmp_path / "one" / LAST, weights_only=True)
+    (state,) = [state for key, state in checkpoint["callbacks"].items() if key.startswith("ModelCheckpoint")]
+    state |= {"dirpath": str(outside), "best_k_models": {named[0]: torch.tensor(-1e9)}, "kth_best_model_path": named[0]}
+    state |= {"kth_value": torch.tensor(-1e9), "last_model_path": named[1], "best_model_path": named[0]}
+    torch.save(checkpoint, tmp_path / "one" / LAST)
+    before = listing(outside)
+    kept, again = keeper(), model()
+    after = trainer(tmp_path / "two", RunCheckpoint(), kept)
+    after.fit(again, ckpt_path=tmp_path / "one" / LAST)
+    assert (kept.dirpath, kept.best_k_models, kept.best_model_path, kept.last_model_path) == (None, {}, "", "")
+    again.total_env_steps = 640
+    after.fit(again)
+    assert listing(outside) == before
+    assert kept.best_model_path and Path(kept.best_model_path).is_relative_to(tmp_path / "two")
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
+@pytest.mark.parametrize("folder", [None, "elsewhere"])
+def test_a_script_knows_the_files_of_a_run_wherever_it_keeps_them(tmp_path, folder):
+    def keeper():
+        dirpath = folder and tmp_path / folder
+        return ModelCheckpoint(dirpath, monitor="evaluator/return_mean", mode="max", save_top_k=2, save_last=True)
+
+    trainer(tmp_path, RunCheckpoint(), trained := keeper()).fit(model())
+    trainer(tmp_path, RunCheckpoint(), again := keeper()).fit(model(), ckpt_path="last")
+    for name in ("best_model_path", "best_k_models", "last_model_path", "best_model_score"):
+        assert getattr(trained, name) and getattr(again, name) == getattr(trained, name)
 
 
 @pytest.mark.parametrize("precision", ["64-true"])

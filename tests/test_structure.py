@@ -64,7 +64,12 @@ def test_the_readme_names_every_module():
     assert sorted(named) == sorted(folders | modules)
 
 
-@pytest.mark.parametrize("name", ["acting", "compiled", "module_state", "updates"])
+GUARDS = [
+    "acting", "compilation", "compiled", "envs.workers", "learner", "module_state", "rollout", "updates",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GUARDS)
 def test_what_guards_memory_is_no_assertion(name):
     """``python -O`` takes assertions out."""
     tree = ast.parse(MODULES[f"pl_rl.{name}"].read_text())

@@ -125,8 +125,15 @@ def test_a_folder_in_the_place_of_a_library_is_not_imported(theirs, capsys):
     Path("shimmy").mkdir()
     Path("shimmy/__init__.py").write_text("from pathlib import Path; Path('imported').write_text('.')")
     places.with_env(id="GymV26Environment-v0", kwargs={"env_id": "Pong-v0"})()
-    assert "shimmy/__init__.py could be imported" in refused(capsys, "validate", "--ckpt_path", str(CHECKPOINT))
+    said = refused(capsys, "validate", "--ckpt_path", str(CHECKPOINT))
+    assert "shimmy/__init__.py could be imported" in said and "trust=" not in said
     assert doors.marks() == (0, 0, False)
+    words = shlex.split(re.search(r"if you trust it, add (--model\.env\.imports .*)", said)[1])
+    assert words == ["--model.env.imports", '["shimmy"]']
+    with pytest.raises(pl_rl.UsageError, match=r"if you trust it, pass trust=\['shimmy'\]"):
+        trust.checked({"env": "CartPole-v1"})
+    with pytest.raises(pl_rl.UsageError, match=re.escape('add --model.env.imports \'["ale_py", "shimmy"]\'')):
+        trust.checked({"env": {"id": "CartPole-v1", "imports": ["ale_py"]}}, way_out=trust.by_settings)
 
 
 # What the user says is used.

@@ -8,6 +8,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from pl_rl.agent import Agent, as_agent
 from pl_rl.callbacks.lookup import attached
 from pl_rl.checkpoints import STATE_KEY
+from pl_rl.errors import UsageError
 from pl_rl.schedule import is_due
 from pl_rl.seeding import Stream
 
@@ -81,6 +82,10 @@ class PeriodicEvaluation(L.Callback):
         trained = checkpoint[STATE_KEY]["counters"]["train_iter"] > 0
         return self._reached(state["latest"]) if state and trained else None
 
+    def reached(self) -> str | None:
+        """Why the run is over by the latest evaluation, in words; ``None`` if it is not."""
+        return self._reached(self.latest) if self.train_iter else None
+
     def is_due_at(self, checkpoint: dict[str, Any]) -> bool:
         """Whether an evaluation is to be made up for, as a checkpoint was saved just before it."""
         state = checkpoint["callbacks"].get(self.state_key, {})
@@ -120,5 +125,6 @@ class PeriodicEvaluation(L.Callback):
 def evaluation_of(trainer: L.Trainer) -> PeriodicEvaluation:
     """The trainer's evaluation callback, which every agent brings along."""
     evaluation = attached(trainer, PeriodicEvaluation)
-    assert evaluation is not None
+    if evaluation is None:
+        raise UsageError("the trainer has no evaluation; an agent's configure_callbacks gives PeriodicEvaluation")
     return evaluation

@@ -254,7 +254,8 @@ def _restore_adam(
             f"{path!r} has the state of Adam, and the model's optimizer is {type(optimizer).__name__}; leave out "
             "--pretrained.optimizer"
         )
-    assert weights.optimizer is not None
+    if weights.optimizer is None:
+        raise UsageError(f"{path!r} has no state of an optimiser; leave out --pretrained.optimizer")
     parameters = dict(agent.network.named_parameters())
     for name in found.groups["loaded"]:
         parameter, state = parameters[name], weights.optimizer[name]

@@ -1,5 +1,6 @@
 """The checkpoints of a run: the last, the best, and some on the way."""
 
+import shlex
 from pathlib import Path
 from typing import Any, cast
 
@@ -101,7 +102,8 @@ class RunCheckpoint(Checkpoint):
         """Say where a run that an environment ended can go on."""
         if isinstance(exception, EnvironmentFailure) and self.last_model_path:
             last = shown(self.last_model_path)
-            exception.way_out = f"the last good checkpoint is {last}, go on from it with --ckpt_path {last}"
+            command = f"--ckpt_path {shlex.quote(last)}"
+            exception.way_out = f"the last good checkpoint is {last}, go on from it with {command}"
 
     def state_dict(self) -> dict[str, Any]:
         """The best score and which files are kept; not where, as a run can be moved."""
@@ -110,8 +112,7 @@ class RunCheckpoint(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The inverse of :meth:`state_dict`."""
         self.best_model_score = state_dict["best_model_score"]
-        # The files of these names are removed in time: of what a checkpoint says, only what can be a part of a name.
-        self._kept = [number for number in state_dict["kept"] if type(number) is int]
+        self._kept = list(state_dict["kept"])
 
     def _save_best(self, trainer: L.Trainer, agent: Agent) -> None:
         """Save if the evaluation that was just made is the best."""

@@ -65,10 +65,10 @@ class RunDirectory(L.Callback):
             folder = os.path.normpath(Path(str(trainer.ckpt_path)).absolute().parent)
             if not branching and os.path.normpath(Path(callback.dirpath).absolute()) == folder:
                 state = _moved(state, state["dirpath"], str(callback.dirpath))
-            states[callback.state_key] = _own_files(state, str(callback.dirpath))
+            states[callback.state_key] = own_files(state, str(callback.dirpath))
 
     @staticmethod
-    def reuse(trainer: L.Trainer, path: Path, checkpoint: dict[str, Any], cut: bool) -> list[str]:
+    def reuse(trainer: L.Trainer, path: Path, checkpoint: dict[str, Any]) -> list[str]:
         """Continue the logs of the run that a checkpoint lies in; nothing to do for one that lies in no run.
 
         No hook is early enough for this: Lightning opens the loggers before a callback can know the checkpoint.
@@ -77,7 +77,6 @@ class RunDirectory(L.Callback):
             trainer: Whose loggers have not been used yet.
             path: Of the checkpoint.
             checkpoint: Its content.
-            cut: Whether to take away what the run logged after the checkpoint.
 
         Returns:
             What is missing in the logs, in words.
@@ -90,7 +89,7 @@ class RunDirectory(L.Callback):
             return []
         if own_run(path, checkpoint) is None:
             return [f"log: {shown(path)} is not of the run that {shown(run)} is of, whose logs stay as they are"]
-        return continue_logs(trainer.loggers, run, checkpoint[LOGS_KEY], run_id_in(checkpoint[STATE_KEY]), cut)
+        return continue_logs(trainer.loggers, run, checkpoint[LOGS_KEY], run_id_in(checkpoint[STATE_KEY]))
 
 
 def _moved(value: Any, old: str, new: str) -> Any:
@@ -102,7 +101,7 @@ def _moved(value: Any, old: str, new: str) -> Any:
     return value
 
 
-def _own_files(state: dict[str, Any], folder: str) -> dict[str, Any]:
+def own_files(state: dict[str, Any], folder: str) -> dict[str, Any]:
     """A ModelCheckpoint's state without paths that lead out of its folder."""
 
     def inside(path: object) -> bool:

@@ -170,7 +170,8 @@ def _copy_of_state(trainer: L.Trainer) -> bytes:
 
 def _checkpoint(trainer: L.Trainer) -> RunCheckpoint:
     checkpoint = attached(trainer, RunCheckpoint)
-    assert checkpoint is not None
+    if checkpoint is None:
+        raise RuntimeError("the trainer's RunCheckpoint was taken away")
     return checkpoint
 
 

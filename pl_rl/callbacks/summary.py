@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pl_rl.agent import Agent, as_agent
-from pl_rl.callbacks.evaluation import evaluation_of
+from pl_rl.callbacks.evaluation import PeriodicEvaluation, evaluation_of
 from pl_rl.callbacks.lookup import attached
 from pl_rl.callbacks.run_checkpoint import RunCheckpoint
 from pl_rl.evaluation import shown_return
@@ -83,8 +83,11 @@ def _extension(trainer: L.Trainer, agent: Agent) -> str:
     changes = ""
     if agent.env_steps >= agent.total_env_steps:
         changes += f" --model.total_env_steps {2 * agent.env_steps}"
-    elif agent.stop_reason is not None:
+    evaluation = attached(trainer, PeriodicEvaluation)
+    if evaluation is not None and evaluation.reached() is not None:
         changes += " --model.stop_value null"
-    elif trainer.max_epochs is not None and 0 <= trainer.max_epochs <= agent.iteration:
+    if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= agent.iteration:
         changes += " --trainer.max_epochs -1"
+    if 0 <= trainer.max_steps <= agent.train_iter:
+        changes += " --trainer.max_steps -1"
     return changes

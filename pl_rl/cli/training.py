@@ -104,7 +104,8 @@ class CLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, with what a checkpoint knows about its run beneath what the user says."""
-        assert isinstance(args, list)
+        if not isinstance(args, list):
+            raise UsageError(f"the command line must be a list of words, and is a {type(args).__name__}; pass a list")
         self.command = [arg for arg in args if not arg.startswith("--auto_resume")]
         self.config = parser.parse_args(self._with_checkpoint(args))
 

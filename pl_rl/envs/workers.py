@@ -25,7 +25,7 @@ from gymnasium.vector.utils import CloudpickleWrapper, batch_space
 
 from pl_rl.envs.faults import Fault, close_each, failure, fault_of
 from pl_rl.envs.parallel import EnvFns, Step, in_words
-from pl_rl.errors import EnvironmentFailure
+from pl_rl.errors import EnvironmentFailure, UsageError
 from pl_rl.processors import cores
 
 CLOSING_SECONDS = 5.0
@@ -364,5 +364,6 @@ def _kill(workers: list[Worker]) -> None:
 
 def _form(space: gym.Space[Any]) -> tuple[tuple[int, ...], str]:
     """Shape and type of an array of this space."""
-    assert space.shape is not None and space.dtype is not None
+    if space.shape is None or space.dtype is None:
+        raise UsageError(f"the space {space} is not one of arrays; use one with a shape and a dtype")
     return space.shape, np.dtype(space.dtype).str

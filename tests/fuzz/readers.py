@@ -6,6 +6,7 @@ line with status 2.
 
 import contextlib
 import functools
+import hashlib
 import io
 import json
 import traceback
@@ -19,17 +20,20 @@ from rich.markup import escape, render
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 import pl_rl
+from pl_rl.checkpoint_schema import LOGS
 from pl_rl.checkpoints import check_content, load_sound
 from pl_rl.cli.parsing import ConfigFile, Parser
 from pl_rl.inspection import describe_checkpoint
 from pl_rl.plain_yaml import read_yaml
 from pl_rl.plotting import plot_runs, read_segments
 from pl_rl.policy import TrainedPolicy, load_weights, metadata, read_trained
+from pl_rl.run_identity import mark
 from pl_rl.run_logs import continue_logs
 from pl_rl.runs import run_begun_by
+from pl_rl.schema import Misfit
 from pl_rl.terminal import printable
 from pl_rl.weights import read_weights
-from tests.fuzz.mutations import EXTREMES, mutated_archive, mutated_bytes, mutated_text, mutated_tree, saved
+from tests.fuzz.mutations import EXTREMES, mutated_archive, mutated_bytes, mutated_text, mutated_tree, places, saved
 from tests.fuzz.sound import ITERATIONS, KINDS, model, trainer
 
 
@@ -132,10 +136,28 @@ def logs(rng, sound, folder):
     _written(run / "events.out.tfevents.1.a", mutated_bytes(rng, event) if rng.random() < 0.5 else event)
     length = rng.choice((0, 1, len(event), len(event) // 2, 10**12))
     said = [
-        {"class": "TensorBoardLogger", "folder": ".", "reached": {"events.out.tfevents.1.a": length}},
-        {"class": "CSVLogger", "folder": ".", "reached": {"metrics.csv": rng.choice((0, 1, 5, 10**9))}},
+        {
+            "class": "TensorBoardLogger",
+            "folder": ".",
+            "reached": {"events.out.tfevents.1.a": length},
+            "digests": {"events.out.tfevents.1.a": hashlib.sha256(event[:length]).hexdigest()},
+            "lost": ["events.out.tfevents.0.a"],
+        },
+        {
+            "class": "CSVLogger",
+            "folder": ".",
+            "reached": {"metrics.csv": rng.choice((0, 1, 5, 10**9))},
+            "digests": {"metrics.csv": hashlib.sha256().hexdigest()},
+            "lost": [],
+        },
     ]
-    return functools.partial(_continue, folder, run, said, rng.random() < 0.8)
+    for log in said:
+        for name in ("digests", "lost"):
+            if rng.random() < 0.1:  # as the first format
+                del log[name]
+    if rng.random() < 0.7:
+        said = mutated_tree(rng, said, places(said))
+    return functools.partial(_continue, folder, run, said, "0" * 32 if rng.random() < 0.5 else None)
 
 
 def restore(rng, sound, folder):
@@ -218,10 +240,15 @@ def _plot(folder, draw):
         plot_runs([folder], folder / "out")
 
 
-def _continue(folder, run, said, cut):
+def _continue(folder, run, said, run_id):
+    mark(run, run, "0" * 32)
+    try:
+        LOGS(said, "pl_rl_logs")
+    except Misfit as error:  # when the checkpoint is opened
+        raise pl_rl.UsageError(str(error)) from error
     loggers = trainer(folder, 1).loggers
     try:
-        continue_logs(loggers, run, said, cut)
+        continue_logs(loggers, run, said, run_id)
     finally:
         for logger in loggers:
             if isinstance(logger, TensorBoardLogger) and logger._experiment is not None:
@@ -272,8 +299,6 @@ def _mutated_model(rng, parts):
 
 
 def _yaml_tree(rng, tree):
-    from tests.fuzz.mutations import places
-
     return mutated_tree(rng, tree, places(tree))
 
 
