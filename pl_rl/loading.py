@@ -11,7 +11,13 @@ import torch
 
 from pl_rl.checkpoints import STATE_KEY, check_content, load_sound, load_sound_from
 from pl_rl.errors import UsageError
+from pl_rl.schema import SETTING, Misfit, mapping, record, that
 from pl_rl.trust import checked, checked_of_file
+
+WEIGHTS_AND_SETTINGS = record(
+    {"state_dict": mapping(that(lambda value: isinstance(value, torch.Tensor), "a tensor"))},
+    {"hyper_parameters": mapping(SETTING)},
+)
 
 Module = TypeVar("Module", bound=L.LightningModule)
 
@@ -57,7 +63,10 @@ def load_module(
         raise UsageError(
             f"{source} has not the settings of a {cls.__qualname__}: {error}; pass it as an argument"
         ) from error
-    model = cls(**settings, **instead)
+    try:
+        model = cls(**settings, **instead)
+    except TypeError as error:
+        raise UsageError(f"{source} has a setting that no {cls.__qualname__} can be made with: {error}") from error
     described = {name: model.hparams[name] for name in instead if name in model.hparams}
     # What is given is meant to differ; tensors are compared all the same.
     checkpoint = {**checkpoint, "hyper_parameters": {**checkpoint.get("hyper_parameters", {}), **described}}
@@ -74,9 +83,13 @@ def _read(source: str | Path | IO[bytes]) -> dict[str, Any]:
         content = load_sound_from(lambda: _download(str(source)), str(source))
     else:
         content = load_sound_from(source.read, str(source))
-    if isinstance(content, dict) and STATE_KEY not in content and "state_dict" in content:
-        return content
-    return check_content(str(source), content)
+    if not isinstance(content, dict) or STATE_KEY in content or "state_dict" not in content:
+        return check_content(str(source), content)
+    try:
+        WEIGHTS_AND_SETTINGS(content, "")
+    except Misfit as error:
+        raise UsageError(f"{source} holds no model: {error}") from error
+    return content
 
 
 def _download(url: str) -> bytes:

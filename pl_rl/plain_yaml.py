@@ -49,7 +49,7 @@ def read_yaml(path: Path) -> Any:
     if len(content) > MAX_CHARACTERS:
         raise NotPlain(f"has more than {MAX_CHARACTERS:,} bytes; a configuration is a small text", name)
     try:
-        return parse_yaml(content.decode("utf-8-sig"))
+        return parse_yaml(content.decode().removeprefix("\ufeff"))
     except UnicodeDecodeError as error:
         raise NotPlain(f"is not text in UTF-8: {error.reason} at byte {error.start}", name) from error
     except NotPlain as error:

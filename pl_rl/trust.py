@@ -282,14 +282,15 @@ def _check_what_is_imported_later(trusted: tuple[str, ...], source: str, way_out
     places += [Path(gym.__file__).resolve().parents[1], *map(Path, _user_site())]
     for module in set(IMPORTED_LATER) - sys.modules.keys() - set(trusted):
         spec = find_spec(module)  # of a module that is in no package, which imports nothing
-        if spec is None or spec.origin is None:
-            continue
-        if not any(Path(spec.origin).resolve().is_relative_to(place) for place in places):
-            name = Name("env.imports", "module", module, [*imports, module])
-            raise UsageError(
-                f"{source} names an environment, for which {spec.origin} could be imported as {module}; start Python "
-                f"in another folder, or, if you trust it, {way_out([name])}"
-            )
+        # A folder without an __init__.py is a package, too, of parts that may lie anywhere.
+        origins = [] if spec is None else [spec.origin] if spec.origin else spec.submodule_search_locations or []
+        for origin in origins:
+            if not any(Path(origin).resolve().is_relative_to(place) for place in places):
+                name = Name("env.imports", "module", module, [*imports, module])
+                raise UsageError(
+                    f"{source} names an environment, for which {origin} could be imported as {module}; start Python in "
+                    f"another folder, or, if you trust it, {way_out([name])}"
+                )
 
 
 def _user_site() -> list[str]:

@@ -136,6 +136,30 @@ def test_a_folder_in_the_place_of_a_library_is_not_imported(theirs, capsys):
         trust.checked({"env": {"id": "CartPole-v1", "imports": ["ale_py"]}}, way_out=trust.by_settings)
 
 
+def test_a_folder_without_an_init_file_is_a_package_too(theirs, capsys):
+    Path("jax").mkdir()
+    Path("jax/numpy.py").write_text("from pathlib import Path; Path('imported').write_text('.')")
+    places.with_env(id="phys2d/CartPole-v1")()
+    assert re.search(
+        r"for which \S*jax could be imported as jax", refused(capsys, "validate", "--ckpt_path", str(CHECKPOINT))
+    )
+    assert doors.marks() == (0, 0, False)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"state_dict": 5}, "state_dict is 5, and should be a dictionary"),
+        ({"state_dict": {"a": 1}}, "state_dict.a is 1, and should be a tensor"),
+        ({"state_dict": {}, "hyper_parameters": [1]}, "hyper_parameters is a list of 1, and should be a dictionary"),
+    ],
+)
+def test_weights_and_settings_alone_are_compared_too(content, words):
+    torch.save(content, "weights.ckpt")
+    with pytest.raises(pl_rl.UsageError, match=re.escape(f"weights.ckpt holds no model: {words}")):
+        pl_rl.PPO.load_from_checkpoint("weights.ckpt")
+
+
 # What the user says is used.
 
 NAMED = {

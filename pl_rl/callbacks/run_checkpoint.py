@@ -112,7 +112,8 @@ class RunCheckpoint(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The inverse of :meth:`state_dict`."""
         self.best_model_score = state_dict["best_model_score"]
-        self._kept = list(state_dict["kept"])
+        # They become the names of files that are removed, and no schema knows the state of a subclass.
+        self._kept = [iteration for iteration in state_dict["kept"] if type(iteration) is int]
 
     def _save_best(self, trainer: L.Trainer, agent: Agent) -> None:
         """Save if the evaluation that was just made is the best."""
