@@ -4,6 +4,7 @@ import dataclasses
 import os
 import sys
 import traceback
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -102,16 +103,34 @@ def record(
     if sys.platform == "linux" and "DISPLAY" not in os.environ:
         os.environ.setdefault("MUJOCO_GL", "egl")  # and so does MuJoCo
     _check_drawable(env_config)
+    prefix = env_config.id.replace("/", "-")
+    _make_room(directory / f"{prefix}-episode-{episode}.mp4" for episode in range(num_episodes))
     recorded = gym.wrappers.RecordVideo(
         make_env(env_config, render_mode="rgb_array"),
         str(directory),
         episode_trigger=lambda episode: episode < num_episodes,
-        name_prefix=env_config.id.replace("/", "-"),
+        name_prefix=prefix,
         disable_logger=True,
     )
     env = SyncEnvs([lambda: gym.wrappers.TransformReward(recorded, number_of)])
     with closing(env):
         return play(network, env, num_episodes, seed, deterministic, normalizer)
+
+
+def _make_room(videos: Iterable[Path]) -> None:
+    """Remove earlier videos, which may be links to other files or other names of them.
+
+    Raises:
+        UsageError: If one cannot be removed.
+    """
+    for path in videos:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise UsageError(
+                f"{str(path)!r} is in the way of a video ({error.strerror}); move it away, or record into another "
+                "folder"
+            ) from error
 
 
 def _check_drawable(env_config: EnvConfig) -> None:

@@ -3,6 +3,7 @@
 https://huggingface.co/docs/huggingface_hub/guides/integrations
 """
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import yaml
 
 from pl_rl.checkpoints import plain_data
 from pl_rl.errors import UsageError
+from pl_rl.files import write_whole
 from pl_rl.policy import (
     TrainedPolicy,
     TrainedWeights,
@@ -20,6 +22,7 @@ from pl_rl.policy import (
     read_trained,
     what_is_needed,
 )
+from pl_rl.runs import shown
 from pl_rl.trust import WayOut, checked, in_python
 from pl_rl.weights import safetensors
 
@@ -27,6 +30,10 @@ try:
     from huggingface_hub import EvalResult, ModelCard, ModelCardData, PyTorchModelHubMixin
 except ImportError as error:
     raise ImportError("a model hub needs packages more; pip install 'pl-rl[hub]'") from error
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+# Of config.json, which can hold two bounds for each number in an observation.
+_MAX_BYTES = 2**26
 
 _BODY = """
 # PPO for {env}
@@ -120,6 +127,28 @@ class HubPolicy(TrainedPolicy, PyTorchModelHubMixin, library_name="pl_rl"):  # t
         return policy
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **arguments: Any) -> "HubPolicy":
+        """The policy in a folder, or in a repository of the hub.
+
+        Args:
+            pretrained_model_name_or_path: The folder's path, or ``OWNER/NAME``.
+            arguments: The mixin's, and those of :meth:`_from_pretrained`.
+
+        Raises:
+            UsageError: If what is there is damaged, or a name in its settings is not trusted.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        if folder.is_dir():
+            _check_folder(folder)
+        try:
+            policy: HubPolicy = super().from_pretrained(pretrained_model_name_or_path, **arguments)
+        except UsageError:
+            raise
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+            raise _damaged(str(pretrained_model_name_or_path), error) from error
+        return policy
+
+    @classmethod
     def _from_pretrained(cls, *, strict: bool = True, trust: Iterable[str] = (), **arguments: Any) -> "HubPolicy":
         """As the mixin's, which by default would leave a weight that the file lacks at random.
 
@@ -144,10 +173,27 @@ class HubPolicy(TrainedPolicy, PyTorchModelHubMixin, library_name="pl_rl"):  # t
         policy: HubPolicy = super()._from_pretrained(strict=strict, **arguments)
         return policy.eval()  # as not every version does
 
+    # The mixin calls one of these when it has the file.
+    @classmethod
+    def _load_as_safetensor(cls, model: "HubPolicy", model_file: str, *arguments: Any) -> "HubPolicy":
+        try:
+            loaded: HubPolicy = super()._load_as_safetensor(model, model_file, *arguments)
+        except Exception as error:  # the library's own error class has no stable place
+            raise _damaged(shown(model_file), error) from error
+        return loaded
+
+    @classmethod
+    def _load_as_pickle(cls, model: "HubPolicy", model_file: str, *arguments: Any) -> "HubPolicy":
+        try:
+            loaded: HubPolicy = super()._load_as_pickle(model, model_file, *arguments)
+        except Exception as error:  # torch.load fails in as many ways as a file can be broken
+            raise _damaged(shown(model_file), error) from error
+        return loaded
+
     def _save_pretrained(self, save_directory: Path) -> None:
         """As the mixin's, and what the file is."""
         data = safetensors.dump(self.state_dict(), metadata(self.settings, self.training_record))
-        (save_directory / "model.safetensors").write_bytes(data)
+        write_whole(save_directory / WEIGHTS, data)
 
     def generate_model_card(self) -> ModelCard:
         """What the policy is, what it achieved, and how it was trained and is used."""
@@ -170,6 +216,34 @@ class HubPolicy(TrainedPolicy, PyTorchModelHubMixin, library_name="pl_rl"):  # t
             settings=yaml.safe_dump(plain_data(self.settings)),
         )
         return ModelCard(f"---\n{ModelCardData(**data).to_yaml()}\n---\n{body}")
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder before the mixin reads in it, which takes its files for sound.
+
+    Raises:
+        UsageError: If a file is not there, or the settings are too large or no mapping.
+    """
+    for path in (folder / CONFIG, folder / WEIGHTS):
+        if not path.is_file():
+            raise UsageError(f"{shown(folder)} has no file {path.name} of pl_rl; use a folder that export wrote")
+    path = folder / CONFIG
+    try:
+        with path.open("rb") as file:
+            text = file.read(_MAX_BYTES + 1)
+        if len(text) > _MAX_BYTES:
+            raise ValueError(f"more than {_MAX_BYTES:,} bytes")
+        if not isinstance(json.loads(text.decode()), dict):
+            raise TypeError("no mapping")
+    except (OSError, RecursionError, TypeError, ValueError) as error:
+        raise _damaged(shown(path), error) from error
+
+
+def _damaged(what: str, error: Exception) -> UsageError:
+    reason = " ".join(str(error).split())[:300]
+    return UsageError(
+        f"{what!r} is damaged, or no policy of pl_rl ({type(error).__name__}: {reason}); use another copy"
+    )
 
 
 def _result(training: dict[str, Any]) -> str:

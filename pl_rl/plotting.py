@@ -12,6 +12,8 @@ from matplotlib.ticker import EngFormatter
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pl_rl.errors import UsageError
+from pl_rl.files import replacing
+from pl_rl.log_meter import event_files
 from pl_rl.runs import shown
 from pl_rl.terminal import printable
 
@@ -39,7 +41,7 @@ def read_segments(run: Path, group: str) -> list[Curve]:
     """
     if not run.is_dir():
         raise UsageError(f"there is no run directory {str(run)!r}")
-    curves = [_read_curve(path, group) for path in run.glob("events.out.tfevents.*")]
+    curves = [_read_curve(path, group) for path in event_files(run)]
     segments = sorted((curve for curve in curves if curve is not None), key=lambda curve: int(curve.steps[0]))
     if not segments:
         raise UsageError(f"{str(run)!r} holds no evaluation ({group}); give a run's version_N directory")
@@ -61,7 +63,7 @@ def plot_runs(runs: list[Path], output: Path) -> list[Path]:
         ``_resume``.
 
     Raises:
-        UsageError: If a run holds no evaluation.
+        UsageError: If a run holds no evaluation, or the files cannot be written.
     """
     curves = {group: [read_segments(run, group) for run in runs] for group in AXES}
     names = [printable(run.resolve().name).replace("$", r"\$") for run in runs]  # which would begin a formula
@@ -69,7 +71,6 @@ def plot_runs(runs: list[Path], output: Path) -> list[Path]:
         raise UsageError(
             f"{str(output)!r} is not a folder; --output names the folder that the PNG files are written to"
         )
-    output.mkdir(parents=True, exist_ok=True)
     files = []
     for group, label in AXES.items():
         resumed = len(runs) == 1 and len(curves[group][0]) > 1
@@ -80,8 +81,19 @@ def plot_runs(runs: list[Path], output: Path) -> list[Path]:
                 _draw_run(axes, name, segments[:last], first_colour=number, by_segment=resumed)
             _finish(axes, label)
             files.append(output / f"{group}{suffix}.png")
-            figure.savefig(files[-1])
+            _save(figure, files[-1])
     return files
+
+
+def _save(figure: Figure, path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as file:
+            figure.savefig(file, format="png")
+    except OSError as error:
+        raise UsageError(
+            f"{shown(path)} cannot be written ({error.strerror}); name another folder with --output"
+        ) from error
 
 
 def _read_curve(events_file: Path, group: str) -> Curve | None:

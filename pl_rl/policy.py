@@ -82,6 +82,8 @@ class TrainedPolicy(nn.Module):
         observation_space, self._space = make_spaces(spaces) if spaces is not None else _spaces_of(needed["env"])
         self.spaces = describe_spaces(observation_space, self._space)
         self.network = _make_network(needed["network"], observation_space, self._space)
+        if not isinstance(settings.get("norm_obs", False), bool):
+            raise UsageError(f"norm_obs={str(settings['norm_obs'])[:80]} is neither true nor false; use another file")
         self.normalizer = ObservationNormalizer(observation_space) if settings.get("norm_obs") else None
         self._check_distribution()
         if isinstance(self._space, gym.spaces.Box):

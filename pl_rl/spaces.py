@@ -14,6 +14,8 @@ Space = gym.Space[Any]
 
 # Numbers in an observation, and actions. A file that claims more is damaged, or means to fill the memory.
 LARGEST = 2**26
+# NumPy's reader of such names takes more than those of numbers, and not every number has its place in torch.
+DTYPES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64")
 
 
 def describe_spaces(observation_space: Space, action_space: Space) -> dict[str, Any] | None:
@@ -38,6 +40,8 @@ def make_spaces(described: Mapping[str, Any]) -> tuple[Space, Space]:
 
 
 def _describe(space: Space) -> dict[str, Any] | None:
+    if str(space.dtype) not in DTYPES:
+        return None
     if isinstance(space, gym.spaces.Box):
         bounds = {"low": _plain(space.low), "high": _plain(space.high)}
         return {"class": "Box", "shape": list(space.shape), "dtype": str(space.dtype), **bounds}
@@ -50,7 +54,10 @@ def _describe(space: Space) -> dict[str, Any] | None:
 
 
 def _make(described: Mapping[str, Any]) -> Space:
-    kind, dtype = described["class"], np.dtype(str(described["dtype"]))
+    kind, name = described["class"], described["dtype"]
+    if name not in DTYPES:
+        raise ValueError(f"a dtype {name!r}")
+    dtype = np.dtype(name)
     if kind == "Box":
         shape = tuple(int(size) for size in described["shape"])
         if dtype.kind not in "fiu" or math.prod(shape) > LARGEST:

@@ -65,7 +65,7 @@ BROKEN = {
     "hyper_parameters.env.kwargs": [{1: 2}, {"a": torch.zeros(1)}, []],
     "hyper_parameters.network": [None, {"class_path": 3, "init_args": {}}, {"class_path": "x"}],
     "hyper_parameters.total_env_steps": [None, "x", -1],
-    "hyper_parameters.num_envs": [None, 1.5],
+    "hyper_parameters.num_envs": [None, 1.5, 3, 10**9],
     "hyper_parameters.own": [torch.zeros(1), b"x", {1: 2}],
     "state_dict": [None, []],
     "state_dict.own": [None, 3],

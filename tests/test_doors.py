@@ -3,7 +3,9 @@
 import ast
 import dataclasses
 import inspect
+import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import gymnasium as gym
 import pytest
 
 import pl_rl
-from pl_rl import trust
+from pl_rl import cli, trust
 from pl_rl.envs import EnvConfig
 from tests import doors, places
 from tests.test_structure import MODULES
@@ -106,3 +108,49 @@ def test_wrappers_that_are_allowed_take_numbers_and_words():
             for parameter in list(inspect.signature(cls).parameters.values())[1:]:
                 said = f"{parameter.name}: {parameter.annotation}"
                 assert not re.search("Callable|func|path|folder|file|Space", said), (name, said)
+
+
+WRITING = {
+    "plot": ["plot", str(places.RUN)],
+    "export --to state_dict": ["export", str(places.CHECKPOINT), "--to", "state_dict"],
+    "export --to safetensors": ["export", str(places.CHECKPOINT), "--to", "safetensors"],
+    "predict --video": [
+        *("predict", "--ckpt_path", str(places.CHECKPOINT), "--video", str(places.RUN), "--model.eval_episodes", "2"),
+        *("--trainer.enable_progress_bar", "false"),
+    ],
+    "fit": [
+        *("fit", "--ckpt_path", str(places.CHECKPOINT), "--trainer.max_epochs", "2"),
+        *("--trainer.enable_progress_bar", "false"),
+    ],
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_no_verb_writes_through_a_link_in_a_strangers_run(tmp_path, monkeypatch):
+    def fresh(name):
+        shutil.copytree("prepared", name)
+        monkeypatch.chdir(tmp_path / name)
+
+    (tmp_path / "prepared").mkdir()
+    monkeypatch.chdir(tmp_path / "prepared")
+    doors.prepare()
+    for verb, args in WRITING.items():
+        monkeypatch.chdir(tmp_path)
+        fresh(verb.replace("/", "-"))
+        before = {path: path.read_bytes() for path in places.RUN.rglob("*") if path.is_file()}
+        assert doors.enter(lambda args=args: cli.main(args)) == "done", verb
+        after = [path for path in places.RUN.rglob("*") if path.is_file()]
+        written = [path for path in after if before.get(path) != path.read_bytes()]
+        assert written, verb
+        for plant in (os.symlink, os.link):
+            monkeypatch.chdir(tmp_path)
+            fresh(f"{verb} {plant.__name__}")
+            planted = []
+            for path in written:
+                for name in (path, path.with_name(f".{path.name}.partial")):
+                    if not name.exists() and name.parent.is_dir():
+                        planted.append(Path(f"precious-{len(planted)}").absolute())
+                        planted[-1].write_text("mine")
+                        plant(planted[-1], name)
+            assert doors.enter(lambda args=args: cli.main(args)) in ("done", "refused"), verb
+            assert planted and all(path.read_text() == "mine" for path in planted), (verb, plant)

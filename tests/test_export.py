@@ -164,6 +164,10 @@ def test_what_cannot_be_written_leaves_nothing(to, monkeypatch):
         with pytest.raises(UsageError, match=r"a cannot be written \(No space left on device: disk\)"):
             export(path, to, Path("a"))
     assert not Path("a").exists() and not Path(".a.partial").exists()
+    Path("precious").mkdir()
+    Path(".d.partial").symlink_to("precious")
+    export(path, to, Path("d"))
+    assert not Path("d").is_symlink() and not list(Path("precious").iterdir())
     export(path, to, Path("b/c"))
     assert [child.name for child in Path("b").iterdir()] == ["c"]
     with pytest.raises(UsageError, match="cannot be written"):

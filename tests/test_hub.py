@@ -1,6 +1,7 @@
 """Policies for a model hub; the hub itself is never asked."""
 
 import json
+import os
 import socket
 from pathlib import Path
 
@@ -106,7 +107,7 @@ def test_a_weight_that_the_file_lacks_is_not_left_at_random():
     tensors = policy_of(path).state_dict()
     del tensors["network.actor.0.weight"]
     save_file(tensors, "folder/model.safetensors")
-    with pytest.raises(RuntimeError, match=r"network\.actor\.0\.weight"):
+    with pytest.raises(UsageError, match=r"network\.actor\.0\.weight"):
         hub.HubPolicy.from_pretrained("folder")
 
 
@@ -119,3 +120,76 @@ def test_settings_that_nobody_can_make_a_network_from_are_refused():
         hub.HubPolicy.from_pretrained("folder")
     with pytest.raises(UsageError, match=r"'os\.system' is not a network"):
         hub.HubPolicy.from_pretrained("folder", trust=["os.system"])
+
+
+def with_setting(**settings):
+    def damage(text):
+        config = json.loads(text)
+        config["settings"].update(settings)
+        return json.dumps(config).encode()
+
+    return damage
+
+
+def with_spaces(change):
+    def damage(text):
+        config = json.loads(text)
+        change(config["spaces"])
+        return json.dumps(config).encode()
+
+    return damage
+
+
+DAMAGES = {
+    "no JSON": ("config.json", lambda text: b"{"),
+    "deep": ("config.json", lambda text: b"[" * 100_000),
+    "a list": ("config.json", lambda text: b"[]"),
+    "empty": ("config.json", lambda text: b""),
+    "no text": ("config.json", lambda text: b"\xff"),
+    "many digits": ("config.json", lambda text: b'{"settings": ' + b"1" * 5000 + b"}"),
+    "other settings": ("config.json", lambda text: b'{"settings": 3, "training": null}'),
+    "norm_obs": ("config.json", with_setting(norm_obs=[1])),
+    "norm_obs on": ("config.json", with_setting(norm_obs=True)),
+    "network": ("config.json", with_setting(network=[1])),
+    "dtype": ("config.json", with_spaces(lambda spaces: spaces["observation"].update(dtype="(2,f4"))),
+    "long dtype": ("config.json", with_spaces(lambda spaces: spaces["observation"].update(dtype="f16"))),
+    "empty weights": ("model.safetensors", lambda data: b""),
+    "cut weights": ("model.safetensors", lambda data: data[:-10]),
+    "other weights": ("model.safetensors", lambda data: b"x" * len(data)),
+    "no file": ("model.safetensors", lambda data: None),
+    "no config": ("config.json", lambda data: None),
+}
+
+
+def test_a_damaged_folder_is_one_sentence():
+    export(checkpoint(), "hub", Path("folder"))
+    for what, (name, damage) in DAMAGES.items():
+        path = Path("folder", name)
+        sound = path.read_bytes()
+        damaged = damage(sound)
+        path.unlink() if damaged is None else path.write_bytes(damaged)
+        with pytest.raises(UsageError) as error:
+            hub.HubPolicy.from_pretrained("folder")
+        assert "\n" not in str(error.value) and len(str(error.value)) < 700, what
+        path.write_bytes(sound)
+    for name in ("config.json", "model.safetensors"):
+        path = Path("folder", name)
+        sound = path.read_bytes()
+        path.unlink()
+        os.mkfifo(path)
+        with pytest.raises(UsageError, match=f"has no file {name}"):
+            hub.HubPolicy.from_pretrained("folder")
+        path.unlink()
+        path.write_bytes(sound)
+    hub.HubPolicy.from_pretrained("folder")
+
+
+def test_saving_into_a_folder_follows_no_link():
+    policy = hub.HubPolicy.from_checkpoint(checkpoint())
+    Path("folder").mkdir()
+    Path("precious").write_text("mine")
+    os.link("precious", "folder/model.safetensors")
+    Path("folder/config.json").symlink_to(Path("precious").absolute())
+    policy.save_pretrained("folder")
+    assert Path("precious").read_text() == "mine"
+    hub.HubPolicy.from_pretrained("folder")

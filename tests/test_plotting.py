@@ -1,5 +1,6 @@
 """Learning curves as PNG files."""
 
+import os
 from pathlib import Path
 
 import matplotlib.image
@@ -102,3 +103,31 @@ def test_a_folder_without_evaluations_is_named_and_nothing_is_drawn():
     with pytest.raises(UsageError, match=r"'empty' holds no evaluation.*version_N"):
         plot_runs([written_run("run", [1.0]), Path("empty")], Path("pictures"))
     assert not Path("pictures").exists()
+
+
+@pytest.mark.parametrize("plant", [os.link, os.symlink])
+def test_no_link_is_followed(plant):
+    run = written_run("run", [10.0, 20.0])
+    precious = Path("precious").absolute()
+    precious.write_text("mine")
+    for name in ("evaluator_iter.png", ".evaluator_iter.png.partial", "evaluator_step.png"):
+        plant(precious, run / name)
+    for file in plot_runs([run], run):
+        assert file.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and not file.is_symlink()
+    assert precious.read_text() == "mine"
+
+
+def test_what_is_no_event_file_is_passed_over():
+    run = written_run("run", [10.0, 20.0])
+    os.mkfifo(run / "events.out.tfevents.1")
+    (run / "events.out.tfevents.2").mkdir()
+    (run / "events.out.tfevents.3").symlink_to("/dev/zero")
+    (curve,) = read_segments(run, "evaluator_iter")
+    assert curve.mean.tolist() == [10, 20]
+
+
+def test_a_file_that_cannot_be_written_is_named():
+    run = written_run("run", [10.0, 20.0])
+    (run / "evaluator_iter.png").mkdir()
+    with pytest.raises(UsageError, match=r"run/evaluator_iter\.png cannot be written \(.*; name another folder"):
+        plot_runs([run], run)

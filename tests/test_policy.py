@@ -1,11 +1,14 @@
 """A policy by itself acts as it does in a run."""
 
+import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 
 from pl_rl import PPO, UsageError
 from pl_rl.distributions import Categorical, to_numpy
 from pl_rl.policy import TrainedPolicy, load_weights, read_trained
+from pl_rl.spaces import DTYPES, describe_spaces
 from tests.networks import LinearValue
 from tests.support import small_ppo
 from tests.trained import NORMALIZED, POLICIES, checkpoint, observations, policy_of
@@ -75,3 +78,32 @@ def test_a_distribution_whose_actions_are_not_known_is_refused():
     settings = dict(small_ppo(network=WithOwnDistribution).hparams)
     with pytest.raises(UsageError, match="distribution is a Reversed"):
         TrainedPolicy(settings)
+
+
+@pytest.mark.parametrize(
+    "dtype", ["(2,f4", "f16", "longdouble", "(2,)f4", "O", "M8[s]", "f4,f4", ">f4", 3, None, ["f4"]]
+)
+def test_spaces_have_numbers_of_known_names(dtype):
+    trained = read_trained(checkpoint())
+    for space in trained.spaces.values():
+        sound = space["dtype"]
+        space["dtype"] = dtype
+        with pytest.raises(UsageError, match="the description of the spaces is damaged .*a dtype"):
+            TrainedPolicy(trained.settings, trained.spaces)
+        space["dtype"] = sound
+
+
+def test_spaces_of_other_numbers_are_not_described():
+    low = np.zeros(3, ">f4")
+    space = gym.spaces.Box(low, low + 1, dtype=low.dtype)
+    discrete = gym.spaces.Discrete(2)
+    assert describe_spaces(discrete, discrete) is not None
+    if str(space.dtype) not in DTYPES:
+        assert describe_spaces(space, discrete) is None
+
+
+@pytest.mark.parametrize("norm_obs", [[1], "yes", 1])
+def test_whether_observations_are_normalised_is_true_or_false(norm_obs):
+    trained = read_trained(checkpoint())
+    with pytest.raises(UsageError, match="norm_obs=.* is neither true nor false"):
+        TrainedPolicy({**trained.settings, "norm_obs": norm_obs}, trained.spaces)

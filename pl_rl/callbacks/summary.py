@@ -1,6 +1,7 @@
 """The closing words of a run."""
 
 import shlex
+from pathlib import Path
 
 import lightning as L
 from rich.console import Console
@@ -14,10 +15,18 @@ from pl_rl.callbacks.run_checkpoint import RunCheckpoint
 from pl_rl.evaluation import shown_return
 from pl_rl.interruption import Interrupted
 from pl_rl.runs import shown
+from pl_rl.trust import is_own
 
 
 class RunSummary(L.Callback):
-    """Prints what was reached, where it is, and the commands to go on with it and to watch it."""
+    """Prints what was reached, where it is, and the commands to go on with it and to watch it.
+
+    Attributes:
+        config: The file that holds the settings of this process, once somebody has written it. Another that lies in
+            the run's directory may be somebody else's, and a command that names it would trust it.
+    """
+
+    config: Path | None = None
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the table."""
@@ -67,15 +76,23 @@ def _commands(trainer: L.Trainer, agent: Agent) -> list[tuple[str, str]]:
         return []
     last = shlex.quote(shown(checkpoint.last_model_path))
     best = shlex.quote(shown(checkpoint.best_model_path or checkpoint.last_model_path))
+    config = _config(trainer)
     return [
-        ("go on", f"python -m pl_rl fit --ckpt_path {last}{_extension(trainer, agent)}"),
-        ("watch", f"python -m pl_rl predict --ckpt_path {best} --video videos"),
+        ("go on", f"python -m pl_rl fit --ckpt_path {last}{config}{_extension(trainer, agent)}"),
+        ("watch", f"python -m pl_rl predict --ckpt_path {best}{config} --video videos"),
     ]
 
 
 def _checkpoint(trainer: L.Trainer) -> RunCheckpoint | None:
     checkpoint = attached(trainer, RunCheckpoint)
     return checkpoint if checkpoint is not None and checkpoint.last_model_path else None
+
+
+def _config(trainer: L.Trainer) -> str:
+    """The option for the run's settings, which are used unasked under the log root alone."""
+    summary = attached(trainer, RunSummary)
+    config = None if summary is None else summary.config
+    return "" if config is None or is_own(config) else f" --config {shlex.quote(shown(config))}"
 
 
 def _extension(trainer: L.Trainer, agent: Agent) -> str:

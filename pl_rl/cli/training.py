@@ -58,7 +58,7 @@ class SaveConfig(SaveConfigCallback):
         self.config = self.config.clone()
         for name in ("config", "ckpt_path", "branch", "auto_resume"):
             self.config.pop(name, None)
-        latest = config_of_run(Path(trainer.log_dir))
+        summary, latest = attached(trainer, RunSummary), config_of_run(Path(trainer.log_dir))
         if latest is not None:
             settings = parse_yaml(self.parser.dump(self.config, skip_none=False))
             self.already_saved = settings == read_yaml(latest)
@@ -67,6 +67,8 @@ class SaveConfig(SaveConfigCallback):
         if "://" in trainer.log_dir:
             super().setup(trainer, pl_module, stage)
             return
+        if summary is not None:
+            summary.config = latest if self.already_saved else Path(trainer.log_dir, self.config_filename)
         # Beside its place first: half a configuration would be taken for the run's by every resume to come.
         name, self.config_filename = self.config_filename, ".config.partial"
         partial = Path(trainer.log_dir, self.config_filename)

@@ -2,9 +2,12 @@
 
 import re
 import shlex
+from pathlib import Path
 
 import pytest
+import yaml
 
+import pl_rl
 from pl_rl import cli
 from pl_rl.callbacks import RunCheckpoint, RunSummary
 from pl_rl.evaluation import shown_return
@@ -87,3 +90,46 @@ def test_the_commands_printed_do_what_they_say(ending, capsys, tmp_path):
     assert int(trained[1].replace(",", "")) == 3 * 64
     cli.main(commands["watch"])
     assert len(list((tmp_path / "videos").glob("*.mp4"))) == 1
+
+
+ROOT = ["--trainer.default_root_dir", "else where"]
+SHORT = [*RUN, "--model.eval_freq", "4", "--model.eval_episodes", "1", "--model.total_env_steps", "128"]
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        ROOT,
+        [
+            "--trainer.logger",
+            "lightning.pytorch.loggers.TensorBoardLogger",
+            "--trainer.logger.save_dir",
+            "else where",
+            "--trainer.logger.name",
+            "lightning_logs",
+        ],
+    ],
+    ids=["root", "logger"],
+)
+def test_a_run_elsewhere_goes_on_with_its_settings(place, capsys, tmp_path):
+    cli.main(["fit", *SHORT, *place, "--checkpoint.last_every_n_iterations", "7"])
+    commands = commands_of(capsys.readouterr().out)
+    cli.main([*commands["go on"], "--trainer.max_epochs", "3"])
+    assert "is not used" not in capsys.readouterr().out
+    (config,) = Path("else where/lightning_logs/version_0").glob("config_resume*.yaml")
+    assert yaml.safe_load(config.read_text())["checkpoint"]["last_every_n_iterations"] == 7
+    assert not Path("lightning_logs").exists()
+    cli.main(commands["watch"])
+    assert "is not used" not in capsys.readouterr().out
+    assert len(list((tmp_path / "videos").glob("*.mp4"))) == 1
+
+
+def test_settings_that_somebody_else_wrote_are_not_in_the_commands(capsys):
+    cli.main(["fit", *SHORT, *ROOT])
+    assert "--config" in capsys.readouterr().out
+    path = "else where/lightning_logs/version_0/checkpoints/last.ckpt"
+    settings = {"env": "CartPole-v1", "num_envs": 4, "num_steps": 16, "minibatch_size": 32}
+    trainer = pl_rl.Trainer(accelerator="cpu", callbacks=[RunSummary(), RunCheckpoint()], enable_progress_bar=False)
+    trainer.fit(pl_rl.PPO(**settings, total_env_steps=256), ckpt_path=path)
+    out = capsys.readouterr().out
+    assert "go on: python -m pl_rl fit --ckpt_path" in out and "--config" not in out
