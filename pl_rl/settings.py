@@ -146,11 +146,12 @@ def check_settings(ppo: Any, fitting: bool = False) -> None:
 
 
 def _check_kinds(ppo: Any) -> None:
-    for names, fits, wanted in [
+    kinds: list[tuple[tuple[str, ...], Callable[[Any], bool], str]] = [
         (SWITCHES, lambda value: isinstance(value, bool), "must be true or false"),
         (WHOLE, lambda value: isinstance(value, int) and not isinstance(value, bool), "must be a whole number"),
         (NUMBERS, lambda value: isinstance(value, int | float) and not isinstance(value, bool), "is not a number"),
-    ]:
+    ]
+    for names, fits, wanted in kinds:
         for name in names:
             value = plain_number(name, getattr(ppo, name))
             if not fits(value) and not (value is None and name in OPTIONAL):
