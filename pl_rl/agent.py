@@ -327,6 +327,17 @@ class Agent(L.LightningModule):
                 f"network has learnt depends on it, so leave it as it was{own}"
             )
 
+    def adopt_settings(self, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+        """Take over settings that changed while a checkpoint's run trained, unless the user has changed them since.
+
+        Args:
+            checkpoint: Its content, of the present format.
+
+        Returns:
+            Those that were taken over.
+        """
+        return {}
+
     def counters(self) -> dict[str, Any]:
         """What counts the run, and the seed that it began with."""
         return {

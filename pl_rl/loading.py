@@ -70,6 +70,8 @@ def load_module(
     described = {name: model.hparams[name] for name in instead if name in model.hparams}
     # What is given is meant to differ; tensors are compared all the same.
     checkpoint = {**checkpoint, "hyper_parameters": {**checkpoint.get("hyper_parameters", {}), **described}}
+    for name in instead if STATE_KEY in checkpoint else ():  # not as a callback had changed it
+        checkpoint[STATE_KEY]["counters"].get("settings", {}).pop(name, None)
     model.on_load_checkpoint(checkpoint)
     model.load_state_dict(checkpoint["state_dict"], strict=model.strict_loading if strict is None else strict)
     return model if device is None else model.to(device)

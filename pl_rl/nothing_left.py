@@ -40,6 +40,8 @@ def end_at(
         callbacks: Of the trainer and the model.
         checkpoint: Its content, in which the states of callbacks are given the settings that were changed.
     """
+    if isinstance(model, Agent):
+        model.adopt_settings(checkpoint)
     changes = changes_of(callbacks, settings_of(callbacks), checkpoint)
     evaluations = [callback for callback in callbacks if isinstance(callback, PeriodicEvaluation)]
     end = None

@@ -7,7 +7,7 @@ Shapes: ``T`` steps of a rollout, ``N`` environments, ``B`` samples of a minibat
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from inspect import signature
 from typing import Any, Self, cast
@@ -158,17 +158,22 @@ class PPO(Agent):
         self.compile_update = compile_update
         self.eval_freq = eval_freq
         self.stop_value = stop_value
-        for name, value in vars(self).items():
-            setattr(self, name, plain_number(value))
+        for name, value in [*vars(self).items(), *self._parameters.items()]:
+            if name in SETTINGS:
+                setattr(self, name, plain_number(name, value))
         check_settings(self)
         self.save_hyperparameters(ignore=["env", "network"])
+        given = {name: plain_number(name, value) for name, value in self.hparams.items()}
         described = {"env": dataclasses.asdict(env), "network": describe_network(network, self.network)}
-        self.save_hyperparameters(plain_data({**self.hparams, **described}))
+        self.save_hyperparameters(plain_data({**given, **described}))
         self._learner: Learner | None = None
         self._compiled_before: bool | None = None
+        self._became_eager = False
         self._resumed: dict[str, Any] | None = None
         self._evaluation = PeriodicEvaluation(self.eval_freq, self.stop_value)
         self._callbacks = [ResumeState(), RunDirectory(), self._evaluation]
+        # What settings were before the run changed them.
+        self._before_run: dict[str, Any] = {}
         self._is_made = True
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -182,7 +187,12 @@ class PPO(Agent):
         if name not in SETTINGS or "_is_made" not in vars(self):
             super().__setattr__(name, value)
             return
-        change_setting(self, name, plain_number(value), partial(super().__setattr__, name), self._collector is not None)
+        change_setting(
+            self, name, plain_number(name, value), partial(self._assign, name), self._before_run, self.has_environments
+        )
+
+    def _assign(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
         if name == "gamma" and self.reward_scaler is not None:
             self.reward_scaler.gamma = self.gamma
         elif name in ("eval_freq", "stop_value"):
@@ -240,10 +250,48 @@ class PPO(Agent):
             UsageError: If settings that were assigned since the model was made do not go together.
         """
         if stage == "fit":
+            self._forget_run()
             check_settings(self)
         super().setup(stage)
-        self._compiled_before = self._resumed = None
+        self._compiled_before, self._became_eager, self._resumed = None, False, None
         self._hparams_given = dict(self.hparams)
+
+    def _forget_run(self) -> None:
+        """Settings as they were before a run changed them."""
+        for name, value in self._before_run.items():
+            self._assign(name, value)
+        self._before_run.clear()
+
+    def adopt_settings(self, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+        """Take over settings that changed while a checkpoint's run trained, unless the user has changed them since.
+
+        As in the run itself they are the run's alone.
+
+        Args:
+            checkpoint: Its content, of the present format.
+
+        Returns:
+            Those that were taken over.
+
+        Raises:
+            UsageError: If they cannot work.
+        """
+        self._forget_run()
+        given, changed = checkpoint["hyper_parameters"], checkpoint[STATE_KEY]["counters"].get("settings", {})
+        adopted = {
+            name: value
+            for name, value in changed.items()
+            if name in LIVE_SETTINGS and self.hparams.get(name) == given.get(name)
+        }
+        for name, value in adopted.items():
+            self._before_run[name] = getattr(self, name)
+            self._assign(name, value)
+        try:
+            check_settings(self, fitting=True)
+        except UsageError:
+            self._forget_run()
+            raise
+        return adopted
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over what was in force: how updates were made, and settings that changed while the run trained."""
@@ -251,12 +299,11 @@ class PPO(Agent):
         if STATE_KEY not in checkpoint:  # a file of weights alone tells nothing of a run
             return
         self._resumed = checkpoint
-        self._compiled_before = checkpoint[STATE_KEY]["platform"].get("updates", "eager") != "eager"
-        given, changed = checkpoint["hyper_parameters"], checkpoint[STATE_KEY]["counters"].get("settings", {})
-        for name, value in changed.items():
-            if name in LIVE_SETTINGS and self.hparams.get(name) == given.get(name):
-                setattr(self, name, value)
-                rank_zero_info(f"{name} is {value}, as it was changed while the run trained.")
+        updates = checkpoint[STATE_KEY]["platform"].get("updates")
+        self._compiled_before = updates not in (None, "eager")
+        self._became_eager = updates == "eager" and checkpoint["hyper_parameters"].get("compile_update") is True
+        for name, value in self.adopt_settings(checkpoint).items():
+            rank_zero_info(f"{name} is {value}, as it was changed while the run trained.")
 
     def counters(self) -> dict[str, Any]:
         """What counts the run, and what callbacks have made of its settings and learning rates."""
@@ -275,11 +322,15 @@ class PPO(Agent):
             raise UsageError(
                 "configure_optimizers returns a learning-rate scheduler; return the optimizer, use anneal_lr"
             )
-        self._learner = Learner(self.collector, self._optimizer(), self.clip_vloss, self.learning_rate)
+        # A change that the run had not followed yet makes its resume eager too.
+        clip_vloss = self._before_run.get("clip_vloss", self.clip_vloss)
+        self._learner = Learner(self.collector, self._optimizer(), clip_vloss, self.learning_rate)
         if self._resumed is not None:
-            in_groups = [group["lr"] for group in self._resumed["optimizer_states"][0]["param_groups"]]
-            counters, self._resumed = self._resumed[STATE_KEY]["counters"], None
-            if self._learner.rates.load_state_dict(counters.get("rates"), in_groups):
+            in_groups = [float(group["lr"]) for group in self._resumed["optimizer_states"][0]["param_groups"]]
+            given, counters = self._resumed["hyper_parameters"], self._resumed[STATE_KEY]["counters"]
+            self._resumed = None
+            goes_on = self._learner.rates.load_state_dict(counters.get("rates"), in_groups)
+            if goes_on and self.hparams.get("learning_rate") == given.get("learning_rate"):
                 self.learning_rate = counters["learning_rate"]
         self._compile(self._learner)
         self.start_clock()  # once more, as compiling is no training
@@ -312,6 +363,9 @@ class PPO(Agent):
             num_updates = self.total_env_steps * self.update_epochs // self.minibatch_size
             wanted = learner.is_worth_compiling(num_updates, self.minibatch_size)
         if not wanted:
+            return
+        if self._became_eager:
+            rank_zero_info("Updates stay eager, as they became while the run trained.")
             return
         try:
             if type(self.trainer.precision_plugin) is not Precision:
@@ -476,7 +530,7 @@ class PPO(Agent):
             scalars["rollout/return_mean"] = episodes.mean_return()
             scalars["rollout/length_mean"] = episodes.mean_length()
         scalars["rollout/episodes"] = float(episodes.total)
-        scalars["schedule/learning_rate"] = self._optimizer().param_groups[0]["lr"]
+        scalars["schedule/learning_rate"] = float(self._optimizer().param_groups[0]["lr"])
         scalars["schedule/clip_coef"] = clip_coef
         scalars["time/env_steps_per_second"] = self.env_steps_per_second
         self.log_scalars(scalars, step=self.env_steps)

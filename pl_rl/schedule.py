@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 def is_due(before: int, after: int, every: int) -> bool:
@@ -31,6 +32,7 @@ class LearningRates:
         self._made = [float(group["lr"]) for group in optimizer.param_groups]
         self._own = list(self._made)
         self._written = list(self._made)
+        self._ratios = [rate / setting if setting else 1.0 for rate in self._made]
         self._factor = 1.0
 
     def apply(self, optimizer: torch.optim.Optimizer, setting: float, factor: float) -> None:
@@ -41,17 +43,22 @@ class LearningRates:
             setting: The model's ``learning_rate``.
             factor: Of annealing, between 1 and 0.
         """
-        for i, group in enumerate(optimizer.param_groups):
-            rate = float(group["lr"])
+        rates = [float(group["lr"]) for group in optimizer.param_groups]  # groups may share a tensor
+        for i, (group, rate) in enumerate(zip(optimizer.param_groups, rates, strict=True)):
             if i == len(self._own):  # a group that was added
                 self._own.append(0.0)
                 self._written.append(-1.0)
+                self._ratios.append(1.0)
             if rate != self._written[i]:
                 self._own[i] = rate / (self._factor or 1.0)
+                self._ratios[i] = self._own[i] / setting if setting else self._ratios[i]
             elif setting != self._setting:
-                proportional = self._setting and self._own[i] != self._setting
-                self._own[i] = self._own[i] * (setting / self._setting) if proportional else setting
-            group["lr"] = self._written[i] = self._own[i] * factor
+                self._own[i] = self._ratios[i] * setting
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(self._own[i] * factor)
+            else:
+                group["lr"] = self._own[i] * factor
+            self._written[i] = float(group["lr"])  # as rounded
         self._setting, self._factor = setting, factor
 
     def state_dict(self) -> dict[str, Any]:
@@ -61,6 +68,7 @@ class LearningRates:
             "made": self._made,
             "own": list(self._own),
             "written": list(self._written),
+            "ratios": list(self._ratios),
             "factor": self._factor,
         }
 
@@ -82,4 +90,11 @@ class LearningRates:
             return False
         self._setting = state["setting"]
         self._own, self._written = list(state["own"]), list(state["written"])
+        ratios = state.get("ratios")  # earlier files have none
+        if isinstance(ratios, list) and len(ratios) == len(self._own) and all(isinstance(r, float) for r in ratios):
+            self._ratios = list(ratios)
+        elif self._setting:
+            self._ratios = [own / self._setting for own in self._own]
+        else:
+            self._ratios += [1.0] * (len(self._own) - len(self._ratios))
         return True

@@ -33,17 +33,35 @@ AT_LEAST_ONE = (
     *("total_env_steps", "num_envs", "num_steps", "update_epochs", "minibatch_size"),
     *("eval_episodes", "eval_num_envs"),
 )
+WHOLE = (*(name for name in AT_LEAST_ONE if name != "total_env_steps"), "eval_freq")
+SWITCHES = (
+    *("anneal_lr", "anneal_clip", "clip_vloss", "norm_adv", "norm_obs", "norm_reward", "compile_update"),
+    "eval_deterministic",
+)
+NUMBERS = (
+    *("total_env_steps", "learning_rate", "gamma", "gae_lambda", "clip_coef", "ent_coef", "vf_coef"),
+    *("max_grad_norm", "target_kl", "stop_value"),
+)
+OPTIONAL = ("max_grad_norm", "target_kl", "stop_value", "compile_update")
 POSITIVE = ("learning_rate", "clip_coef", "max_grad_norm", "target_kl")
 # A schedule may end at zero.
 ZERO_IN_FIT = ("learning_rate", "clip_coef")
 
 
-def plain_number(value: Any) -> Any:
-    """NumPy's and torch's numbers, of a sweep say, would end up in checkpoints, which hold plain data only."""
+def plain_number(name: str, value: Any) -> Any:
+    """NumPy's and torch's numbers, of a sweep say, would end up in checkpoints, which hold plain data only.
+
+    Raises:
+        UsageError: For a parameter, which would be trained no more.
+    """
+    if isinstance(value, Tensor) and value.requires_grad:
+        raise UsageError(f"{name} cannot be learnt: it is a setting; give it a number, and a parameter another name")
     return value.item() if isinstance(value, np.generic) or (isinstance(value, Tensor) and not value.ndim) else value
 
 
-def change_setting(ppo: Any, name: str, value: Any, assign: Callable[[Any], None], fitting: bool) -> None:
+def change_setting(
+    ppo: Any, name: str, value: Any, assign: Callable[[Any], None], before_run: dict[str, Any], fitting: bool
+) -> None:
     """Give a setting of a model that is made another value.
 
     Args:
@@ -51,28 +69,30 @@ def change_setting(ppo: Any, name: str, value: Any, assign: Callable[[Any], None
         name: Of the setting.
         value: The new one.
         assign: What does it.
+        before_run: Values that the next run begins with, of settings that a run has changed; kept up to date.
         fitting: Whether the model is being trained.
 
     Raises:
         UsageError: If it cannot change any more, or the value cannot work; it stays as it was then.
     """
     before = getattr(ppo, name, None)
-    if value is before or (type(value) is type(before) and isinstance(value, str | int | float) and value == before):
+    same = value is before or (type(value) is type(before) and isinstance(value, str | int | float) and value == before)
+    if same and (fitting or name not in before_run):
         return
     reason = FIXED.get(name) or (FIXED_IN_FIT.get(name) if fitting else None)
     if reason is not None:
         raise UsageError(f"{name} cannot be changed: {reason}")
     assign(value)
     if not fitting:
+        before_run.pop(name, None)
         ppo.save_hyperparameters(plain_data(_described(name, value)))
         return
     try:
         check_settings(ppo, fitting)
-    except (TypeError, UsageError) as error:
+    except UsageError:
         assign(before)
-        if isinstance(error, TypeError):
-            raise UsageError(f"{name}={value!r} is not a number") from error
         raise
+    before_run.setdefault(name, before)
 
 
 def _described(name: str, value: Any) -> dict[str, Any]:
@@ -92,6 +112,7 @@ def check_settings(ppo: Any, fitting: bool = False) -> None:
     Raises:
         UsageError: For the first of them.
     """
+    _check_kinds(ppo)
     for name in AT_LEAST_ONE:
         if getattr(ppo, name) < 1:
             raise UsageError(f"{name}={getattr(ppo, name)} must be at least 1")
@@ -122,3 +143,18 @@ def check_settings(ppo: Any, fitting: bool = False) -> None:
         raise UsageError(
             f"num_envs*num_steps={samples} is not divisible by minibatch_size={ppo.minibatch_size}; use {choices}"
         )
+
+
+def _check_kinds(ppo: Any) -> None:
+    kinds: list[tuple[tuple[str, ...], Callable[[Any], bool], str]] = [
+        (SWITCHES, lambda value: isinstance(value, bool), "must be true or false"),
+        (WHOLE, lambda value: isinstance(value, int) and not isinstance(value, bool), "must be a whole number"),
+        (NUMBERS, lambda value: isinstance(value, int | float) and not isinstance(value, bool), "is not a number"),
+    ]
+    for names, fits, wanted in kinds:
+        for name in names:
+            value = plain_number(name, getattr(ppo, name))
+            if not fits(value) and not (value is None and name in OPTIONAL):
+                raise UsageError(f"{name}={value!r} {wanted}")
+    if not math.isfinite(ppo.total_env_steps):
+        raise UsageError(f"total_env_steps={ppo.total_env_steps} must be a finite number")

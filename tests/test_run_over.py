@@ -351,3 +351,57 @@ def test_the_model_and_a_moved_run_change_no_setting_of_a_callback(tmp_path, cap
     (tmp_path / "one").rename(tmp_path / "other")
     trainer(tmp_path / "other", *callbacks(), max_epochs=3).fit(model(eval_freq=16), ckpt_path="last")
     assert accounts(capsys) == ["changed: eval_freq: 8 -> 16"]
+
+
+# --- settings that the run changed -----------------------------------------------------------------------------------
+
+
+class Set(L.Callback):
+    """Changes settings once, and ends the process's part of the run."""
+
+    def __init__(self, at, until, **settings):
+        self.at, self.until, self.settings = at, until, settings
+
+    def on_train_start(self, trainer, pl_module):
+        self.on_train_epoch_end(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        if pl_module.iteration == self.at:
+            for name, value in self.settings.items():
+                setattr(pl_module, name, value)
+        if pl_module.iteration == self.until:
+            trainer.should_stop = True
+
+
+@pytest.mark.parametrize("auto_resume", [False, True])
+@pytest.mark.parametrize(
+    ("change", "given", "iterations"),
+    [
+        (Set(2, 10, total_env_steps=64 * 12), {}, 12),
+        (Set(2, 4, total_env_steps=64 * 4), {}, 4),
+        (Set(0, 4, stop_value=1000.0), {"stop_value": 5.0}, 8),
+    ],
+    ids=["longer", "shorter", "stop_value"],
+)
+def test_whether_a_run_is_over_is_told_by_the_settings_that_it_changed(
+    tmp_path, capsys, change, given, iterations, auto_resume
+):
+    trainer(tmp_path, RunCheckpoint(), change).fit(model(**given))
+    at = counters_in(tmp_path / LAST)["iteration"]
+    how = {"auto_resume": True} if auto_resume else {"ckpt_path": "last"}
+    trainer(tmp_path, RunCheckpoint()).fit(again := model(**given), **how)
+    assert again.iteration == iterations
+    assert at == (4 if change.until == 4 else 10)
+    assert ("total_env_steps=256 reached" in capsys.readouterr().out) == (iterations == 4)
+
+
+def test_an_evaluation_that_is_due_by_a_changed_frequency_is_made_up_for(tmp_path):
+    trainer(tmp_path, RunCheckpoint(), Set(8, 8, eval_freq=32)).fit(model(eval_freq=1024))
+    trainer(tmp_path, RunCheckpoint()).fit(again := model(eval_freq=1024), ckpt_path="last")
+    assert again._evaluation.train_iter == 32
+
+
+def test_a_length_that_the_user_gives_now_wins(tmp_path):
+    trainer(tmp_path, RunCheckpoint(), Set(2, 4, total_env_steps=64 * 20)).fit(model())
+    trainer(tmp_path, RunCheckpoint()).fit(again := model(total_env_steps=64 * 6), ckpt_path="last")
+    assert again.iteration == 6

@@ -89,3 +89,34 @@ def test_rates_go_on_where_they_were_saved_unless_others_are_made():
         assert again.load_state_dict(state, in_groups) == (made == 0.1)
         again.apply(resumed, made, 0.25)
         assert rates_of(resumed) == expected
+
+
+@pytest.mark.parametrize("resumed", ["", "as saved", "as earlier files are"])
+def test_groups_keep_their_proportions_when_warmed_up_from_zero(resumed):
+    optimizer = make(0.1, 0.4)
+    rates = LearningRates(optimizer, setting=0.1)
+    rates.apply(optimizer, 0.0, 1.0)
+    assert rates_of(optimizer) == [0.0, 0.0]
+    if resumed:
+        state, in_groups = rates.state_dict(), rates_of(optimizer)
+        if resumed == "as earlier files are":
+            del state["ratios"]
+        optimizer = make(0.1, 0.4)
+        rates = LearningRates(optimizer, setting=0.1)
+        for group in optimizer.param_groups:
+            group["lr"] = 0.0
+        assert rates.load_state_dict(state, in_groups)
+    for setting in (0.05, 0.2):
+        rates.apply(optimizer, setting, 1.0)
+        assert rates_of(optimizer) == pytest.approx([setting, 4 * setting])
+
+
+def test_a_tensor_that_groups_share_is_written_in_place():
+    shared = torch.tensor(0.1)
+    parameters = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    optimizer = torch.optim.Adam([{"params": [parameter]} for parameter in parameters], lr=shared)
+    rates = LearningRates(optimizer, setting=0.1)
+    for factor in (1.0, 0.5, 0.25):
+        rates.apply(optimizer, 0.1, factor)
+        assert [rate.item() for rate in rates_of(optimizer)] == pytest.approx([0.1 * factor] * 2)
+    assert all(isinstance(rate, torch.Tensor) for rate in rates_of(optimizer))

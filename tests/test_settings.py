@@ -7,9 +7,10 @@ import lightning as L
 import pytest
 import torch
 
+import pl_rl
 from pl_rl import PPO, MLPActorCritic, UsageError
 from pl_rl.callbacks import RunCheckpoint
-from tests.support import MemoryLogger, fit, same_bits, small_ppo
+from tests.support import SMALL, MemoryLogger, fit, quiet_trainer, same_bits, small_ppo
 from tests.test_resume import differences, train
 
 # What each setting becomes, where one that has no effect would be seen.
@@ -143,6 +144,11 @@ def test_a_subclass_can_compute_a_setting():
         ("clip_coef", -0.1, "clip_coef=-0.1 must be positive"),
         ("ent_coef", float("nan"), "ent_coef=nan must be a finite number"),
         ("gamma", 2.0, "gamma=2.0 must lie between 0 and 1"),
+        ("norm_adv", "no", "norm_adv='no' must be true or false"),
+        ("update_epochs", 2.5, "update_epochs=2.5 must be a whole number"),
+        ("total_env_steps", float("inf"), "total_env_steps=inf must be a finite number"),
+        ("ent_coef", "high", "ent_coef='high' is not a number"),
+        ("ent_coef", torch.nn.Parameter(torch.tensor(0.3)), "ent_coef cannot be learnt: it is a setting"),
     ],
 )
 def test_a_value_that_cannot_work_is_refused_and_not_kept(name, value, sentence):
@@ -230,3 +236,127 @@ def test_a_resume_with_another_value_wins(tmp_path):
     model, trainer = train(tmp_path, 4, "last", ent_coef=0.3, learning_rate=1e-5)
     assert (model.ent_coef, model.learning_rate, model.gamma) == (0.3, 1e-5, 0.5)
     assert trainer.optimizers[0].param_groups[0]["lr"] == 1e-5
+
+
+# --- what a run changed is the run's alone ---------------------------------------------------------------------------
+
+
+def change_much(model):
+    model.ent_coef, model.learning_rate, model.gamma, model.eval_freq = 10.0, 0.01, 0.5, 3
+
+
+def settings_in(model):
+    return {name: getattr(model, name) for name in CHANGES}
+
+
+def test_the_next_fit_of_a_model_begins_with_its_own_settings(tmp_path):
+    L.seed_everything(0, verbose=False)
+    model = PPO(**{**SMALL, "norm_reward": True, "compile_update": False})
+    given = settings_in(model)
+    fit(model, callbacks=[Change(change_much)])
+    assert model.ent_coef == 10.0
+    trainer = fit(model, callbacks=[Change(lambda model: None)], max_epochs=3)
+    assert settings_in(model) == given
+    assert (model.reward_scaler.gamma, model._evaluation.every) == (given["gamma"], given["eval_freq"])
+    assert trainer.optimizers[0].param_groups[0]["lr"] == given["learning_rate"]
+
+
+def test_a_resume_of_a_second_fit_trains_with_its_settings(tmp_path):
+    model, _ = train(tmp_path / "first", 3, callbacks=[Change(change_much)])
+    L.seed_everything(0, verbose=False)
+    trainer = pl_rl.Trainer(
+        accelerator="cpu", default_root_dir=tmp_path, max_epochs=2, callbacks=[RunCheckpoint()], logger=True,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(model)
+    resumed, trainer = train(tmp_path, 3, "last")
+    assert settings_in(resumed) == settings_in(model)
+    assert trainer.optimizers[0].param_groups[0]["lr"] == model.learning_rate == model.hparams.learning_rate
+
+
+def test_a_model_whose_schedule_ended_at_zero_can_train_again():
+    model = small_ppo()
+    fit(model, callbacks=[Change(lambda model: setattr(model, "learning_rate", 0.0), iteration=8)])
+    fit(model, max_epochs=1)
+    assert model.learning_rate == model.hparams.learning_rate > 0
+
+
+def test_what_a_run_made_of_a_setting_can_be_kept_by_assigning_it():
+    model = small_ppo()
+    fit(model, callbacks=[Change(lambda model: setattr(model, "ent_coef", 0.25))])
+    assert model.hparams.ent_coef == 0.0
+    model.ent_coef = 0.25
+    assert model.hparams.ent_coef == 0.25
+    fit(model, max_epochs=1)
+    assert model.ent_coef == 0.25
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using")
+def test_validation_of_a_checkpoint_leaves_hyperparameters_alone(tmp_path):
+    callbacks = [Change(change_much), RunCheckpoint(last_every_n_iterations=1)]
+    _, trainer = train(tmp_path, 3, callbacks=callbacks)
+    path = trainer.checkpoint_callback.last_model_path
+    model = small_ppo(eval_freq=8)
+    before = dict(model.hparams)
+    quiet_trainer().validate(model, ckpt_path=path, verbose=False)
+    assert model.ent_coef == 10.0 and dict(model.hparams) == before
+    assert PPO.load_from_checkpoint(path).ent_coef == 10.0
+    assert PPO.load_from_checkpoint(path, ent_coef=0.5).ent_coef == 0.5
+
+
+def test_a_parameter_is_no_setting():
+    with pytest.raises(UsageError, match="ent_coef cannot be learnt"):
+        small_ppo(ent_coef=torch.nn.Parameter(torch.tensor(0.3)))
+    model = small_ppo()
+    with pytest.raises(UsageError, match="ent_coef cannot be learnt"):
+        model.ent_coef = torch.nn.Parameter(torch.tensor(0.3))
+    assert model.ent_coef == 0.0
+
+
+class OwnRates(PPO):
+    def configure_optimizers(self):
+        groups = zip((self.network.actor, self.network.critic), (0.1, 0.2), strict=True)
+        return torch.optim.SGD([{"params": part.parameters(), "lr": rate} for part, rate in groups])
+
+
+class TensorRate(PPO):
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.network.parameters(), lr=torch.tensor(1e-3))
+
+
+def test_another_rate_on_a_resume_scales_an_optimizers_own_rates(tmp_path, monkeypatch):
+    monkeypatch.setattr(pl_rl, "PPO", OwnRates)
+    callbacks = [Change(lambda model: setattr(model, "learning_rate", 5e-4)), RunCheckpoint(last_every_n_iterations=1)]
+    _, trainer = train(tmp_path, 3, callbacks=callbacks)
+    assert [group["lr"] for group in trainer.optimizers[0].param_groups] == pytest.approx([0.2, 0.4])
+    model, trainer = train(tmp_path, 4, "last", learning_rate=1e-3)
+    assert [group["lr"] for group in trainer.optimizers[0].param_groups] == pytest.approx([0.4, 0.8])
+    assert model.learning_rate == 1e-3
+
+
+def test_a_rate_that_is_a_tensor_stays_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(pl_rl, "PPO", TensorRate)
+    settings = {"anneal_lr": True, "total_env_steps": 64 * 8}
+    _, trainer = train(tmp_path / "whole", 6, **settings)
+    rate = trainer.optimizers[0].param_groups[0]["lr"]
+    assert isinstance(rate, torch.Tensor) and rate.item() == pytest.approx(1e-3 * 3 / 8)
+    train(tmp_path / "parts", 4, **settings)
+    model, _ = train(tmp_path / "parts", 6, "last", **settings)
+    assert model._callbacks[0].losses == []
+    assert differences(tmp_path / "whole", tmp_path / "parts") == {}
+
+
+@pytest.mark.parametrize("compiled", [True, None], ids=["asked for", "automatic"])
+def test_a_run_that_a_setting_made_eager_is_resumed_so(tmp_path, compiled):
+    def callbacks():
+        change = Change(lambda model: setattr(model, "clip_vloss", True), iteration=3)
+        return [change, RunCheckpoint(last_every_n_iterations=1)]
+
+    settings = {"compile_update": compiled, "total_env_steps": 64 * 300}
+    train(tmp_path / "whole", 6, callbacks=callbacks(), **settings)
+    for until in (3, 4):
+        root = tmp_path / f"parts {until}"
+        train(root, until, callbacks=callbacks(), **settings)
+        model, _ = train(root, 6, "last", callbacks=callbacks(), **settings)
+        assert model.rounding() == {"updates": "eager"} and model._callbacks[0].losses == []
+        assert differences(tmp_path / "whole", root) == {}
