@@ -270,9 +270,6 @@ def check_checkpoint(checkpoint: Any) -> None:
         raise Misfit("pl_rl.counters.learning_rate", None, "there, as the groups' rates are")
     collector = checkpoint["pl_rl"]["collector"]
     num_envs = len(collector["episodes"]["open_returns"])
-    said = checkpoint["hyper_parameters"].get("num_envs", num_envs)
-    if said != num_envs:  # else so many would be made before the states are found to be fewer
-        raise Misfit("hyper_parameters.num_envs", said, f"{num_envs}, as open_returns is")
     parts = {
         "obs": collector["obs"],
         "episodes.open_lengths": collector["episodes"]["open_lengths"],
@@ -290,3 +287,6 @@ def check_checkpoint(checkpoint: Any) -> None:
     for name, part in parts.items():
         if part is not None and len(part) != num_envs:
             raise Misfit(f"pl_rl.collector.{name}", part, f"of {num_envs} environments, as open_returns is")
+    said = checkpoint["hyper_parameters"].get("num_envs", num_envs)
+    if said != num_envs:  # else so many would be made before the states are found to be fewer
+        raise Misfit("hyper_parameters.num_envs", said, f"{num_envs}, as open_returns is")

@@ -88,7 +88,7 @@ def test_spaces_have_numbers_of_known_names(dtype):
     for space in trained.spaces.values():
         sound = space["dtype"]
         space["dtype"] = dtype
-        with pytest.raises(UsageError, match="the description of the spaces is damaged .*a dtype"):
+        with pytest.raises(UsageError, match=r"the description of the spaces is damaged .*a dtype"):
             TrainedPolicy(trained.settings, trained.spaces)
         space["dtype"] = sound
 
@@ -105,5 +105,5 @@ def test_spaces_of_other_numbers_are_not_described():
 @pytest.mark.parametrize("norm_obs", [[1], "yes", 1])
 def test_whether_observations_are_normalised_is_true_or_false(norm_obs):
     trained = read_trained(checkpoint())
-    with pytest.raises(UsageError, match="norm_obs=.* is neither true nor false"):
+    with pytest.raises(UsageError, match=r"norm_obs=.* is neither true nor false"):
         TrainedPolicy({**trained.settings, "norm_obs": norm_obs}, trained.spaces)
