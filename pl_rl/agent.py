@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,17 @@ import torch
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.utilities import rank_zero_info
 
+from pl_rl.checkpoint_schema import check_checkpoint
 from pl_rl.checkpoints import STATE_KEY, check_content
 from pl_rl.envs import EnvConfig, close_single, make_env, make_vector_env, vectorization_of
-from pl_rl.errors import EnvironmentFailure, UsageError
+from pl_rl.errors import EnvironmentFailure, RunFailure, UsageError
 from pl_rl.evaluation import LIMIT_EPISODES, LONGEST_EPISODE, Episodes, evaluate, record, shown_return
-from pl_rl.network_changes import changed_network
+from pl_rl.network_changes import changed_network, changed_structure, structure_of
 from pl_rl.networks import ActorCritic
 from pl_rl.normalization import ObservationNormalizer, RewardScaler
 from pl_rl.restoring import check_restorable
 from pl_rl.rollout import Rollout, RolloutCollector
+from pl_rl.schema import Misfit
 from pl_rl.seeding import Stream, derive_seed
 
 # A second thread slows small matrices down. With large ones it does not always give the same bits again, and another
@@ -68,6 +71,7 @@ class Agent(L.LightningModule):
             exception left them in.
         branching: Whether the checkpoint that is resumed begins a run of its own rather than continuing one.
         parent: The checkpoint that this run branched from, if it did.
+        structures: The network's layers in words, at the moments of a fit at which a resume may compare them.
         missing_logs: What a continued run's log files lack, in words.
         stop_reason: Why training ended, in words, once it has been decided to end.
     """
@@ -109,6 +113,7 @@ class Agent(L.LightningModule):
         self.environments_busy = False
         self.branching = False
         self.parent: dict[str, str | int] | None = None
+        self.structures: list[str] = []
         self.missing_logs: list[str] = []
         self.video_dir: Path | None = None
         self._collector: RolloutCollector | None = None
@@ -116,6 +121,7 @@ class Agent(L.LightningModule):
         self._elapsed_before = 0.0
         self._started = (time.monotonic(), 0)
         self._told_of_endless = False
+        self._is_checked = False
 
     @property
     def collector(self) -> RolloutCollector:
@@ -171,6 +177,8 @@ class Agent(L.LightningModule):
         # Lightning does this after a checkpoint's weights are loaded, which rounds those of higher precision.
         self.trainer.precision_plugin.convert_module(self)
         if stage == "fit":
+            self.note_structure()
+            self._is_checked = False
             # Evaluation follows eval_freq, in train iterations, which Lightning's validation loop cannot.
             self._before_fit = (self.trainer.limit_val_batches, torch.get_num_threads())
             self.trainer.limit_val_batches = 0
@@ -280,6 +288,23 @@ class Agent(L.LightningModule):
         self.stop_reason = reason
         self.trainer.should_stop = True
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Look at the first checkpoint of a fit, which callbacks have added their parts to, as a resume will.
+
+        Raises:
+            RunFailure: If nobody could continue it.
+        """
+        if self._is_checked or not self.has_environments or STATE_KEY not in checkpoint:
+            return
+        self._is_checked = True
+        try:
+            check_checkpoint(checkpoint)
+        except Misfit as error:
+            raise RunFailure(
+                f"no checkpoint of this run could be continued: {error}; keep what the model and callbacks save "
+                "to what each entry is for, own ones to plain data"
+            ) from error
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another network, before Lightning fails over its tensors one by one."""
         if STATE_KEY in checkpoint:  # a file of weights alone has no format of ours
@@ -320,6 +345,11 @@ class Agent(L.LightningModule):
         if branch or not isinstance(there_network, Mapping) or not isinstance(here_network, Mapping):
             return
         change = changed_network(there_network, here_network, type(self.network))
+        state = checkpoint.get(STATE_KEY, {})
+        # A script may edit what load_from_checkpoint gives. Other versions may say the same in other words.
+        resumes = fitting or self._trainer is not None
+        if change is None and resumes and state.get("platform", {}).get("torch") == version("torch"):
+            change = changed_structure(state.get("network") or [], structure_of(self.network))
         if change is not None:
             own = ", or begin a run of its own with --branch" if fitting else ""
             raise UsageError(
@@ -337,6 +367,12 @@ class Agent(L.LightningModule):
             Those that were taken over.
         """
         return {}
+
+    def note_structure(self) -> None:
+        """Add the network's layers to :attr:`structures`, if they are others by now."""
+        structure = structure_of(self.network)
+        if structure not in self.structures:
+            self.structures.append(structure)
 
     def counters(self) -> dict[str, Any]:
         """What counts the run, and the seed that it began with."""

@@ -2,9 +2,11 @@
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from inspect import Parameter, signature
 from typing import Any
+
+from torch import nn
 
 from pl_rl.checkpoints import plain_data
 
@@ -26,8 +28,38 @@ def changed_network(there: Mapping[str, Any], here: Mapping[str, Any], cls: type
     defaults = _defaults(cls)
     before, after = ({**defaults, **_comparable(description["init_args"])} for description in (there, here))
     for name in before:  # one without a default that only one of them names has a value that nobody knows
-        if name in after and before[name] != after[name]:
+        if name in after and not _same(before[name], after[name]):
             return name, before[name], after[name]
+    return None
+
+
+def structure_of(network: nn.Module) -> str:
+    """The layers of a network, however it was made: a line for each, with what PyTorch's own say of themselves.
+
+    What others say of themselves may be what they have learnt.
+    """
+    lines = []
+    for name, layer in network.named_modules():
+        about = layer.extra_repr() if type(layer).extra_repr.__module__.startswith("torch.") else ""
+        if name:  # the network's own class may have another name by now
+            lines.append(f"{name}: {type(layer).__name__}({_without_address(' '.join(about.split()))})")
+    return "\n".join(lines)
+
+
+def changed_structure(there: Iterable[str], here: str) -> tuple[str, str, str] | None:
+    """The first layer by which a network differs from another one: its name and both in words.
+
+    Args:
+        there: Of :func:`structure_of`, at the moments of a fit at which its script can have edited the network.
+        here: Likewise, now.
+    """
+    *_, closest = [""] if here in there else ["", *there]
+    if not closest:
+        return None
+    before, after = (dict(line.split(": ", 1) for line in text.splitlines()) for text in (closest, here))
+    for name in {**before, **after}:
+        if before.get(name) != after.get(name):
+            return name, before.get(name, "absent"), after.get(name, "absent")
     return None
 
 
@@ -55,6 +87,19 @@ def _defaults(cls: type) -> dict[str, Any]:
 def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
     """As plain data, in which an object that is known by its address alone is known by its type."""
     return {
-        name: re.sub(r" at 0x[0-9a-f]+", "", value) if isinstance(value, str) else value
+        name: _without_address(value) if isinstance(value, str) else value
         for name, value in plain_data(settings).items()
     }
+
+
+def _without_address(words: str) -> str:
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", words)
+
+
+def _same(before: Any, after: Any) -> bool:
+    """Equality of plain data, in which what is no number (NaN) equals itself."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        return before.keys() == after.keys() and all(_same(value, after[name]) for name, value in before.items())
+    if isinstance(before, list) and isinstance(after, list):
+        return len(before) == len(after) and all(map(_same, before, after))
+    return bool(before == after or (before != before and after != after))

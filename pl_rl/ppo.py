@@ -7,9 +7,10 @@ Shapes: ``T`` steps of a rollout, ``N`` environments, ``B`` samples of a minibat
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from inspect import signature
+from inspect import currentframe, signature
+from types import FrameType
 from typing import Any, Self, cast
 
 import lightning as L
@@ -198,6 +199,27 @@ class PPO(Agent):
         elif name in ("eval_freq", "stop_value"):
             self._evaluation.every, self._evaluation.stop_value = self.eval_freq, self.stop_value
 
+    def save_hyperparameters(
+        self,
+        *args: Any,
+        ignore: Sequence[str] | str | None = None,
+        frame: FrameType | None = None,
+        logger: bool = True,
+    ) -> None:
+        """As Lightning's; once the model is made, as plain data, in which it stays described by class and arguments.
+
+        A subclass that saves its own arguments would put ``env`` and ``network`` there as they were given.
+        """
+        frame = frame or cast(FrameType, currentframe()).f_back
+        if "_is_made" not in vars(self):
+            super().save_hyperparameters(*args, ignore=ignore, frame=frame, logger=logger)
+            return
+        described = {name: self.hparams[name] for name in ("env", "network")}
+        super().save_hyperparameters(*args, ignore=ignore, frame=frame, logger=logger)
+        if args and isinstance(args[0], Mapping):  # as when they are assigned
+            described |= {name: args[0][name] for name in described if isinstance(args[0].get(name), Mapping)}
+        super().save_hyperparameters(plain_data({**self.hparams, **described}), frame=frame, logger=logger)
+
     @classmethod
     def load_from_checkpoint(
         cls,
@@ -237,6 +259,8 @@ class PPO(Agent):
 
     def configure_callbacks(self) -> list[L.Callback]:
         """What a script cannot forget: the state that a resume needs, and evaluation."""
+        self.structures = []
+        self.note_structure()  # before anybody's setup
         return [callback for callback in self._callbacks if attached(self.trainer, type(callback)) is not callback]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

@@ -34,6 +34,7 @@ def save_training_state(agent: Agent) -> dict[str, Any]:
         "seed_everything": torch.initial_seed(),
         "between_iterations": agent.between_iterations,
         "parent": agent.parent,
+        "network": list(agent.structures),
         "spaces": describe_spaces(agent.network.observation_space, agent.network.action_space),
     }
 

@@ -9,8 +9,9 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
 
 import pl_rl
-from pl_rl.callbacks import PretrainedCheckpoint
+from pl_rl.callbacks import PretrainedCheckpoint, RunCheckpoint
 from pl_rl.checkpoints import check_content, read_checkpoint
+from pl_rl.envs import EnvConfig
 from pl_rl.inspection import describe_checkpoint
 from pl_rl.policy import read_trained
 from pl_rl.runs import newest_sound_checkpoint
@@ -53,6 +54,7 @@ BROKEN = {
     "pl_rl.parent": ["x", {}, {"checkpoint": None, "train_iter": 1, "env_steps": 1}],
     "pl_rl.seed_everything": [None, "0"],
     "pl_rl.run_id": [3], "pl_rl.spaces": ["x"], "pl_rl.callback_settings": [[]],
+    "pl_rl.network": ["x", [3]],
     "pl_rl_logs": [None, {}, [3], [{"class": "x"}], [{"class": "x", "folder": ".", "reached": {"a": -1}}]],
     "callbacks": [None, [], {3: {}}],
     "callbacks.PeriodicEvaluation": [{}, None, {"latest": {}, "best_return": 0.0, "train_iter": 3}],
@@ -368,3 +370,52 @@ def test_schemas(schema, fine, wrong):
     for value in wrong:
         with pytest.raises(Misfit, match=r"^(a name in )?x"):
             schema(value, "x")
+
+
+class Documented(pl_rl.PPO):
+    """Saves its arguments as Lightning documents it."""
+
+    def __init__(self, env, beta=1.0, network=LinearValue, layer=None, **settings):
+        super().__init__(env, network, **settings)
+        self.beta = beta
+        self.save_hyperparameters()
+
+
+class Forgets(pl_rl.PPO):
+    """Writes what a resume refuses."""
+
+    def on_save_checkpoint(self, checkpoint):
+        checkpoint["hyper_parameters"]["env"] = "CartPole-v1"
+        super().on_save_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", EnvConfig("CartPole-v1", kwargs={"sutton_barto_reward": False})])
+@pytest.mark.parametrize("trainer_class", [pl_rl.Trainer, L.Trainer])
+def test_a_subclass_may_save_its_own_arguments(env, trainer_class, tmp_path):
+    last = tmp_path / "lightning_logs/version_0/checkpoints/last.ckpt"
+    for steps in (128, 192):
+        ppo = small_ppo(model_class=Documented, env=env, beta=2.0, layer=torch.tanh, total_env_steps=steps)
+        trainer = trainer_class(
+            accelerator="cpu", default_root_dir=tmp_path, max_epochs=-1, callbacks=[RunCheckpoint()],
+            enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        trainer.fit(ppo, ckpt_path=last if steps == 192 else None)
+    assert ppo.iteration == 192 // (ppo.num_envs * ppo.num_steps)
+    restored = Documented.load_from_checkpoint(last)
+    assert restored.beta == 2.0 and restored.env_config == ppo.env_config
+    assert isinstance(restored.network, LinearValue)
+    assert restored.hparams.env["id"] == "CartPole-v1" and "tanh" in restored.hparams.layer
+    restored.env_config = EnvConfig("CartPole-v1", timeout=3.0)
+    assert restored.hparams.env["timeout"] == 3.0
+
+
+@pytest.mark.parametrize("trainer_class", [pl_rl.Trainer, L.Trainer])
+def test_a_run_whose_checkpoints_would_be_refused_ends_when_it_begins(trainer_class, tmp_path):
+    ppo = small_ppo(model_class=Forgets)
+    trainer = trainer_class(
+        accelerator="cpu", default_root_dir=tmp_path, max_epochs=-1, callbacks=[RunCheckpoint()],
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    with pytest.raises(pl_rl.RunFailure, match=r"hyper_parameters\.env is 'CartPole-v1', and should be a dictionary"):
+        trainer.fit(ppo)
+    assert ppo.iteration == 0 and not list(tmp_path.rglob("*.ckpt"))

@@ -15,6 +15,8 @@ from pl_rl.callbacks.settings import (
     changes_of,
     ended_by_early_stopping,
     forget_ends,
+    note_given,
+    note_left,
     settings_of,
 )
 from pl_rl.checkpoints import FORMAT_VERSION, STATE_KEY, changed_settings, plain_data
@@ -47,7 +49,9 @@ class ResumeState(L.Callback):
         self._resumed = None
         if stage == "fit":
             self._final, self._failed, self._changes, self._ended_before = None, False, [], False
-            self._settings = settings_of(all_attached(trainer, L.Callback))
+            callbacks = all_attached(trainer, L.Callback)
+            self._settings = settings_of(callbacks)
+            note_given(callbacks)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the state; of a run that failed before it had one, what is saved are weights alone."""
@@ -92,6 +96,7 @@ class ResumeState(L.Callback):
             check_optimizers(self._resumed["optimizer_states"], trainer.optimizers)
         for change in self._changes:
             change.make()
+        as_agent(pl_module).note_structure()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Restore the rest, and say so.
@@ -99,6 +104,7 @@ class ResumeState(L.Callback):
         Here and not earlier, as Lightning and the loaders draw random numbers until now.
         """
         self._final = None
+        as_agent(pl_module).note_structure()
         if self._resumed is None:
             return
         agent, checkpoint = as_agent(pl_module), self._resumed
@@ -134,11 +140,17 @@ class ResumeState(L.Callback):
         )
         if self._final is None and not half_restored:
             self._final = self._waiting() or save_after_failure(agent)
+        note_left(all_attached(trainer, L.Callback))
         agent.close_after(exception)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the state for a ``save_checkpoint`` after the environments are closed."""
         self._final = save_training_state(as_agent(pl_module))
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Note what the fit has made of the callbacks' settings."""
+        if stage == "fit":
+            note_left(all_attached(trainer, L.Callback))
 
     def _waiting(self) -> dict[str, Any] | None:
         """What a checkpoint holds of an agent's state and has not been restored yet."""
