@@ -395,10 +395,11 @@ def test_whether_a_run_is_over_is_told_by_the_settings_that_it_changed(
     assert ("total_env_steps=256 reached" in capsys.readouterr().out) == (iterations == 4)
 
 
-def test_an_evaluation_that_is_due_by_a_changed_frequency_is_made_up_for(tmp_path):
-    trainer(tmp_path, RunCheckpoint(), Set(8, 8, eval_freq=32)).fit(model(eval_freq=1024))
-    trainer(tmp_path, RunCheckpoint()).fit(again := model(eval_freq=1024), ckpt_path="last")
-    assert again._evaluation.train_iter == 32
+def test_evaluations_that_a_callback_turned_off_are_not_made_up_for(tmp_path, capsys):
+    trainer(tmp_path, RunCheckpoint(), Set(5, None, eval_freq=0)).fit(model())
+    before = listing(tmp_path)
+    trainer(tmp_path, RunCheckpoint()).fit(model(), ckpt_path="last")
+    assert listing(tmp_path) == before and "Nothing is trained" in capsys.readouterr().out
 
 
 def test_a_length_that_the_user_gives_now_wins(tmp_path):
