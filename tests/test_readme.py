@@ -25,11 +25,11 @@ def test_the_script_has_six_lines():
 
 
 def test_the_test_command_is_the_one_that_ci_runs():
-    test = next(line for line in SHELL if line.endswith("-m pytest"))
+    test = next(line for line in SHELL if line.endswith("-m pytest -n auto"))
     ci = (ROOT / ".ci" / "run").read_text()
     assert '-m pip install -e ".[test]"' in test or 'pip install -e ".[test]"' in test
     assert 'pip" install --quiet -e ".[test]"' in ci
-    assert ci.rstrip().endswith("-m pytest")
+    assert ci.rstrip().endswith("-m pytest -n auto")
 
 
 def test_pictures_exist():
