@@ -154,12 +154,14 @@ def test_an_impossible_resume_is_one_sentence_and_touches_nothing(config, capsys
     fit("--config", config, "--trainer.max_epochs", 3)
     before = {path: path.read_bytes() for path in RUN.rglob("*") if path.is_file()}
     capsys.readouterr()
-    for args in (["--model.env.id", "Acrobot-v1"], ["--trainer.max_epochs", "2"], ["--trainer.devices", "2"]):
+    for args in (["--model.env.id", "Acrobot-v1"], ["--trainer.devices", "2"]):
         with pytest.raises(SystemExit) as end:
             fit("--ckpt_path", "last", *args)
         assert end.value.code == 2
         errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
         assert len(errors) == 1
+    fit("--ckpt_path", "last", "--trainer.max_epochs", 2)
+    assert "Nothing is trained" in capsys.readouterr().out
     assert before == {path: path.read_bytes() for path in RUN.rglob("*") if path.is_file()}
     assert sorted(path.name for path in Path("lightning_logs").iterdir()) == ["version_0"]
 
