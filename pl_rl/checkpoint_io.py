@@ -1,6 +1,7 @@
 """Writing checkpoint files that are whole or not there; of a run's last one, two are kept."""
 
 import contextlib
+import errno
 import io
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,7 +13,7 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 
 from pl_rl.checkpoints import STATE_KEY, Damaged, check_content, fault_of, load_sound, with_checksum
 from pl_rl.errors import RunFailure
-from pl_rl.files import create, flush, is_regular
+from pl_rl.files import create, flush, is_regular, kind_of
 from pl_rl.runs import LAST, PREVIOUS
 
 # Larger files are written by a thread of their own. A smaller one is on the disk in some ten milliseconds.
@@ -111,6 +112,9 @@ def _write(archive: bytes, path: Path) -> None:
     partial, replaced = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.replaced")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for place in (path, path.with_name(PREVIOUS)) if path.name == LAST else (path,):
+            if kind_of(place) == "a folder":
+                raise IsADirectoryError(errno.EISDIR, f"{place.name} is a folder")
         with create(partial) as file:
             file.write(with_checksum(archive))
             file.flush()
@@ -126,9 +130,10 @@ def _write(archive: bytes, path: Path) -> None:
                 leftover.unlink(missing_ok=True)
         kept = f"; {str(path)!r} is still the one before" if path.is_file() else ""
         if isinstance(error, OSError):
+            mend = "move it away" if isinstance(error, IsADirectoryError) else "make room or mend the access"
             raise RunFailure(
-                f"checkpoint {str(path)!r} cannot be written: {error.strerror}{kept}; make room or mend the access, "
-                "then continue with --ckpt_path last"
+                f"checkpoint {str(path)!r} cannot be written: {error.strerror}{kept}; {mend}, then continue with "
+                "--ckpt_path last"
             ) from error
         if isinstance(error, Damaged):
             raise RunFailure(

@@ -36,6 +36,17 @@ def test_a_failed_save_raises_and_leaves_the_old_file(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["a.ckpt"]
 
 
+@pytest.mark.parametrize("name", ["last.ckpt", "previous.ckpt"])
+def test_a_folder_in_the_place_of_a_checkpoint_is_named(tmp_path, name):
+    path = tmp_path / "last.ckpt"
+    if name != path.name:
+        DurableCheckpointIO().save_checkpoint({"a": 1}, path)
+    (tmp_path / name).mkdir()
+    with pytest.raises(pl_rl.RunFailure, match=rf"{name} is a folder.*; move it away, then continue"):
+        DurableCheckpointIO().save_checkpoint({"a": 2}, path)
+    assert name == path.name or DurableCheckpointIO().load_checkpoint(path) == {"a": 1}
+
+
 def test_what_a_killed_save_leaves_is_never_taken_for_a_checkpoint(tmp_path):
     folder = tmp_path / "lightning_logs" / "version_0" / "checkpoints"
     folder.mkdir(parents=True)
