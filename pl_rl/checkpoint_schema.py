@@ -148,7 +148,7 @@ STATE = record(
         "run_id": maybe(TEXT),
         "spaces": maybe(mapping(PLAIN)),
         "network": maybe(sequence(TEXT)),  # as it may be found when the run is continued, its layers in words
-        "callback_settings": maybe(mapping(PLAIN)),
+        "callback_settings": maybe(mapping(SETTING)),
     },
 )
 
