@@ -133,7 +133,7 @@ STATE = record(
                 "train_iter": whole(),
                 "iteration": whole(),
                 "elapsed_seconds": _SECONDS,
-                "run_seed": _SEED,
+                "run_seed": whole(0, 2**64 - 1),
             },
             {"settings": mapping(_LIVE_SETTING), "learning_rate": number(0), "rates": _RATES},
         ),
