@@ -32,6 +32,8 @@ _CALLBACKS: Mapping[type[L.Callback], Schema] = {
     ),
     Timer: record({"time_elapsed": mapping(number(0, 1e12))}),
 }
+# None leaves the choice of implementation to torch.
+_CHOSEN_BY_TORCH = ("foreach", "fused")
 _MORE = ("amsgrad", "capturable", "differentiable", "centered")
 _ADAM = ("step", "exp_avg", "exp_avg_sq")
 # The names of what torch's optimizers keep in the shape of a parameter.
@@ -95,7 +97,11 @@ def _counts(progress: Any) -> Schema:
 def _group(here: Mapping[str, Any]) -> Schema:
     """The settings of a group; those that are switched on or off came with later versions of torch."""
     options = {name: value for name, value in here.items() if name != "params"}
-    switches = {name: maybe(BOOL) for name, value in options.items() if value is None or isinstance(value, bool)}
+    switches = {
+        name: maybe(BOOL) if name in _CHOSEN_BY_TORCH else BOOL
+        for name, value in options.items()
+        if value is None or isinstance(value, bool)
+    }
     off = that(lambda value: value is None or value is False, "off, as it is here")
     # With these an optimizer keeps more than it saved, or works on other devices.
     switches |= {name: off for name in _MORE if name in switches and not options[name]}

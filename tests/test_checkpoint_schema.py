@@ -33,7 +33,7 @@ BROKEN = {
     "pl_rl.counters": [None, {}, []],
     "pl_rl.counters.env_steps": [-1, 10**30, 1.5, "1", True, None, torch.tensor(1)],
     "pl_rl.counters.elapsed_seconds": [-1.0, float("nan"), float("inf"), "1", 10**400],
-    "pl_rl.counters.run_seed": [None, 2**64, 1.0],
+    "pl_rl.counters.run_seed": [None, -1, 2**64, 1.0],
     "pl_rl.collector": [None, {}],
     "pl_rl.collector.obs": [None, torch.zeros(()), torch.zeros(3, 4), torch.zeros(2, 4).bfloat16(), [[1.0]]],
     "pl_rl.collector.episodes.open_returns": [torch.zeros(2), torch.zeros(3).double(), [0.0, 0.0], None],
@@ -53,7 +53,8 @@ BROKEN = {
     "pl_rl.ended_by_callback": [None],
     "pl_rl.parent": ["x", {}, {"checkpoint": None, "train_iter": 1, "env_steps": 1}],
     "pl_rl.seed_everything": [None, "0"],
-    "pl_rl.run_id": [3], "pl_rl.spaces": ["x"], "pl_rl.callback_settings": [[]],
+    "pl_rl.run_id": [3], "pl_rl.spaces": ["x"],
+    "pl_rl.callback_settings": [[], {"Own": {"a": torch.eye(2).to_sparse()}}],
     "pl_rl.network": ["x", [3]],
     "pl_rl_logs": [None, {}, [3], [{"class": "x"}], [{"class": "x", "folder": ".", "reached": {"a": -1}}]],
     "callbacks": [None, [], {3: {}}],
@@ -167,6 +168,17 @@ def test_whatever_is_missing_is_one_sentence_or_not_needed(env):
     assert refused > 40
 
 
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+@pytest.mark.parametrize("name", ["run_id", "spaces", "network", "callback_settings"])
+def test_what_the_present_format_may_lack_is_unknown(name):
+    """A file of another program that writes the format, without an entry that a file of format 1 gets as None."""
+    content = torch.load(FOLDER / "format_2_CartPole-v1.ckpt", weights_only=True)
+    del content["pl_rl"][name]
+    torch.save(content, "cut.ckpt")
+    assert read_trained(Path("cut.ckpt")).tensors
+    resumed("CartPole-v1", "cut.ckpt", pl_rl.Trainer)
+
+
 def quiet(trainer_class, until=3, **settings):
     return trainer_class(
         accelerator="cpu",
@@ -224,6 +236,7 @@ OPTIMIZERS = {
     "switch on": lambda c: adam(c)["param_groups"][0].update(amsgrad=True),
     "two switches on": lambda c: adam(c)["param_groups"][0].update(foreach=True),
     "switch": lambda c: adam(c)["param_groups"][0].update(fused="x"),
+    "neither on nor off": lambda c: adam(c)["param_groups"][0].update(maximize=None),
     "loop": lambda c: c["loops"].update(fit_loop=None),
     "progress": lambda c: c["loops"]["fit_loop"].update(epoch_progress={}),
     "negative progress": lambda c: c["loops"]["fit_loop"]["epoch_progress"]["current"].update(completed=-5),
