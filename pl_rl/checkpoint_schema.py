@@ -77,7 +77,7 @@ _WINDOW = {
 _LASTING = sequence(mapping(array()))
 _SUMS = sequence(fields(whole(0, 2**32 - 1), whole(0, 2**32 - 1)))  # of each episode
 _DIGEST = record({"sums": _SUMS, "before": maybe(record({**_WINDOW, "lasting": _LASTING, "sums": _SUMS}))})
-_REPLAY = record({"first_seed": whole(0, 2**64 - 1), **_WINDOW}, {"lasting": _LASTING, "digest": maybe(_DIGEST)})
+_REPLAY = record({"first_seed": whole(0, 2**64 - 1), **_WINDOW, "digest": maybe(_DIGEST)}, {"lasting": _LASTING})
 _CARTPOLE = record(
     {
         "state": array(torch.float32, torch.float64, ndim=2),
@@ -143,13 +143,12 @@ STATE = record(
         "seed_everything": _SEED,
         "between_iterations": BOOL,
         "parent": maybe(record({"checkpoint": TEXT, "train_iter": whole(), "env_steps": whole()})),
-    },
-    {
+        # Files of older formats get None for these.
         "run_id": maybe(TEXT),
         "spaces": maybe(mapping(PLAIN)),
-        "network": maybe(sequence(TEXT)),  # as it may be found when the run is continued, its layers in words
         "callback_settings": maybe(mapping(SETTING)),
     },
+    {"network": maybe(sequence(TEXT))},  # as it may be found when the run is continued, its layers in words
 )
 
 _EPISODES = record(

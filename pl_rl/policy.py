@@ -224,7 +224,7 @@ def read_trained(path: Path) -> TrainedWeights:
     return TrainedWeights(
         {name: tensor for name, tensor in checkpoint["state_dict"].items() if name.startswith(_PARTS)},
         settings,
-        checkpoint[STATE_KEY].get("spaces"),
+        checkpoint[STATE_KEY]["spaces"],
         {
             "source_sha256": sha256,
             "seed": counters["run_seed"],

@@ -1,6 +1,7 @@
 """A checkpoint's tree is what it should be, entry by entry, before anything of it is used."""
 
 import functools
+import re
 from pathlib import Path
 
 import lightning as L
@@ -10,7 +11,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
 
 import pl_rl
 from pl_rl.callbacks import PretrainedCheckpoint, RunCheckpoint
-from pl_rl.checkpoints import check_content, read_checkpoint
+from pl_rl.checkpoints import FORMAT_VERSION, check_content, read_checkpoint
 from pl_rl.envs import EnvConfig
 from pl_rl.inspection import describe_checkpoint
 from pl_rl.policy import read_trained
@@ -22,7 +23,8 @@ from tests.networks import LinearValue
 from tests.support import small_ppo
 
 FOLDER = Path(make.__file__).parent
-ENVS = {"CartPole-v1": "pl_rl.collector.environments.state", "Pendulum-v1": "pl_rl.collector.environments.state[0]"}
+REPLAY = "pl_rl.collector.environments.state[0]"
+ENVS = {"CartPole-v1": "pl_rl.collector.environments.state", "Pendulum-v1": REPLAY}
 GENERATOR = "pl_rl.collector.generator"
 
 # By the place of an entry: what it becomes.
@@ -110,12 +112,17 @@ def changed(content, place, value):
     """The content with another value at a dotted place."""
     if not place:
         return value
-    *parts, last = place.replace("[0]", ".0").split(".")
-    inner = content
-    for part in parts:
-        inner = inner[int(part) if isinstance(inner, list) else part]
+    inner, last = entry(content, place)
     inner[last] = value
     return content
+
+
+def entry(content, place):
+    """What holds the entry at a dotted place, and the entry's name in it."""
+    *parts, last = place.replace("[0]", ".0").split(".")
+    for part in parts:
+        content = content[int(part) if isinstance(content, list) else part]
+    return content, last
 
 
 @functools.cache
@@ -150,9 +157,19 @@ def nodes(tree, path=()):
             yield from nodes(item, (*path, key))
 
 
+@pytest.mark.parametrize("name", ["pl_rl.run_id", "pl_rl.spaces", "pl_rl.callback_settings", f"{REPLAY}.digest"])
+def test_what_older_formats_lack_is_there_in_the_present_one(name):
+    content = torch.load(FOLDER / "format_2_Pendulum-v1.ckpt", weights_only=True)
+    inner, last = entry(content, name)
+    del inner[last]
+    with pytest.raises(pl_rl.UsageError, match=f"{re.escape(name)} is absent"):
+        check_content("cut.ckpt", content)
+
+
+@pytest.mark.parametrize("number", [1, FORMAT_VERSION])
 @pytest.mark.parametrize("env", ENVS)
-def test_whatever_is_missing_is_one_sentence_or_not_needed(env):
-    content = torch.load(FOLDER / f"format_1_{env}.ckpt", weights_only=True)
+def test_whatever_is_missing_is_one_sentence_or_not_needed(env, number):
+    content = torch.load(FOLDER / f"format_{number}_{env}.ckpt", weights_only=True)
     refused = 0
     for path in list(nodes(content)):
         parent = functools.reduce(lambda part, key: part[key], path[:-1], content)
@@ -166,17 +183,6 @@ def test_whatever_is_missing_is_one_sentence_or_not_needed(env):
                 assert "\n" not in str(error)
                 refused += 1
     assert refused > 40
-
-
-@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
-@pytest.mark.parametrize("name", ["run_id", "spaces", "network", "callback_settings"])
-def test_what_the_present_format_may_lack_is_unknown(name):
-    """A file of another program that writes the format, without an entry that a file of format 1 gets as None."""
-    content = torch.load(FOLDER / "format_2_CartPole-v1.ckpt", weights_only=True)
-    del content["pl_rl"][name]
-    torch.save(content, "cut.ckpt")
-    assert read_trained(Path("cut.ckpt")).tensors
-    resumed("CartPole-v1", "cut.ckpt", pl_rl.Trainer)
 
 
 def quiet(trainer_class, until=3, **settings):

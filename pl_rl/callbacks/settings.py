@@ -107,7 +107,7 @@ def changes_of(
         checkpoint: Its content. One of a format that knows no settings is compared by the states alone.
     """
     states = checkpoint.get("callbacks") or {}
-    recorded = checkpoint[STATE_KEY].get("callback_settings")
+    recorded = checkpoint[STATE_KEY]["callback_settings"]
     changes = []
     renamed = {} if recorded is None else _renamed(given, recorded)
     for callback in callbacks:
