@@ -3,7 +3,7 @@
 from pl_rl.agent import Agent
 from pl_rl.envs import EnvConfig
 from pl_rl.errors import RunFailure, UsageError
-from pl_rl.networks import ActorCritic, CNNActorCritic, MLPActorCritic
+from pl_rl.networks.actor_critic import ActorCritic, CNNActorCritic, MLPActorCritic
 from pl_rl.ppo import PPO
 from pl_rl.trainer import Trainer
 

@@ -19,18 +19,18 @@ import torch
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.utilities import rank_zero_info
 
-from pl_rl.checkpoint_schema import check_checkpoint
-from pl_rl.checkpoints import STATE_KEY, check_content
+from pl_rl.algorithm.evaluation import LIMIT_EPISODES, LONGEST_EPISODE, Episodes, evaluate, record, shown_return
+from pl_rl.algorithm.rollout import Rollout, RolloutCollector
+from pl_rl.checkpoints.format import STATE_KEY, check_content
+from pl_rl.checkpoints.restoring import check_restorable
+from pl_rl.checkpoints.schema import check_checkpoint
 from pl_rl.envs import EnvConfig, close_single, make_env, make_vector_env, vectorization_of
 from pl_rl.errors import EnvironmentFailure, RunFailure, UsageError
-from pl_rl.evaluation import LIMIT_EPISODES, LONGEST_EPISODE, Episodes, evaluate, record, shown_return
-from pl_rl.network_changes import changed_network, changed_structure, structure_of
-from pl_rl.networks import ActorCritic
-from pl_rl.normalization import ObservationNormalizer, RewardScaler
-from pl_rl.restoring import check_restorable
-from pl_rl.rollout import Rollout, RolloutCollector
-from pl_rl.schema import Misfit
-from pl_rl.seeding import Stream, derive_seed
+from pl_rl.files.schema import Misfit
+from pl_rl.networks.actor_critic import ActorCritic
+from pl_rl.networks.changes import changed_network, changed_structure, structure_of
+from pl_rl.networks.normalization import ObservationNormalizer, RewardScaler
+from pl_rl.seeding.streams import Stream, derive_seed
 
 # A second thread slows small matrices down. With large ones it does not always give the same bits again, and another
 # number of them gives other bits, down to the initial weights.

@@ -19,25 +19,25 @@ from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from pl_rl import functional as F
 from pl_rl.agent import Agent, NetworkFactory, describe_network, network_from_description
+from pl_rl.algorithm import functional as F
+from pl_rl.algorithm.loss import Coefficients, Minibatch, PPOLoss
+from pl_rl.algorithm.rollout import Rollout
+from pl_rl.algorithm.schedule import is_due
+from pl_rl.algorithm.settings import FIXED, FIXED_IN_FIT, change_setting, check_settings, plain_number
 from pl_rl.callbacks.evaluation import PeriodicEvaluation
 from pl_rl.callbacks.lookup import attached
 from pl_rl.callbacks.resume_state import ResumeState
 from pl_rl.callbacks.run_directory import RunDirectory
-from pl_rl.checkpoints import STATE_KEY, changed_settings, plain_data
+from pl_rl.checkpoints.format import STATE_KEY, changed_settings, plain_data
+from pl_rl.compiled.learner import Learner, lost_number
 from pl_rl.envs import EnvConfig
 from pl_rl.errors import CompilationError, CompilerFailure, RunFailure, UsageError
-from pl_rl.learner import Learner, lost_number
-from pl_rl.loading import load_module
-from pl_rl.loss import Coefficients, Minibatch, PPOLoss
-from pl_rl.modes import training_mode
-from pl_rl.networks import MLPActorCritic
-from pl_rl.rollout import Rollout
-from pl_rl.runs import shown
-from pl_rl.schedule import is_due
-from pl_rl.settings import FIXED, FIXED_IN_FIT, change_setting, check_settings, plain_number
-from pl_rl.trust import by_loading, checked
+from pl_rl.networks.actor_critic import MLPActorCritic
+from pl_rl.networks.modes import training_mode
+from pl_rl.resume.loading import load_module
+from pl_rl.runs.directory import shown
+from pl_rl.runs.trust import by_loading, checked
 
 APPROX_KL = PPOLoss.METRICS.index("approx_kl")
 
@@ -240,7 +240,7 @@ class PPO(Agent):
             strict: Whether names of weights must agree, as Lightning's.
             weights_only: As Lightning's; nothing but plain data is ever read.
             trust: Names in a checkpoint from elsewhere that may be imported and called, beyond those that
-                :mod:`pl_rl.trust` allows; that of a package allows all in it.
+                :mod:`pl_rl.runs.trust` allows; that of a package allows all in it.
             kwargs: Settings in the place of the checkpoint's.
 
         Raises:

@@ -14,22 +14,30 @@ from lightning.fabric.plugins.io import CheckpointIO
 from lightning.pytorch.callbacks import Timer
 
 from pl_rl.agent import Agent
-from pl_rl.auto_resume import checkpoint_of_command, queued_again
 from pl_rl.callbacks.lookup import all_attached, attached
 from pl_rl.callbacks.pretrained import PretrainedCheckpoint
 from pl_rl.callbacks.run_checkpoint import RunCheckpoint
 from pl_rl.callbacks.run_directory import RunDirectory
 from pl_rl.callbacks.stop_on_signal import StopOnSignal, requeue_signal
-from pl_rl.checkpoint_io import DurableCheckpointIO
-from pl_rl.checkpoints import read_checkpoint
+from pl_rl.checkpoints.format import read_checkpoint
+from pl_rl.checkpoints.saving import DurableCheckpointIO
 from pl_rl.errors import UsageError
-from pl_rl.files import LOG_FILES, check_names
-from pl_rl.interruption import SIGNALS, Interrupted, Interruption
-from pl_rl.nothing_left import end_at, take_over
-from pl_rl.output import lasting_output
-from pl_rl.run_lock import locked
-from pl_rl.run_logs import open_csv
-from pl_rl.runs import LOG_ROOT, find_checkpoint, note_command, own_run, run_begun_by, run_of_checkpoint, shown
+from pl_rl.files.writing import LOG_FILES, check_names
+from pl_rl.resume.auto_resume import checkpoint_of_command, queued_again
+from pl_rl.resume.finished import end_at, take_over
+from pl_rl.runs.directory import (
+    LOG_ROOT,
+    find_checkpoint,
+    note_command,
+    own_run,
+    run_begun_by,
+    run_of_checkpoint,
+    shown,
+)
+from pl_rl.runs.lock import locked
+from pl_rl.runs.logs import open_csv
+from pl_rl.runs.output import lasting_output
+from pl_rl.runs.signals import SIGNALS, Interrupted, Interruption
 
 
 class Trainer(L.Trainer):

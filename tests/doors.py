@@ -23,9 +23,9 @@ from lightning.pytorch.cli import LightningCLI
 import pl_rl
 from pl_rl import cli
 from pl_rl.cli.verbs import OWN_VERBS
-from pl_rl.export import Format, export
-from pl_rl.policy import TrainedPolicy, read_trained
-from pl_rl.weights import read_weights
+from pl_rl.deploy.export import Format, export
+from pl_rl.deploy.policy import TrainedPolicy, read_trained
+from pl_rl.pretrained import read_weights
 from tests.places import (
     CHECKPOINT,
     EVIL,
@@ -84,7 +84,7 @@ def _trainer_of(cls):
 
 
 def _hub(name, *args):
-    from pl_rl.hub import HubPolicy
+    from pl_rl.deploy.hub import HubPolicy
 
     return getattr(HubPolicy, name)(*args)
 

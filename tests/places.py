@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 import yaml
 
-from pl_rl.policy import read_trained
-from pl_rl.weights import safetensors
+from pl_rl.deploy.policy import read_trained
+from pl_rl.pretrained import safetensors
 
 EVIL = """
 from pathlib import Path

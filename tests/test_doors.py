@@ -13,8 +13,9 @@ import gymnasium as gym
 import pytest
 
 import pl_rl
-from pl_rl import cli, trust
+from pl_rl import cli
 from pl_rl.envs import EnvConfig
+from pl_rl.runs import trust
 from tests import doors, places
 from tests.test_structure import MODULES
 
@@ -41,28 +42,28 @@ READING = {
 MODULES_THAT_READ = {
     "pl_rl.agent": "compares what Lightning has read, by all of its doors",
     "pl_rl.callbacks.pretrained": "fit --pretrained.path",
-    "pl_rl.checkpoint_io": "compares a file with what was written",
-    "pl_rl.checkpoints": "read_checkpoint, by all others",
+    "pl_rl.checkpoints.saving": "compares a file with what was written",
+    "pl_rl.checkpoints.format": "read_checkpoint, by all others",
     "pl_rl.cli.parsing": "--config, which the user gives",
     "pl_rl.cli.training": "fit, validate, test, predict",
     "pl_rl.cli.trust": "--config, which the user gives",
-    "pl_rl.export": "export",
-    "pl_rl.hub": "HubPolicy.from_checkpoint",
-    "pl_rl.inspection": "inspect",
-    "pl_rl.loading": "PPO.load_from_checkpoint",
-    "pl_rl.policy": "TrainedPolicy",
+    "pl_rl.deploy.export": "export",
+    "pl_rl.deploy.hub": "HubPolicy.from_checkpoint",
+    "pl_rl.tools.inspection": "inspect",
+    "pl_rl.resume.loading": "PPO.load_from_checkpoint",
+    "pl_rl.deploy.policy": "TrainedPolicy",
     "pl_rl.ppo": "PPO.load_from_checkpoint",
-    "pl_rl.runs": "counters of checkpoints, the command that began a run",
+    "pl_rl.runs.directory": "counters of checkpoints, the command that began a run",
     "pl_rl.trainer": "pl_rl.Trainer.fit",
-    "pl_rl.verification": "verify",
-    "pl_rl.weights": "read_weights",
-    "pl_rl.weights.files": "read_weights",
-    "pl_rl.weights.lightning": "read_weights",
-    "pl_rl.weights.vec_normalize": "fit --pretrained.normalizer",
+    "pl_rl.tools.verification": "verify",
+    "pl_rl.pretrained": "read_weights",
+    "pl_rl.pretrained.files": "read_weights",
+    "pl_rl.pretrained.formats.own_checkpoint": "read_weights",
+    "pl_rl.pretrained.formats.vec_normalize": "fit --pretrained.normalizer",
 }
 # What imports by name, and modules that ask whether an optional package is there.
 IMPORTING = {"import_module", "__import__", "find_spec", "load_env_creator"}
-LOOKING_FOR_PACKAGES = {"pl_rl.evaluation", "pl_rl.export", "pl_rl.trust"}
+LOOKING_FOR_PACKAGES = {"pl_rl.algorithm.evaluation", "pl_rl.deploy.export", "pl_rl.runs.trust"}
 
 
 def calls_in(module):
@@ -78,7 +79,7 @@ def test_every_module_that_reads_files_is_behind_a_door():
 
 def test_what_makes_things_of_plain_data_asks_the_guard():
     importing = {module for module in MODULES if any(name in IMPORTING for name, _ in calls_in(module))}
-    assert importing == {"pl_rl.agent", "pl_rl.envs.single", *LOOKING_FOR_PACKAGES}
+    assert importing == {"pl_rl.agent", "pl_rl.envs.make", *LOOKING_FOR_PACKAGES}
     for module in MODULES:
         for name, call in calls_in(module):
             unpacks = any(keyword.arg is None for keyword in call.keywords)

@@ -13,8 +13,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 
 import pl_rl
 from pl_rl.callbacks import ResumeState, RunCheckpoint
+from tests.resume.test_resume import account, differences
 from tests.support import SMALL, counters_in, read_checkpoint
-from tests.test_resume import account, differences
 
 SETTINGS = {**SMALL, "eval_freq": 8, "eval_episodes": 2, "eval_num_envs": 2, "compile_update": False}
 ASYNC = pl_rl.EnvConfig("CartPole-v1", "async")

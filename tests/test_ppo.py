@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from pl_rl import PPO, CNNActorCritic, EnvConfig, MLPActorCritic, UsageError
-from tests.networks import LinearValue
+from tests.example_networks import LinearValue
 from tests.support import (
     MemoryLogger,
     counters_in,
@@ -560,7 +560,7 @@ def test_long_runs_compile_their_updates_and_short_ones_do_not(monkeypatch):
     assert description(total_env_steps=1000 * 32 // 2).startswith("compiled by ")
     assert description(compile_update=True).startswith("compiled by ")
     assert description(compile_update=False, total_env_steps=10**6) == "eager"
-    monkeypatch.setattr("pl_rl.compilation.find_compiler", lambda: None)
+    monkeypatch.setattr("pl_rl.compiled.function.find_compiler", lambda: None)
     assert description(total_env_steps=10**6) == "eager"
 
 
@@ -575,7 +575,7 @@ def test_shorter_runs_of_larger_networks_compile_too(monkeypatch):
             read.append(pl_module.rounding()["updates"])
 
     read = []
-    monkeypatch.setattr("pl_rl.compiled.FLOPS_OF_A_MILLISECOND", 2**20)
+    monkeypatch.setattr("pl_rl.compiled.backend.FLOPS_OF_A_MILLISECOND", 2**20)
     pixels = {"env": "PlRlTest/Pictures-v0", "network": CNNActorCritic}
     assert not compiles()
     assert compiles(**pixels)
@@ -598,7 +598,7 @@ def test_compiling_is_no_training_time(monkeypatch):
 
 
 def test_a_compilation_that_was_asked_for_and_cannot_be_had_is_an_error(monkeypatch):
-    monkeypatch.setattr("pl_rl.compilation.find_compiler", lambda: None)
+    monkeypatch.setattr("pl_rl.compiled.function.find_compiler", lambda: None)
     with pytest.raises(UsageError, match=r"compile_update=true cannot be had: no C\+\+ compiler.*; use null or false"):
         fit(small_ppo(compile_update=True))
     monkeypatch.undo()

@@ -12,12 +12,12 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 import pl_rl
 from pl_rl import cli
-from pl_rl.checkpoints import read_checkpoint
-from pl_rl.inspection import describe_checkpoint
-from pl_rl.plotting import plot_runs
-from pl_rl.weights import read_weights
+from pl_rl.checkpoints.format import read_checkpoint
+from pl_rl.pretrained import read_weights
+from pl_rl.tools.inspection import describe_checkpoint
+from pl_rl.tools.plotting import plot_runs
+from tests.resume.test_resume import run_of, train
 from tests.support import fit, small_ppo
-from tests.test_resume import run_of, train
 
 
 class Bomb:

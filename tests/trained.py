@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from pl_rl.policy import TrainedPolicy, load_weights, read_trained
+from pl_rl.deploy.policy import TrainedPolicy, load_weights, read_trained
 from tests.support import quiet_trainer, small_ppo
 
 IDENTITY = "tests.environments:PlRlTest/Identity-v0"

@@ -6,11 +6,11 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 
 from pl_rl.agent import Agent, as_agent
+from pl_rl.algorithm.schedule import is_due
 from pl_rl.callbacks.lookup import attached
-from pl_rl.checkpoints import STATE_KEY
+from pl_rl.checkpoints.format import STATE_KEY
 from pl_rl.errors import UsageError
-from pl_rl.schedule import is_due
-from pl_rl.seeding import Stream
+from pl_rl.seeding.streams import Stream
 
 
 class PeriodicEvaluation(L.Callback):

@@ -12,14 +12,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from pl_rl.agent import Agent, as_agent
-from pl_rl.callbacks.hold import Hold, HoldSchedule
-from pl_rl.checkpoints import changed_settings
+from pl_rl.checkpoints.format import changed_settings
 from pl_rl.errors import UsageError
-from pl_rl.networks import MLPActorCritic
-from pl_rl.runs import shown
-from pl_rl.terminal import printable
-from pl_rl.weights import Normalizer, PolicyWeights, read_weights
-from pl_rl.weights.matching import Match, OtherShapes, Rules, match
+from pl_rl.files.terminal import printable
+from pl_rl.networks.actor_critic import MLPActorCritic
+from pl_rl.pretrained import Normalizer, PolicyWeights, read_weights
+from pl_rl.pretrained.freezing import Hold, HoldSchedule
+from pl_rl.pretrained.matching import Match, OtherShapes, Rules, match
+from pl_rl.runs.directory import shown
 
 
 class PretrainedCheckpoint(L.Callback):

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from pl_rl.agent import Agent, as_agent
+from pl_rl.algorithm.evaluation import shown_return
 from pl_rl.callbacks.evaluation import evaluation_of
-from pl_rl.evaluation import shown_return
 
 REFRESH_SECONDS = 0.1
 

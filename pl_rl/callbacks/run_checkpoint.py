@@ -8,11 +8,11 @@ import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
 from pl_rl.agent import Agent, as_agent
+from pl_rl.algorithm.schedule import is_due
 from pl_rl.callbacks.evaluation import evaluation_of
 from pl_rl.errors import EnvironmentFailure, UsageError
-from pl_rl.files import is_regular, put_aside
-from pl_rl.runs import shown
-from pl_rl.schedule import is_due
+from pl_rl.files.writing import is_regular, put_aside
+from pl_rl.runs.directory import shown
 
 
 class RunCheckpoint(Checkpoint):

@@ -10,11 +10,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from pl_rl.agent import as_agent
 from pl_rl.callbacks.lookup import all_attached, attached
 from pl_rl.callbacks.run_checkpoint import RunCheckpoint
-from pl_rl.checkpoints import STATE_KEY
-from pl_rl.log_meter import LogMeter, measure_logs
-from pl_rl.run_identity import identity_of, mark, new_run_id, run_id_in
-from pl_rl.run_logs import continue_logs
-from pl_rl.runs import own_run, run_of_checkpoint, shown
+from pl_rl.checkpoints.format import STATE_KEY
+from pl_rl.runs.directory import own_run, run_of_checkpoint, shown
+from pl_rl.runs.identity import identity_of, mark, new_run_id, run_id_in
+from pl_rl.runs.log_meter import LogMeter, measure_logs
+from pl_rl.runs.logs import continue_logs
 
 LOGS_KEY = "pl_rl_logs"
 

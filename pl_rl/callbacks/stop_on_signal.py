@@ -13,14 +13,14 @@ from lightning.pytorch.callbacks import Checkpoint, Timer
 from rich.console import Console
 
 from pl_rl.agent import Agent, as_agent
+from pl_rl.algorithm.schedule import is_due
 from pl_rl.callbacks.evaluation import evaluation_of
 from pl_rl.callbacks.lookup import all_attached, attached
 from pl_rl.callbacks.run_checkpoint import RunCheckpoint
 from pl_rl.callbacks.summary import RunSummary, print_commands
-from pl_rl.checkpoints import STATE_KEY
-from pl_rl.interruption import Interrupted, Interruption
-from pl_rl.runs import shown
-from pl_rl.schedule import is_due
+from pl_rl.checkpoints.format import STATE_KEY
+from pl_rl.runs.directory import shown
+from pl_rl.runs.signals import Interrupted, Interruption
 
 # Nobody minds to wait so long, and to copy the state before a longer iteration costs next to nothing.
 LONG_SECONDS = 1.0

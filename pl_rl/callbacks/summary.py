@@ -9,13 +9,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from pl_rl.agent import Agent, as_agent
+from pl_rl.algorithm.evaluation import shown_return
 from pl_rl.callbacks.evaluation import PeriodicEvaluation, evaluation_of
 from pl_rl.callbacks.lookup import attached
 from pl_rl.callbacks.run_checkpoint import RunCheckpoint
-from pl_rl.evaluation import shown_return
-from pl_rl.interruption import Interrupted
-from pl_rl.runs import shown
-from pl_rl.trust import is_own
+from pl_rl.runs.directory import shown
+from pl_rl.runs.signals import Interrupted
+from pl_rl.runs.trust import is_own
 
 
 class RunSummary(L.Callback):

@@ -18,8 +18,8 @@ from pl_rl.cli.parsing import PROG, Parser, fail, setting
 from pl_rl.cli.training import CLI, SaveConfig
 from pl_rl.cli.verbs import OWN_VERBS
 from pl_rl.errors import RunFailure, UsageError
-from pl_rl.output import lasting_output, open_standard_descriptors
 from pl_rl.ppo import PPO
+from pl_rl.runs.output import lasting_output, open_standard_descriptors
 from pl_rl.trainer import Trainer
 
 # Of the disk rather than of the program.

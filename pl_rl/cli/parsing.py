@@ -13,15 +13,15 @@ from jsonargparse._loaders_dumpers import get_yaml_default_loader
 from lightning.pytorch.cli import LightningArgumentParser
 
 from pl_rl.errors import UsageError
-from pl_rl.plain_yaml import check_yaml, read_yaml
-from pl_rl.runs import find_config
-from pl_rl.terminal import printable, shortened
+from pl_rl.files.plain_yaml import check_yaml, read_yaml
+from pl_rl.files.terminal import printable, shortened
+from pl_rl.runs.directory import find_config
 
 PROG = "python -m pl_rl"
 
 
 class _CheckedLoader(get_yaml_default_loader()):  # type: ignore[misc]
-    """The parser's YAML, of files and of arguments, after it was checked as :mod:`pl_rl.plain_yaml` does."""
+    """The parser's YAML, of files and of arguments, after it was checked as :mod:`pl_rl.files.plain_yaml` does."""
 
     def __init__(self, stream: str) -> None:
         check_yaml(stream)

@@ -15,19 +15,22 @@ from rich.console import Console
 from rich.table import Table
 
 from pl_rl.agent import network_from_description
-from pl_rl.auto_resume import queued_again
+from pl_rl.algorithm.evaluation import Episodes
 from pl_rl.callbacks import PretrainedCheckpoint, RunCheckpoint, RunProgressBar, RunSummary
 from pl_rl.callbacks.lookup import attached
 from pl_rl.callbacks.run_directory import LOGS_KEY
-from pl_rl.checkpoints import read_checkpoint
+from pl_rl.checkpoints.format import read_checkpoint
 from pl_rl.cli.parsing import ConfigFile, option, setting
 from pl_rl.cli.trust import names_said
 from pl_rl.errors import UsageError
-from pl_rl.evaluation import Episodes
-from pl_rl.networks import ACTIVATIONS, MLPActorCritic
-from pl_rl.plain_yaml import parse_yaml, read_yaml
+from pl_rl.files.plain_yaml import parse_yaml, read_yaml
+from pl_rl.files.terminal import printable
+from pl_rl.networks.actor_critic import ACTIVATIONS, MLPActorCritic
 from pl_rl.ppo import PPO
-from pl_rl.runs import (
+from pl_rl.pretrained import read_weights
+from pl_rl.pretrained.matching import fitting_settings
+from pl_rl.resume.auto_resume import queued_again
+from pl_rl.runs.directory import (
     LOG_ROOT,
     config_number,
     config_of_run,
@@ -37,11 +40,8 @@ from pl_rl.runs import (
     run_begun_by,
     shown,
 )
-from pl_rl.terminal import printable
+from pl_rl.runs.trust import by_settings, checked_of_file, is_own
 from pl_rl.trainer import Trainer
-from pl_rl.trust import by_settings, checked_of_file, is_own
-from pl_rl.weights import read_weights
-from pl_rl.weights.matching import fitting_settings
 
 TIME_LIMIT_STATUS = os.EX_TEMPFAIL
 """Exit status of a run that its time limit ended: the command is to be given again."""

@@ -8,15 +8,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pl_rl import plotting
 from pl_rl.cli.parsing import PROG, Parser
+from pl_rl.deploy.export import Format, export
 from pl_rl.errors import RunFailure, UsageError
-from pl_rl.export import Format, export
-from pl_rl.inspection import describe_checkpoint
-from pl_rl.runs import find_checkpoint, shown
-from pl_rl.terminal import printable
-from pl_rl.trust import by_trust_option
-from pl_rl.verification import verify
+from pl_rl.files.terminal import printable
+from pl_rl.runs.directory import find_checkpoint, shown
+from pl_rl.runs.trust import by_trust_option
+from pl_rl.tools import plotting
+from pl_rl.tools.inspection import describe_checkpoint
+from pl_rl.tools.verification import verify
 
 VERIFY_DESCRIPTION = (
     "Kill a run at random moments, resume it, and compare with one left alone. Takes all arguments of fit."

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pl_rl.errors import EnvironmentFailure
-from pl_rl.interruption import Interrupted
+from pl_rl.runs.signals import Interrupted
 
 Fault = tuple[int, str, str]
 """Index of the environment, what it did, and its traceback (empty where there is none)."""

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pl_rl.envs.config import EnvConfig
+from pl_rl.envs.make import AnyEnv, wrap, wrapper_parts
 from pl_rl.envs.native import NoNativeVectorization
 from pl_rl.envs.parallel import Step, SyncEnvs
-from pl_rl.envs.single import AnyEnv, wrap, wrapper_parts
 
 ATARI_ENTRY_POINT = "ale_py.env:AtariEnv"
 

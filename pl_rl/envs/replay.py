@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from pl_rl.envs.digest import Digest
 from pl_rl.envs.faults import STOPS, WrongOutput, error_in_words, number_of
-from pl_rl.envs.lasting import Arrays, load_lasting, needs_new_object, save_lasting
-from pl_rl.seeding import derive_seed
+from pl_rl.envs.wrapper_state import Arrays, load_lasting, needs_new_object, save_lasting
+from pl_rl.seeding.streams import derive_seed
 
 FIRST_ANCHOR_STEPS = 100
 LONGEST_ANCHOR_STEPS = 1000
@@ -48,7 +48,7 @@ class ReplayEnv(gym.Wrapper[Any, Any, Any, Any]):
     wrapper says by ``reset_goes_on`` that the next reset would go on with what has begun, the anchor waits.
 
     It goes round all other wrappers, so that their state is replayed too; what outlives seeded resets
-    (see :mod:`pl_rl.envs.lasting`) is kept as it was at the anchor.
+    (see :mod:`pl_rl.envs.wrapper_state`) is kept as it was at the anchor.
 
     Checksums tell whether a replay gave what was given before. What outlives a seeded reset and is unknown to us, such
     as a count of episodes, often shows at an episode's end only, and the anchor may be as young as the open episode;

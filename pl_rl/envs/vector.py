@@ -10,13 +10,13 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.vector import VectorEnv
 
-from pl_rl.envs.choice import workers_pay
+from pl_rl.envs.auto_vectorization import workers_pay
 from pl_rl.envs.config import EnvConfig
+from pl_rl.envs.make import import_modules, make_env
 from pl_rl.envs.native import NATIVE_VECTOR_ENVS, NoNativeVectorization
 from pl_rl.envs.native_atari import ATARI_ENTRY_POINT, NativeAtariEnvs, atari_game_fn
 from pl_rl.envs.parallel import SyncEnvs
 from pl_rl.envs.replay import ReplayEnv
-from pl_rl.envs.single import import_modules, make_env
 from pl_rl.envs.workers import AsyncEnvs
 from pl_rl.errors import UsageError
 

@@ -25,8 +25,8 @@ from gymnasium.vector.utils import CloudpickleWrapper, batch_space
 
 from pl_rl.envs.faults import Fault, close_each, failure, fault_of
 from pl_rl.envs.parallel import EnvFns, Step, in_words
+from pl_rl.envs.processors import cores
 from pl_rl.errors import EnvironmentFailure, UsageError
-from pl_rl.processors import cores
 
 CLOSING_SECONDS = 5.0
 # A worker's last answer.

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.ticker import EngFormatter
 
-from pl_rl.plotting import read_segments
+from pl_rl.tools.plotting import read_segments
 
 # Read from the pictures at https://docs.cleanrl.dev/rl-algorithms/ppo/#experiment-results_1: mean returns of three
 # seeds of ppo_atari.py in training, on NoFrameskip-v4, whose actions are not sticky.

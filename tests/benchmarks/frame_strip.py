@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 import pl_rl
-from pl_rl.distributions import to_numpy
 from pl_rl.envs import make_env
+from pl_rl.networks.distributions import to_numpy
 
 FRAMES = 8
 BEGIN = 300

@@ -16,10 +16,10 @@ import lightning as L
 import torch
 
 import pl_rl
+from pl_rl.algorithm.rollout import RolloutCollector
 from pl_rl.callbacks import RunCheckpoint
-from pl_rl.checkpoint_io import DurableCheckpointIO
+from pl_rl.checkpoints.saving import DurableCheckpointIO
 from pl_rl.envs import make_env, make_vector_env, restore_envs
-from pl_rl.rollout import RolloutCollector
 
 SYNC = ("CartPole-v1", "Pendulum-v1", "HalfCheetah-v5")
 ENVIRONMENTS = [("CartPole-v1", "native"), *((name, "sync") for name in SYNC)]

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import matplotlib
 import numpy as np
 
-from pl_rl.checkpoints import STATE_KEY, read_checkpoint
+from pl_rl.checkpoints.format import STATE_KEY, read_checkpoint
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

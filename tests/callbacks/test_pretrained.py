@@ -13,13 +13,13 @@ import torch
 from pl_rl import EnvConfig, MLPActorCritic, UsageError
 from pl_rl.callbacks import PretrainedCheckpoint, RunCheckpoint
 from pl_rl.callbacks.pretrained import lineage_rows
-from pl_rl.inspection import describe_checkpoint
-from pl_rl.weights import read_weights
-from pl_rl.weights.matching import Rules, match
-from tests.networks import LinearValue
+from pl_rl.pretrained import read_weights
+from pl_rl.pretrained.matching import Rules, match
+from pl_rl.tools.inspection import describe_checkpoint
+from tests.example_networks import LinearValue
+from tests.pretrained.support import DATA, reference_of
+from tests.resume.test_resume import differences, last_of, run_of, train
 from tests.support import fit, quiet_trainer, read_checkpoint, same_bits, small_ppo
-from tests.test_resume import differences, last_of, run_of, train
-from tests.weights.support import DATA, reference_of
 
 MODEL = DATA / "stable_baselines3" / "ppo_cartpole.zip"
 PENDULUM = DATA / "stable_baselines3" / "ppo_pendulum.zip"

@@ -2,8 +2,8 @@
 
 import re
 
+from pl_rl.algorithm.evaluation import shown_return
 from pl_rl.callbacks import RunProgressBar
-from pl_rl.evaluation import shown_return
 from tests.support import MemoryLogger, fit, small_ppo
 
 

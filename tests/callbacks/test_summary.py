@@ -9,8 +9,8 @@ import yaml
 
 import pl_rl
 from pl_rl import cli
+from pl_rl.algorithm.evaluation import shown_return
 from pl_rl.callbacks import RunCheckpoint, RunSummary
-from pl_rl.evaluation import shown_return
 from tests.support import MemoryLogger, fit, small_ppo
 
 RUN = ["--model.env", "CartPole-v1", "--model.num_envs", "4", "--model.num_steps", "16", "--model.minibatch_size", "32"]

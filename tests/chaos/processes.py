@@ -15,14 +15,14 @@ import torch
 import torch.utils.tensorboard
 
 from pl_rl import cli
-from pl_rl.verification import compare_runs
+from pl_rl.tools.verification import compare_runs
 
 # What a run does, by the function that does it.
 PHASES = {
-    "collecting": "pl_rl.rollout.RolloutCollector.collect",
+    "collecting": "pl_rl.algorithm.rollout.RolloutCollector.collect",
     "updating": "pl_rl.ppo.PPO._learn",
     "evaluating": "pl_rl.agent.Agent.play",
-    "saving": "pl_rl.checkpoint_io._write",
+    "saving": "pl_rl.checkpoints.saving._write",
     "writing logs": "pl_rl.callbacks.run_directory.measure_logs",
 }
 

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pl_rl.checkpoints import Damaged, load_sound
+from pl_rl.checkpoints.format import Damaged, load_sound
 from pl_rl.errors import UsageError
-from pl_rl.log_files import EVENT_FILES
-from pl_rl.runs import newest_sound_checkpoint
+from pl_rl.runs.directory import newest_sound_checkpoint
+from pl_rl.runs.log_files import EVENT_FILES
 from tests.chaos.processes import Run, differences, fit_command, moment, newest_run
 
 NOBODY = 65534
@@ -342,7 +342,7 @@ class Chaos:
 
 def _all_files_are_large() -> None:
     """Write every checkpoint in the background."""
-    from pl_rl import checkpoint_io
+    from pl_rl.checkpoints import saving as checkpoint_io
 
     checkpoint_io.LARGE = 0
 

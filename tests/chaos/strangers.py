@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from pl_rl.log_files import EVENT_FILES
+from pl_rl.runs.log_files import EVENT_FILES
 from tests.chaos import scenarios
 from tests.chaos.processes import Run, fit_command, newest_run
 from tests.chaos.scenarios import Outcome

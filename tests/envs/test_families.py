@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from pl_rl import EnvConfig
-from pl_rl.envs import lasting, make_env, make_vector_env, restore_envs, save_envs
+from pl_rl.envs import make_env, make_vector_env, restore_envs, save_envs, wrapper_state
 from pl_rl.envs.replay import ReplayEnv
 from tests.envs.test_replay import open_returns_of, same, walk
 
@@ -59,7 +59,7 @@ def test_bipedalwalker_over_several_anchors(vectorization):
 
 
 def test_bipedalwalker_is_not_exact_without_a_new_object(monkeypatch):
-    monkeypatch.setattr(lasting, "REMADE_AT_ANCHORS", set())
+    monkeypatch.setattr(wrapper_state, "REMADE_AT_ANCHORS", set())
     assert not restores(shipped("bipedalwalker", "sync"), 1200, num_envs=4)[0]
 
 

@@ -14,11 +14,11 @@ import pytest
 
 import tests.faulty_environments as faulty
 from pl_rl import EnvConfig, RunFailure, UsageError
-from pl_rl import evaluation as evaluation_module
+from pl_rl.algorithm import evaluation as evaluation_module
 from pl_rl.callbacks import RunCheckpoint
 from pl_rl.cli import main
 from pl_rl.envs import make_vector_env
-from pl_rl.interruption import Interrupted
+from pl_rl.runs.signals import Interrupted
 from tests.support import counters_in, fit, is_running, same_bits, small_ppo
 
 ANYWHERE = {

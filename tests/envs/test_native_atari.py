@@ -11,7 +11,7 @@ import pytest
 from pl_rl import EnvConfig, UsageError
 from pl_rl.envs import make_env, make_vector_env, replayed_steps, restore_envs, save_envs, vectorization_of
 from pl_rl.envs.native_atari import atari_game_fn
-from pl_rl.networks import CNNActorCritic
+from pl_rl.networks.actor_critic import CNNActorCritic
 from tests.envs.test_families import shipped
 from tests.support import fit, small_ppo
 

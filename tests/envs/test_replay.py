@@ -10,7 +10,7 @@ import torch
 import tests.uncertain_environments  # noqa: F401  (registers environments)
 from pl_rl.envs import SNAPSHOTS, EnvConfig, Restored, Snapshot, make_vector_env, restore_envs, save_envs
 from pl_rl.envs.replay import ReplayEnv
-from pl_rl.verification import first_difference
+from pl_rl.tools.verification import first_difference
 
 ENVIRONMENTS = [
     EnvConfig("CartPole-v1", "native"),

@@ -9,7 +9,7 @@ import pytest
 
 import tests.uncertain_environments  # noqa: F401  (registers environments)
 from pl_rl import EnvConfig, UsageError
-from pl_rl.envs import choice, make_env, make_vector_env, vectorization_of
+from pl_rl.envs import auto_vectorization, make_env, make_vector_env, vectorization_of
 from tests.environments import Counter
 from tests.support import fit, small_ppo
 
@@ -155,14 +155,14 @@ gym.register("PlRlTest/Slow-v0", Slow)
     ],
 )
 def test_automatic_vectorization_takes_workers_where_they_pay(env_id, num_envs, cores, training, expected, monkeypatch):
-    monkeypatch.setattr(choice, "cores", lambda: cores)
+    monkeypatch.setattr(auto_vectorization, "cores", lambda: cores)
     env = make_vector_env(EnvConfig(env_id), num_envs, training)
     assert vectorization_of(env) == expected
     env.close()
 
 
 def test_looking_whether_workers_pay_draws_no_random_numbers(monkeypatch):
-    monkeypatch.setattr(choice, "cores", lambda: 2)
+    monkeypatch.setattr(auto_vectorization, "cores", lambda: 2)
     np.random.seed(0)
     expected = np.random.random()
     np.random.seed(0)
@@ -178,7 +178,7 @@ def test_an_automatic_choice_is_said(caplog):
 
 def test_more_environments_than_cores_share_workers():
     env = make_vector_env(EnvConfig("PlRlTest/Counter-v0", "async"), 5)
-    assert len(multiprocessing.active_children()) == min(5, choice.cores())
+    assert len(multiprocessing.active_children()) == min(5, auto_vectorization.cores())
     env.close()
 
 

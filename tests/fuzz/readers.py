@@ -20,19 +20,19 @@ from rich.markup import escape, render
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 import pl_rl
-from pl_rl.checkpoint_schema import LOGS
-from pl_rl.checkpoints import check_content, load_sound
+from pl_rl.checkpoints.format import check_content, load_sound
+from pl_rl.checkpoints.schema import LOGS
 from pl_rl.cli.parsing import ConfigFile, Parser
-from pl_rl.inspection import describe_checkpoint
-from pl_rl.plain_yaml import read_yaml
-from pl_rl.plotting import plot_runs, read_segments
-from pl_rl.policy import TrainedPolicy, load_weights, metadata, read_trained
-from pl_rl.run_identity import mark
-from pl_rl.run_logs import continue_logs
-from pl_rl.runs import run_begun_by
-from pl_rl.schema import Misfit
-from pl_rl.terminal import printable
-from pl_rl.weights import read_weights
+from pl_rl.deploy.policy import TrainedPolicy, load_weights, metadata, read_trained
+from pl_rl.files.plain_yaml import read_yaml
+from pl_rl.files.schema import Misfit
+from pl_rl.files.terminal import printable
+from pl_rl.pretrained import read_weights
+from pl_rl.runs.directory import run_begun_by
+from pl_rl.runs.identity import mark
+from pl_rl.runs.logs import continue_logs
+from pl_rl.tools.inspection import describe_checkpoint
+from pl_rl.tools.plotting import plot_runs, read_segments
 from tests.fuzz.mutations import EXTREMES, mutated_archive, mutated_bytes, mutated_text, mutated_tree, places, saved
 from tests.fuzz.sound import ITERATIONS, KINDS, model, trainer
 

@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 import pl_rl
 from pl_rl.callbacks import PretrainedCheckpoint, RunCheckpoint
 from pl_rl.envs import EnvConfig
-from pl_rl.runs import packaged_configs
+from pl_rl.runs.directory import packaged_configs
 from tests.fuzz.mutations import places
 
 DATA = Path(__file__).parents[1] / "data"
@@ -92,7 +92,7 @@ def make_sound(folder):
     sound.weights["state_dict.pt"] = _saved({name.removeprefix("network."): t for name, t in network.items()})
     sound.weights["old.pt"] = _saved(network, _use_new_zipfile_serialization=False)
     try:
-        from pl_rl.weights.safetensors import dump
+        from pl_rl.pretrained.safetensors import dump
 
         sound.weights["model.safetensors"] = dump(network, {"library": "pl_rl", "network": '{"init_args": {}}'})
     except pl_rl.UsageError:

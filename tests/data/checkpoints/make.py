@@ -1,8 +1,8 @@
 """Freezes checkpoints of the present format: ``python -m tests.data.checkpoints.make``.
 
 Made once for a format, and then never again: the files of all formats must load and be continued for ever. When a
-change alters what checkpoints hold, raise ``FORMAT_VERSION`` in :mod:`pl_rl.checkpoints`, add the step from the format
-before to its ``MIGRATIONS``, and run this.
+change alters what checkpoints hold, raise ``FORMAT_VERSION`` in :mod:`pl_rl.checkpoints.format`, add the step from the
+format before to its ``MIGRATIONS``, and run this.
 """
 
 import functools
@@ -13,7 +13,7 @@ import lightning as L
 
 import pl_rl
 from pl_rl.callbacks import RunCheckpoint
-from pl_rl.checkpoints import FORMAT_VERSION
+from pl_rl.checkpoints.format import FORMAT_VERSION
 
 HERE = Path(__file__).parent
 SETTINGS = {

@@ -1,0 +1,76 @@
+"""What PPO minimises over a minibatch.
+
+Shapes: ``B`` samples of a minibatch.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pl_rl.algorithm import functional as F
+from pl_rl.networks.actor_critic import ActorCritic
+
+
+class Minibatch(NamedTuple):
+    """Samples of a rollout, time and environment no longer told apart."""
+
+    obs: Tensor
+    """``[B, *observation_space.shape]``"""
+    actions: Tensor
+    """``[B]`` or ``[B, A]``"""
+    log_probs: Tensor
+    """``[B]``, log pi_old(a|s)."""
+    values: Tensor
+    """``[B]``, as predicted when the samples were collected."""
+    advantages: Tensor
+    """``[B]``"""
+    returns: Tensor
+    """``[B]``, targets of the value function."""
+
+
+class Coefficients(NamedTuple):
+    """The loss's numbers, which may change from one iteration to the next; scalars."""
+
+    clip_coef: Tensor
+    """Half-width of the clipping interval of the probability ratio."""
+    vf_coef: float | Tensor
+    """Weight of the value loss."""
+    ent_coef: float | Tensor
+    """Weight of the entropy bonus."""
+
+
+class PPOLoss(nn.Module):
+    """The loss of a network, https://arxiv.org/abs/1707.06347 equation 9.
+
+    Args:
+        network: The policy and the value function.
+        clip_vloss: Clip the value loss too, by the same coefficient.
+    """
+
+    METRICS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")
+
+    def __init__(self, network: ActorCritic, clip_vloss: bool) -> None:
+        super().__init__()
+        self.network = network
+        self.clip_vloss = clip_vloss
+
+    def forward(self, minibatch: Minibatch, coefficients: Coefficients) -> tuple[Tensor, Tensor]:
+        """The loss, a scalar, and ``METRICS``, which tell how the policy moves, as one tensor without gradient."""
+        clip_coef, vf_coef, ent_coef = coefficients
+        outputs, values = self.network(minibatch.obs)
+        values = values.to(minibatch.values.dtype)
+        distribution = self.network.distribution
+        log_ratio = distribution.log_prob(outputs, minibatch.actions) - minibatch.log_probs
+        ratio = log_ratio.exp()
+        policy_loss = F.clipped_surrogate_loss(ratio, minibatch.advantages, clip_coef)
+        if self.clip_vloss:
+            value_loss = F.clipped_value_loss(values, minibatch.values, minibatch.returns, clip_coef)
+        else:
+            value_loss = F.value_loss(values, minibatch.returns)
+        entropy = distribution.entropy(outputs).mean()
+        loss = policy_loss + vf_coef * value_loss - ent_coef * entropy
+        with torch.no_grad():
+            approx_kl, clip_fraction = F.approx_kl(log_ratio), F.clip_fraction(ratio, clip_coef)
+            metrics = torch.stack([policy_loss, value_loss, entropy, approx_kl, clip_fraction])
+        return loss, metrics.detach()

@@ -1,0 +1,160 @@
+"""PPO's settings: which values can work, and which may change while a run trains."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+from torch import Tensor
+
+from pl_rl.agent import describe_network
+from pl_rl.checkpoints.format import plain_data
+from pl_rl.errors import UsageError
+from pl_rl.networks.actor_critic import ActorCritic
+
+# What a model is made of.
+FIXED = {
+    "env": "the environment is chosen when a model is made; make another one",
+    "norm_obs": "it is decided when a model is made; make another one",
+    "norm_reward": "it is decided when a model is made; make another one",
+}
+_ELSEWHERE = "set it before fit, or continue the run from a checkpoint with another value"
+# What a run is made of, once it trains.
+FIXED_IN_FIT = {
+    "env_config": "its environments have been made; set it before fit",
+    "network": "the optimizer trains the parameters of the one that it began with; set it before fit",
+    "num_envs": f"its environments have been made; {_ELSEWHERE}",
+    "num_steps": f"memory for its rollouts has been laid out; {_ELSEWHERE}",
+    "minibatch_size": f"updates may be compiled for one size; {_ELSEWHERE}",
+    "compile_update": f"it is decided when a run begins; {_ELSEWHERE}",
+}
+AT_LEAST_ONE = (
+    *("total_env_steps", "num_envs", "num_steps", "update_epochs", "minibatch_size"),
+    *("eval_episodes", "eval_num_envs"),
+)
+WHOLE = (*(name for name in AT_LEAST_ONE if name != "total_env_steps"), "eval_freq")
+SWITCHES = (
+    *("anneal_lr", "anneal_clip", "clip_vloss", "norm_adv", "norm_obs", "norm_reward", "compile_update"),
+    "eval_deterministic",
+)
+NUMBERS = (
+    *("total_env_steps", "learning_rate", "gamma", "gae_lambda", "clip_coef", "ent_coef", "vf_coef"),
+    *("max_grad_norm", "target_kl", "stop_value"),
+)
+OPTIONAL = ("max_grad_norm", "target_kl", "stop_value", "compile_update")
+POSITIVE = ("learning_rate", "clip_coef", "max_grad_norm", "target_kl")
+# A schedule may end at zero.
+ZERO_IN_FIT = ("learning_rate", "clip_coef")
+
+
+def plain_number(name: str, value: Any) -> Any:
+    """NumPy's and torch's numbers, of a sweep say, would end up in checkpoints, which hold plain data only.
+
+    Raises:
+        UsageError: For a parameter, which would be trained no more.
+    """
+    if isinstance(value, Tensor) and value.requires_grad:
+        raise UsageError(f"{name} cannot be learnt: it is a setting; give it a number, and a parameter another name")
+    return value.item() if isinstance(value, np.generic) or (isinstance(value, Tensor) and not value.ndim) else value
+
+
+def change_setting(
+    ppo: Any, name: str, value: Any, assign: Callable[[Any], None], before_run: dict[str, Any], fitting: bool
+) -> None:
+    """Give a setting of a model that is made another value.
+
+    Args:
+        ppo: The model.
+        name: Of the setting.
+        value: The new one.
+        assign: What does it.
+        before_run: Values that the next run begins with, of settings that a run has changed; kept up to date.
+        fitting: Whether the model is being trained.
+
+    Raises:
+        UsageError: If it cannot change any more, or the value cannot work; it stays as it was then.
+    """
+    before = getattr(ppo, name, None)
+    same = value is before or (type(value) is type(before) and isinstance(value, str | int | float) and value == before)
+    if same and (fitting or name not in before_run):
+        return
+    reason = FIXED.get(name) or (FIXED_IN_FIT.get(name) if fitting else None)
+    if reason is not None:
+        raise UsageError(f"{name} cannot be changed: {reason}")
+    assign(value)
+    if not fitting:
+        before_run.pop(name, None)
+        ppo.save_hyperparameters(plain_data(_described(name, value)))
+        return
+    try:
+        check_settings(ppo, fitting)
+    except UsageError:
+        assign(before)
+        raise
+    before_run.setdefault(name, before)
+
+
+def _described(name: str, value: Any) -> dict[str, Any]:
+    """A setting as a checkpoint has it; how a network was made cannot be told from it."""
+    if name == "network":
+        return {name: describe_network(lambda observations, actions: cast(ActorCritic, value), value)}
+    return {"env": dataclasses.asdict(value)} if name == "env_config" else {name: value}
+
+
+def check_settings(ppo: Any, fitting: bool = False) -> None:
+    """Refuse values that cannot work, each in a sentence.
+
+    Args:
+        ppo: The model.
+        fitting: Whether it is being trained.
+
+    Raises:
+        UsageError: For the first of them.
+    """
+    _check_kinds(ppo)
+    for name in AT_LEAST_ONE:
+        if getattr(ppo, name) < 1:
+            raise UsageError(f"{name}={getattr(ppo, name)} must be at least 1")
+    for name in POSITIVE:
+        value = getattr(ppo, name)
+        if value is not None and not (value > 0 or (fitting and name in ZERO_IN_FIT and value == 0)):
+            raise UsageError(f"{name}={value} must be positive")
+    if ppo.stop_value is not None and math.isnan(ppo.stop_value):
+        raise UsageError("stop_value=nan is never reached; use null")
+    for name in ("ent_coef", "vf_coef"):
+        if not math.isfinite(getattr(ppo, name)):
+            raise UsageError(f"{name}={getattr(ppo, name)} must be a finite number")
+    if not ppo.env_config.timeout > 0:
+        raise UsageError(f"env.timeout={ppo.env_config.timeout} must be positive, in seconds")
+    for name in ("gamma", "gae_lambda"):
+        if not 0 <= getattr(ppo, name) <= 1:
+            raise UsageError(f"{name}={getattr(ppo, name)} must lie between 0 and 1")
+    if ppo.eval_freq < 0:
+        raise UsageError(f"eval_freq={ppo.eval_freq} must not be negative; 0 turns evaluation off")
+    if ppo.norm_adv and ppo.minibatch_size == 1:
+        raise UsageError("minibatch_size=1 leaves nothing to normalize advantages over; use norm_adv=false")
+    samples = ppo.num_envs * ppo.num_steps
+    if samples % ppo.minibatch_size:
+        divisors = [size for size in range(2, samples + 1) if samples % size == 0]
+        below = max((size for size in divisors if size < ppo.minibatch_size), default=None)
+        above = min((size for size in divisors if size > ppo.minibatch_size), default=None)
+        choices = " or ".join(str(size) for size in (below, above) if size is not None)
+        raise UsageError(
+            f"num_envs*num_steps={samples} is not divisible by minibatch_size={ppo.minibatch_size}; use {choices}"
+        )
+
+
+def _check_kinds(ppo: Any) -> None:
+    kinds: list[tuple[tuple[str, ...], Callable[[Any], bool], str]] = [
+        (SWITCHES, lambda value: isinstance(value, bool), "must be true or false"),
+        (WHOLE, lambda value: isinstance(value, int) and not isinstance(value, bool), "must be a whole number"),
+        (NUMBERS, lambda value: isinstance(value, int | float) and not isinstance(value, bool), "is not a number"),
+    ]
+    for names, fits, wanted in kinds:
+        for name in names:
+            value = plain_number(name, getattr(ppo, name))
+            if not fits(value) and not (value is None and name in OPTIONAL):
+                raise UsageError(f"{name}={value!r} {wanted}")
+    if not math.isfinite(ppo.total_env_steps):
+        raise UsageError(f"total_env_steps={ppo.total_env_steps} must be a finite number")

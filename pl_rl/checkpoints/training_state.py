@@ -1,0 +1,138 @@
+"""What a run needs, beyond weights and optimizer, to go on as if it had never stopped.
+
+All of it is plain data, so that a checkpoint opens with ``torch.load(..., weights_only=True)``.
+"""
+
+import platform
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+
+from pl_rl.agent import Agent
+from pl_rl.envs import SNAPSHOTS, replayed_steps
+from pl_rl.envs.spaces import describe_spaces
+from pl_rl.seeding.random_state import restore_random_state, save_random_state
+from pl_rl.seeding.streams import Stream, derive_seed
+
+LIBRARIES = ("torch", "lightning", "gymnasium", "numpy")
+
+
+def save_training_state(agent: Agent) -> dict[str, Any]:
+    """The state of an agent that is being trained."""
+    return {
+        "counters": agent.counters(),
+        "collector": _collector_state(agent),
+        "random": save_random_state(),
+        "platform": describe_platform(agent),
+        "seed_everything": torch.initial_seed(),
+        "between_iterations": agent.between_iterations,
+        "parent": agent.parent,
+        "network": list(agent.structures),
+        "spaces": describe_spaces(agent.network.observation_space, agent.network.action_space),
+    }
+
+
+def save_after_failure(agent: Agent) -> dict[str, Any] | None:
+    """The state of an agent whose training an exception has ended; ``None`` before there was one.
+
+    Environments that were left in the middle of a request are not asked for theirs: they might never answer.
+    """
+    if not agent.has_environments:
+        return None
+    for _ in range(2):
+        try:
+            return save_training_state(agent)
+        except Exception:  # whatever it is, the exception that ended training is the one to be seen
+            agent.environments_busy = True
+    return None
+
+
+def restore_training_state(agent: Agent, state: dict[str, Any], branch: bool) -> list[str]:
+    """Bring an agent, whose environments have been made, into a saved state.
+
+    Args:
+        agent: Set up for training.
+        state: From :func:`save_training_state`.
+        branch: Take new random numbers from here on.
+
+    Returns:
+        What does not go on exactly, and why; empty for an exact continuation.
+    """
+    losses = list(agent.missing_logs)
+    if not state["between_iterations"]:
+        losses.append("the checkpoint was saved in the middle of an iteration, whose rest is lost")
+    here = describe_platform(agent)
+    losses += [
+        f"{name}: {there} -> {here.get(name)}, which may round differently"
+        for name, there in state["platform"].items()
+        if here.get(name) != there
+    ]
+    fresh_episodes = derive_seed(agent.run_seed, Stream.ENVIRONMENTS, agent.train_iter)
+    with _progress(replayed_steps(state["collector"]["environments"])), agent.asking_environments():
+        failure = agent.collector.load_state_dict(state["collector"], fresh_episodes)
+    if failure is not None:
+        if state["collector"]["environments"] is None and type(agent.collector.env) in SNAPSHOTS:
+            failure = "they were left in the middle of a step"
+        losses.append(f"environments: restarted, as {failure}")
+    agent.parent = state["parent"]
+    if branch:
+        agent.run_seed = derive_seed(torch.initial_seed(), Stream.BRANCH, agent.train_iter)
+        agent.collector.generator.manual_seed(derive_seed(agent.run_seed, Stream.SAMPLING))
+    else:
+        # Last, as a replay may draw numbers too.
+        restore_random_state(state["random"])
+    return losses
+
+
+def _collector_state(agent: Agent) -> dict[str, Any]:
+    if agent.environments_busy:
+        return agent.collector.state_dict(with_environments=False)
+    with agent.asking_environments():
+        return agent.collector.state_dict()
+
+
+@contextmanager
+def _progress(steps: int) -> Iterator[None]:
+    """Say every few seconds that steps are being replayed, where that takes more than one."""
+    began, over = time.monotonic(), threading.Event()
+
+    def tell() -> None:
+        wait = 1.0
+        while not over.wait(wait):
+            seconds = time.monotonic() - began
+            rank_zero_info(
+                f"Replaying {steps:,} steps of the environments since their anchors: {seconds:.0f} s so far."
+            )
+            wait = min(2 * wait, 30.0)
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+@cache
+def _library_versions() -> dict[str, str]:
+    return {name: version(name) for name in LIBRARIES}
+
+
+def describe_platform(agent: Agent) -> dict[str, str]:
+    """What decides how numbers are rounded: libraries, processor, device, precision, threads."""
+    return {
+        **_library_versions(),
+        "machine": platform.machine(),
+        "device": agent.device.type,
+        "precision": str(agent.trainer.precision),
+        "threads": str(torch.get_num_threads()),
+        **agent.rounding(),
+    }

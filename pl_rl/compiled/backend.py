@@ -1,0 +1,195 @@
+"""Whether a run's updates and rollouts are compiled, and whether what was compiled still is what PyTorch computes."""
+
+from functools import partial
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+
+from pl_rl.algorithm.acting import CompiledActing
+from pl_rl.algorithm.loss import Coefficients, Minibatch, PPOLoss
+from pl_rl.algorithm.updates import CompiledUpdates
+from pl_rl.compiled.flops import count_flops
+from pl_rl.compiled.module_state import ModuleWatch, find_hook
+from pl_rl.compiled.rounding import MOST_ROUNDING, fault_of, length_of_difference, perturbed
+from pl_rl.compiled.tracing import first_line
+from pl_rl.errors import CompilationError, RunFailure
+from pl_rl.networks.actor_critic import ActorCritic
+from pl_rl.networks.modes import evaluation_mode, training_mode
+from pl_rl.seeding.random_state import restore_random_state, save_random_state
+
+# Compiling takes a few seconds, once for a network and a machine. It saves about a millisecond of an update, and of a
+# large one a millisecond for each so many floating-point operations.
+COMPILE_FROM = 1000
+FLOPS_OF_A_MILLISECOND = 2**27
+
+# An audit costs about as much as two eager updates.
+ITERATIONS_BETWEEN_AUDITS = 100
+
+
+def is_worth_compiling(loss: PPOLoss, num_updates: int, obs_dtype: torch.dtype, minibatch_size: int) -> bool:
+    """By a run's number of updates and the work of one, neither of which changes when the run is repeated."""
+    if num_updates >= COMPILE_FROM or next(loss.parameters()).device.type != "cpu":
+        return num_updates >= COMPILE_FROM
+    try:
+        example = make_example(loss.network, obs_dtype, minibatch_size)
+    except Exception:  # of a distribution that is not like ours
+        return False
+    return num_updates * count_flops(loss, example) >= COMPILE_FROM * FLOPS_OF_A_MILLISECOND
+
+
+def make_example(network: ActorCritic, obs_dtype: torch.dtype, minibatch_size: int) -> Minibatch:
+    """A minibatch of the right shapes and types, with a gradient."""
+    generator = torch.Generator().manual_seed(0)
+    largest = 256 if obs_dtype == torch.uint8 else 1  # black images would have no gradient
+    shape = (minibatch_size, *cast(tuple[int, ...], network.observation_space.shape))
+    obs = (largest * torch.rand(shape, generator=generator)).to(obs_dtype)
+    distribution = network.distribution
+    with torch.no_grad():
+        outputs = torch.zeros(minibatch_size, distribution.num_outputs)
+        actions = distribution.sample(outputs, distribution.noise((minibatch_size,), generator))
+        log_probs = distribution.log_prob(outputs, actions)
+    return Minibatch(obs, actions, log_probs, *torch.randn(3, minibatch_size, generator=generator).unbind())
+
+
+class CompiledLearner:
+    """A network's updates and its acting as compiled functions, and the watch over both.
+
+    Args:
+        loss: With the network in it.
+        optimizer: Takes the steps.
+        obs_dtype: Of observations in a rollout.
+        minibatch_size: Samples of an update.
+        num_envs: Environments that are acted in at once.
+
+    Attributes:
+        updates: Compiled in training mode.
+        acting: Compiled in evaluation mode, as rollouts are collected.
+
+    Raises:
+        CompilationError: If this network, this optimizer or this machine does not allow it, whatever goes wrong.
+    """
+
+    def __init__(
+        self,
+        loss: PPOLoss,
+        optimizer: torch.optim.Optimizer,
+        obs_dtype: torch.dtype,
+        minibatch_size: int,
+        num_envs: int,
+    ) -> None:
+        self._loss, self._network = loss, loss.network
+        random_state = save_random_state()
+        try:
+            with training_mode(self._network):
+                self._watch = ModuleWatch(loss)
+                try:
+                    self._compile(optimizer, make_example(self._network, obs_dtype, minibatch_size), num_envs)
+                    change = self._watch.change()
+                finally:
+                    self._watch.undo()  # a trace leaves tensors behind that are none
+                    restore_random_state(random_state)
+        except (CompilationError, RunFailure):
+            raise
+        except Exception as error:  # networks are anybody's code
+            raise CompilationError(first_line(error)) from error
+        if change is not None:
+            raise CompilationError(f"each time that the network runs, {change}")
+        self._iteration: int | None = None
+
+    def _compile(self, optimizer: torch.optim.Optimizer, example: Minibatch, num_envs: int) -> None:
+        hook = find_hook(self._loss) or _find_step_hook(optimizer)
+        if hook is not None:
+            raise CompilationError(f"{hook}, which would not run")
+        obs = example.obs[torch.arange(num_envs) % len(example.obs)]
+        # Both are compiled side by side.
+        self.acting = CompiledActing(self._network, obs)
+        try:
+            self.updates = CompiledUpdates(self._loss, optimizer, example)
+        except Exception:
+            self.acting.load()  # or its compiler would be left behind
+            raise
+        self.acting.load()
+        fault = self._audit_acting(obs)
+        if fault is not None:
+            raise CompilationError(fault)
+
+    def change(self, optimizer: torch.optim.Optimizer) -> str | None:
+        """Why this is out of date, in words: a change that the compiled functions do not see."""
+        if optimizer is not self.updates.optimizer:
+            return "the optimizer is another one"
+        with training_mode(self._network):
+            change = self._watch.change()
+        return change or _find_step_hook(optimizer) or self.updates.change()
+
+    def audit_is_due(self, iteration: int) -> bool:
+        """Whether the latest audit was long ago, by the run's count of iterations."""
+        return self._iteration is None or iteration - self._iteration >= ITERATIONS_BETWEEN_AUDITS
+
+    def audit(self, minibatch: Minibatch | None, obs: Tensor, coefficients: Coefficients, iteration: int) -> str | None:
+        """Compute a gradient and decisions by PyTorch too; training is as if nobody had asked.
+
+        Args:
+            minibatch: A real one, of which the first chunk is looked at; ``None`` if updates are eager for now.
+            obs: Real observations ``[N, ...]``.
+            coefficients: Of the loss.
+            iteration: The run's count.
+
+        Returns:
+            What differs by more than rounding, in words.
+        """
+        fault = None if minibatch is None else self._audit_gradient(minibatch, coefficients)
+        fault = fault or self._audit_acting(obs)
+        if fault is not None:
+            before = "" if self._iteration is None else f" (they agreed in iteration {self._iteration:,})"
+            return fault + before
+        self._iteration = iteration
+        return None
+
+    def _audit_gradient(self, minibatch: Minibatch, coefficients: Coefficients) -> str | None:
+        chunk, gradient = self.updates.chunk_gradient(minibatch, coefficients)
+        with training_mode(self._network):
+            expected = self.updates.eager_gradient(chunk, coefficients)
+            difference = fault_of(gradient, expected, lambda: self.updates.gradient_nearby(chunk, coefficients))
+        return None if difference is None else f"the gradient differs from PyTorch's by {difference:.1e} of its length"
+
+    @torch.no_grad()
+    def _audit_acting(self, obs: Tensor, repeats: int = 4) -> str | None:
+        distribution, generator = self._network.distribution, torch.Generator().manual_seed(0)
+        noise = distribution.noise((repeats, len(obs)), generator)
+        self.acting.begin(obs.expand(repeats, *obs.shape).contiguous(), noise)
+        for step in range(repeats):
+            self.acting.act(step)
+        outputs, values, actions = self.acting.decided()
+        with evaluation_mode(self._network):
+            expected_outputs, expected_values = self._network(obs)
+            nearby = partial(self._decide_nearby, obs)
+            for name, ours, expected, moved in [
+                ("policy's outputs differ", outputs[-1], expected_outputs, lambda: nearby()[0]),
+                ("values differ", values[-1], expected_values, lambda: nearby()[1]),
+            ]:
+                difference = fault_of(ours, expected, moved)
+                if difference is not None:
+                    return f"the {name} from PyTorch's by {difference:.1e} of their length"
+        sampled = distribution.sample(outputs, noise)
+        if actions.is_floating_point():
+            wrong = not length_of_difference(actions, sampled) < MOST_ROUNDING
+        else:  # two choices may be as good as equal, once
+            wrong = int((actions != sampled).sum()) > 1
+        return "the actions differ from those that PyTorch samples" if wrong else None
+
+    def _decide_nearby(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """The policy's outputs and values with slightly other parameters."""
+        parameters = dict(self._network.named_parameters())
+        moved = dict(zip(parameters, perturbed(list(parameters.values())), strict=True))
+        return cast(tuple[Tensor, Tensor], functional_call(self._network, moved, (obs,)))
+
+
+def _find_step_hook(optimizer: torch.optim.Optimizer) -> str | None:
+    """Whether something waits for the optimizer's steps, in words."""
+    hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
+    if any((*hooks, _global_optimizer_pre_hooks, _global_optimizer_post_hooks)):
+        return "the optimizer has a hook"
+    return None

@@ -1,0 +1,243 @@
+"""The C++ compiler of this machine, as a process of its own beside this one."""
+
+import contextlib
+import fcntl
+import os
+import platform
+import re
+import shlex
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+import weakref
+from functools import cache
+from pathlib import Path
+
+from pl_rl.compiled import code_cache
+from pl_rl.errors import CompilationError, CompilerFailure
+
+NATIVE = Path(__file__).parent / "kernels"
+CHILD = Path(__file__).with_name("compiler_child.py")
+# On ARM and POWER it is -mcpu that says for which processor.
+THIS_PROCESSOR = "-march=native" if platform.machine() in ("x86_64", "i686") else "-mcpu=native"
+FLAGS = [
+    *("-std=c++17", "-shared", "-fPIC", THIS_PROCESSOR),
+    *("-O2", "-ftree-vectorize", "-fopenmp-simd"),
+    # Nobody reads errno or floating-point exceptions. Sums stay in their order but where the source says otherwise; a
+    # product and a sum may become one operation that rounds once (-ffp-contract=fast is the default of GCC), so bits
+    # depend on the compiler, which is therefore part of a run's description.
+    *("-fno-math-errno", "-fno-trapping-math"),
+]
+OF_GCC = ["-fvect-cost-model=dynamic"]
+SCRATCH = "pl_rl-compiler-"
+OF_PROCESSOR = (
+    *("model name", "flags"),  # x86
+    *("Features", "CPU implementer", "CPU architecture", "CPU variant", "CPU part"),  # ARM
+    *("cpu\t", "isa", "uarch", "features"),  # POWER, RISC-V, s390
+)
+# A compiler that failed for want of these may do another time.
+WANTS = ("out of memory", "memory exhausted", "Cannot allocate memory", "No space left", "Resource temporarily")
+
+
+class Compiler:
+    """A compiler's process, in a folder that is gone when it is done, or when this process is.
+
+    Args:
+        source: In C++, without what it includes from ``kernels/``.
+
+    Raises:
+        CompilerFailure: If it cannot be started.
+    """
+
+    def __init__(self, source: str) -> None:
+        try:
+            with contextlib.ExitStack() as undo:
+                folder, lock = _scratch()
+                undo.callback(shutil.rmtree, folder, ignore_errors=True)
+                undo.callback(os.close, lock)
+                reader, writer = os.pipe()
+                undo.callback(os.close, writer)
+                try:
+                    self._process = self._start(source, folder, reader)
+                finally:
+                    os.close(reader)
+                undo.pop_all()
+        except OSError as error:
+            raise CompilerFailure(f"the compiler cannot be started: {error}") from error
+        # A run that is asked to leave does not wait for it.
+        self._end = weakref.finalize(self, _end, self._process, folder, (lock, writer))
+
+    def _start(self, source: str, folder: Path, stdin: int) -> subprocess.Popen[str]:
+        written, self._library = folder / "source.cpp", folder / "library.so"
+        written.write_text(source)
+        child = [sys.executable, "-I", "-S", str(CHILD), str(os.getpid()), str(folder)]
+        compiler = [*command(), *flags(), f"-I{NATIVE}", "-o", str(self._library), str(written)]
+        return subprocess.Popen(
+            [*child, *compiler],
+            stdin=stdin,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+            env={**os.environ, "LC_ALL": "C", "TMPDIR": str(folder)},
+        )
+
+    def finish(self) -> bytes:
+        """Wait for it; returns the library.
+
+        Raises:
+            CompilationError: With the first error.
+            CompilerFailure: If it was killed, or lacked memory or room.
+        """
+        _, errors = self._process.communicate()
+        try:
+            if self._process.returncode == 0:
+                return self._library.read_bytes()
+        except OSError as error:
+            raise CompilerFailure(f"what was compiled cannot be read: {error}") from error
+        finally:
+            self._end()
+        raise _error(self._process.returncode, errors)
+
+
+def _end(process: subprocess.Popen[str], folder: Path, descriptors: tuple[int, ...]) -> None:
+    """Leave nothing behind: no process, no folder."""
+    for descriptor in descriptors:
+        os.close(descriptor)  # which the child takes as a sign to end
+    process.wait()
+    if process.stderr is not None:
+        process.stderr.close()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def command() -> list[str]:
+    """``$CXX``, which may have arguments, or ``g++``.
+
+    Raises:
+        CompilationError: If it cannot be split into words.
+    """
+    given = os.environ.get("CXX", "")
+    try:
+        return shlex.split(given) or ["g++"]
+    except ValueError as error:
+        raise CompilationError(f"CXX={given!r} cannot be split into words: {error}") from error
+
+
+def flags() -> list[str]:
+    """How it is told to compile."""
+    return FLAGS if "clang" in (find_compiler() or "") else [*FLAGS, *OF_GCC]
+
+
+def find_compiler() -> str | None:
+    """Name and version of the C++ compiler, or ``None``.
+
+    Raises:
+        CompilerFailure: If it was killed when it was asked.
+    """
+    return _version(tuple(command())) if sys.platform == "linux" else None
+
+
+@cache
+def _version(words: tuple[str, ...]) -> str | None:
+    if shutil.which(words[0]) is None:
+        return None
+    try:
+        asked = subprocess.run([*words, "--version"], capture_output=True, text=True, errors="replace", check=False)
+    except OSError:
+        return None
+    if asked.returncode < 0:
+        raise _error(asked.returncode, "")
+    first_line = asked.stdout.partition("\n")[0]
+    return " ".join([first_line, *words[1:]]) if first_line and asked.returncode == 0 else None
+
+
+@cache
+def processor() -> str:
+    """What the compiler is told to make full use of, and whose library of mathematics it uses."""
+    try:
+        told = Path("/proc/cpuinfo").read_text(errors="replace")
+    except OSError as error:
+        raise CompilationError(f"the processor cannot be told: {error}") from error
+    return "\n".join([platform.machine(), *platform.libc_ver(), *_of_processor(told)])
+
+
+def _of_processor(told: str) -> list[str]:
+    """The lines of ``/proc/cpuinfo`` that differ between kinds of processors, and not between moments."""
+    return sorted({line for line in told.splitlines() if line.startswith(OF_PROCESSOR)})
+
+
+def remove_leftovers() -> None:
+    """Remove folders of compilers whose process was killed, and with it what should have removed them."""
+    with contextlib.suppress(OSError):
+        for folder in _scratch_root().glob(f"{SCRATCH}*"):
+            if _is_left(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_left(folder: Path) -> bool:
+    """Whether it is the user's and no process compiles there."""
+    try:
+        status = folder.lstat()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+            return False
+        try:
+            with (folder / "lock").open() as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return time.time() - status.st_mtime > 60  # or it is being made
+    except OSError:
+        return False
+    return True
+
+
+def _scratch_root() -> Path:
+    """Where nobody else can change what is compiled.
+
+    Raises:
+        OSError: If there is no such place.
+    """
+    root = Path(tempfile.gettempdir()).absolute()
+    if (fault := code_cache.others_can_change(root)) is None:
+        return root
+    try:
+        return code_cache.folder()
+    except code_cache.NotKept as error:
+        raise PermissionError(f"{fault}; set TMPDIR to a folder of your own") from error
+
+
+def _scratch() -> tuple[Path, int]:
+    """A new folder, and a lock in it that ends with this process.
+
+    Raises:
+        OSError: If there is no place for one.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=_scratch_root()))
+    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with contextlib.suppress(OSError):  # a file system without locks: what is left there stays
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    return folder, lock
+
+
+def _error(status: int, errors: str) -> CompilationError:
+    """Why a compiler did not compile."""
+    if (killer := _signal(status, errors)) is not None:
+        cause = ", as systems do that run out of memory" if killer == signal.SIGKILL else ""
+        return CompilerFailure(f"the compiler was killed by {killer.name}{cause}")
+    lines = [line for line in errors.splitlines() if "error" in line] or [errors.strip() or f"status {status}"]
+    kind = CompilerFailure if any(want in errors for want in WANTS) else CompilationError
+    return kind(f"compiling failed: {lines[0]}")
+
+
+def _signal(status: int, errors: str) -> signal.Signals | None:
+    """The signal that ended the compiler, or a part of it: then its driver tells (GCC's, its linker's, Clang's)."""
+    for number in signal.Signals:
+        name = re.escape(signal.strsignal(number) or number.name)
+        told = rf"{name} signal terminated|terminated with signal {int(number)}\b|execute command: {name}"
+        if status in (-number, 128 + number) or re.search(told, errors):
+            return number
+    return None

@@ -1,0 +1,202 @@
+"""Functions of tensors as machine code: traced once, written as C++, compiled, kept on disk, called without Python.
+
+A small network's update is a few hundred operations of a few microseconds each, most of it spent on the way from
+Python to the operation. As one function that knows all shapes it is a single call, of little more than its matrix
+products. What is compiled for a machine is kept on disk (:mod:`pl_rl.compiled.code_cache`), named by its source: the
+first run of a network pays a few seconds, and a run that is resumed gets the same bits.
+"""
+
+import ctypes
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pl_rl.compiled import code_cache, compiler, tracing
+from pl_rl.compiled import generator as codegen
+from pl_rl.compiled.compiler import Compiler, find_compiler
+from pl_rl.errors import CompilationError, RunFailure
+
+__all__ = ["Compiled", "Library", "compile_function", "describe_machine_code"]
+
+
+class Library:
+    """A shared library that is being compiled, or was before.
+
+    Args:
+        source: In C++, without what it includes from ``kernels/``.
+
+    Raises:
+        CompilationError: If there is no compiler, or it cannot be started.
+    """
+
+    def __init__(self, source: str) -> None:
+        if find_compiler() is None:
+            raise CompilationError("no C++ compiler was found on this machine")
+        compiler.remove_leftovers()
+        self._key = _key(source)
+        kept = code_cache.read(self._key)
+        self._loaded = None if kept is None else _load(kept)
+        self._compiler = None if self._loaded is not None else Compiler(source)
+
+    def load(self) -> ctypes.CDLL:
+        """The library, once it is there.
+
+        Raises:
+            CompilationError: If it cannot be compiled or loaded.
+        """
+        if self._compiler is not None:
+            library = self._compiler.finish()
+            self._compiler, self._loaded = None, _load(library)
+            if self._loaded is not None:
+                code_cache.keep(self._key, library)
+        if self._loaded is None:
+            raise CompilationError("what the compiler made cannot be loaded")
+        return self._loaded
+
+
+def _load(library: bytes) -> ctypes.CDLL | None:
+    """A library, unless it is for a system with other libraries than this one, which may share a home with it."""
+    try:
+        return code_cache.load(library)
+    except OSError as error:
+        code_cache.say(f"Machine code cannot be loaded: {error}.")
+        return None
+
+
+class Compiled:
+    """A compiled function of tensors; several threads may call it at once, each with an instance of its own.
+
+    Making one starts the compiler, or finds what it made before; several can be compiled side by side.
+
+    Args:
+        function: Takes and returns tensors; may use autograd inside, and branch on nothing but shapes.
+        example: Arguments of the shapes, types and strides that it will be called with.
+        instances: How many threads will call it at once.
+
+    Attributes:
+        results: Tensors of the shapes and types that it returns.
+
+    Raises:
+        CompilationError: If it cannot be compiled, here or at all.
+    """
+
+    def __init__(
+        self, function: Callable[..., Sequence[Tensor]], example: Sequence[Tensor], instances: int = 1
+    ) -> None:
+        # Each in memory of its own, from its beginning, as ``generate`` takes for granted.
+        example = [tensor.detach().clone() for tensor in example]
+        graph = tracing.trace(function, example)
+        try:
+            source = codegen.generate(graph)
+        except CompilationError:
+            raise
+        except Exception as error:
+            raise CompilationError(f"there is no source for the network: {tracing.first_line(error)}") from error
+        self._expected = [_layout(tensor) for tensor in example]
+        returned: Any = graph.graph.output_node().args[0]
+        self.results = [torch.empty(node.meta["val"].shape, dtype=node.meta["val"].dtype) for node in returned]
+        self._library = Library(source.text)
+        self._run: Any = None
+        self._blocks = [torch.empty(source.block_size, dtype=torch.uint8) for _ in range(instances)]
+
+    def load(self) -> "Compiled":
+        """Wait until it can be called.
+
+        Raises:
+            CompilationError: If the compiler fails.
+        """
+        self._run = self._library.load().run
+        self._run.argtypes, self._run.restype = [ctypes.c_void_p] * 3, ctypes.c_int
+        return self
+
+    def bind(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], instance: int = 0) -> "Call":
+        """The function as a call without arguments, from tensors to tensors.
+
+        Args:
+            inputs: As the example.
+            outputs: As ``results``.
+            instance: Whose memory it works in.
+
+        Raises:
+            CompilationError: If one has another shape, type or strides: it would be read or written past its end.
+        """
+        given = [_layout(tensor) for tensor in [*inputs, *outputs]]
+        expected = [*self._expected, *(_layout(result) for result in self.results)]
+        if given != expected:
+            other = [pair for pair in zip(given, expected, strict=False) if pair[0] != pair[1]]
+            told = "{} instead of {}".format(*other[0]) if other else f"{len(given)} instead of {len(expected)} of them"
+            raise CompilationError(f"tensors are not as it was compiled for (shape, type, strides): {told}")
+        return Call(self._run, inputs, outputs, self._blocks[instance])
+
+    def __call__(self, *inputs: Tensor, instance: int = 0) -> list[Tensor]:
+        """The function's outputs, without gradients."""
+        outputs = [torch.empty_like(result) for result in self.results]
+        self.bind(inputs, outputs, instance)()
+        return outputs
+
+
+class Call:
+    """A compiled function with the addresses of its arguments and results.
+
+    Attributes:
+        arguments: Addresses of the inputs; others of the same shape, type and strides may take their place.
+        results: Addresses of the outputs, likewise.
+    """
+
+    def __init__(self, run: Any, inputs: Sequence[Tensor], outputs: Sequence[Tensor], block: Tensor) -> None:
+        self.arguments = (ctypes.c_void_p * len(inputs))(*(tensor.data_ptr() for tensor in inputs))
+        self.results = (ctypes.c_void_p * len(outputs))(*(tensor.data_ptr() for tensor in outputs))
+        self._tensors = (inputs, outputs, block)  # kept alive
+        self._run, self._addresses = run, (ctypes.byref(self.arguments), ctypes.byref(self.results), block.data_ptr())
+
+    def __call__(self) -> None:
+        """Compute; the interpreter's lock is let go of meanwhile.
+
+        Raises:
+            RunFailure: If an index lay outside of what it indexes; nothing else was read or written instead.
+        """
+        if self._run(*self._addresses):
+            raise RunFailure(
+                "the network gathers from, or scatters to, a place outside of a tensor; mend the index, which "
+                "compile_update=false shows in a traceback"
+            )
+
+
+def compile_function(
+    function: Callable[..., Sequence[Tensor]], example: Sequence[Tensor], instances: int = 1
+) -> Compiled:
+    """Compile a function of CPU tensors for one set of shapes, or load what was compiled before.
+
+    Arguments and errors are those of :class:`Compiled`.
+    """
+    return Compiled(function, example, instances).load()
+
+
+def describe_machine_code() -> str:
+    """What the bits of results depend on: the compiler, and a digest of what writes C++ and for which processor."""
+    writers = [Path(tracing.__file__), *sorted(Path(codegen.__file__).parent.glob("*.py"))]
+    parts = [*(path.read_text() for path in writers), _included(), compiler.flags(), compiler.processor()]
+    return f"compiled by {find_compiler()}, code {_digest(parts)[:8]}"
+
+
+def _key(source: str) -> str:
+    """Of all that decides what is compiled."""
+    return _digest([source, _included(), compiler.flags(), find_compiler(), compiler.processor()])[:32]
+
+
+def _included() -> list[str]:
+    return [path.read_text() for path in sorted(compiler.NATIVE.iterdir())]
+
+
+def _digest(parts: list[Any]) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def _layout(tensor: Tensor) -> tuple[Any, ...]:
+    """Shape, type, and the strides of what has more than one element."""
+    strides = [stride for stride, n in zip(tensor.stride(), tensor.shape, strict=True) if n > 1]
+    return tuple(tensor.shape), tensor.dtype, strides if tensor.numel() else []

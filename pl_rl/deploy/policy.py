@@ -1,0 +1,262 @@
+"""A trained policy by itself: what is left of a run once it is to be used rather than continued.
+
+Shapes: ``B`` observations of any batch, ``P`` outputs of the policy (see :mod:`pl_rl.networks.distributions`).
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pl_rl.agent import network_from_description
+from pl_rl.checkpoints.format import STATE_KEY, read_checkpoint
+from pl_rl.envs import EnvConfig, make_env
+from pl_rl.envs.spaces import Space, describe_spaces, make_spaces
+from pl_rl.errors import UsageError
+from pl_rl.networks.actor_critic import ActorCritic
+from pl_rl.networks.distributions import Categorical, DiagonalGaussian, MultiCategorical
+from pl_rl.networks.normalization import ObservationNormalizer
+from pl_rl.runs.trust import WayOut, checked, checked_of_file, in_python, is_own
+
+_PARTS = ("network.", "normalizer.")
+
+
+@dataclass(frozen=True)
+class TrainedWeights:
+    """What a checkpoint tells about its policy.
+
+    Attributes:
+        tensors: ``network.NAME`` and, where observations are normalized, ``normalizer.NAME``.
+        settings: All settings of the model, as plain data.
+        spaces: Observation and action space, as :func:`pl_rl.envs.spaces.describe_spaces` gives them; ``None`` where
+            the file does not tell.
+        training: How far it was trained (``train_iter``, ``env_steps``, ``seed``), the file that tells so
+            (``source_sha256``), and the latest ``evaluation``, which is ``None`` before the first; plain data.
+    """
+
+    tensors: dict[str, Tensor]
+    settings: dict[str, Any]
+    spaces: dict[str, Any] | None
+    training: dict[str, Any]
+
+
+class TrainedPolicy(nn.Module):
+    """The policy of a run acting without chance, from an environment's observations to its actions.
+
+    The network is in float32; observations are normalized where they were in training.
+
+    Args:
+        settings: Of the model: a checkpoint's ``hyper_parameters``.
+        spaces: As in :class:`TrainedWeights`. Where ``None``, the environment is made to ask it for its spaces.
+        trust: Names in the settings that may be imported and called, beyond those that :mod:`pl_rl.runs.trust` allows;
+            that of a package allows all in it.
+
+    Attributes:
+        settings: The same.
+        spaces: The same, known by now; ``None`` for spaces of a kind that cannot be described.
+        outputs: The names of what :meth:`forward` returns.
+
+    Raises:
+        UsageError: If the environment or the network cannot be made from the settings alone, or a name in the settings
+            is not trusted.
+    """
+
+    outputs: tuple[str, ...]
+    _low: Tensor
+    _high: Tensor
+    _start: Tensor
+
+    def __init__(
+        self, settings: dict[str, Any], spaces: dict[str, Any] | None = None, trust: Iterable[str] = ()
+    ) -> None:
+        super().__init__()
+        self.settings = settings
+        needed = checked(what_is_needed(settings, spaces), trust, "the policy")
+        observation_space, self._space = make_spaces(spaces) if spaces is not None else _spaces_of(needed["env"])
+        self.spaces = describe_spaces(observation_space, self._space)
+        self.network = _make_network(needed["network"], observation_space, self._space)
+        if not isinstance(settings.get("norm_obs", False), bool):
+            raise UsageError(f"norm_obs={str(settings['norm_obs'])[:80]} is neither true nor false; use another file")
+        self.normalizer = ObservationNormalizer(observation_space) if settings.get("norm_obs") else None
+        self._check_distribution()
+        if isinstance(self._space, gym.spaces.Box):
+            self.outputs = ("action", "value", "mean", "log_std")
+            self.register_buffer("_low", torch.from_numpy(self._space.low), persistent=False)
+            self.register_buffer("_high", torch.from_numpy(self._space.high), persistent=False)
+        else:
+            assert isinstance(self._space, gym.spaces.Discrete | gym.spaces.MultiDiscrete)
+            self.outputs = ("action", "value", "logits")
+            self.register_buffer("_start", torch.as_tensor(self._space.start), persistent=False)
+
+    def forward(self, obs: Tensor) -> tuple[Tensor, ...]:
+        """The most probable actions and what they come from.
+
+        Args:
+            obs: Observations ``[B, *observation_space.shape]`` as the environment gives them.
+
+        Returns:
+            ``action`` ``[B, *action_space.shape]``, as the environment takes them: shifted to the space's start, or
+            clipped to its bounds; ``value`` ``[B]``, as the network gives it; then ``logits`` ``[B, P]``, or ``mean``
+            and ``log_std`` ``[B, P]``.
+        """
+        if self.normalizer is not None:
+            obs = self.normalizer(obs)
+        parameter = next(self.network.parameters())
+        obs = obs.to(parameter.device, parameter.dtype if obs.is_floating_point() else obs.dtype)
+        outputs, values = self.network(obs)
+        distribution = self.network.distribution
+        actions = self._to_env(distribution.mode(outputs))
+        if isinstance(distribution, DiagonalGaussian):
+            return actions, values, outputs, distribution.log_std.expand_as(outputs)
+        return actions, values, outputs
+
+    def make_env(self, trust: Iterable[str] = (), **kwargs: Any) -> gym.Env[Any, Any]:
+        """The environment that the policy was trained in, as it is evaluated there.
+
+        Args:
+            trust: As above, for what the settings name as the environment.
+            kwargs: As :func:`pl_rl.envs.make_env`.
+
+        Raises:
+            UsageError: If it cannot be made, or a name in its settings is not trusted.
+        """
+        env = checked({"env": self.settings["env"]}, trust, "the policy")["env"]
+        return make_env(EnvConfig(**env), **kwargs)
+
+    def example(self) -> Tensor:
+        """Two observations of the environment's shape and type."""
+        space = self.network.observation_space
+        assert space.shape is not None
+        return torch.zeros(2, *space.shape, dtype=torch.from_numpy(np.empty(0, space.dtype)).dtype)
+
+    def _to_env(self, actions: Tensor) -> Tensor:
+        """:meth:`pl_rl.networks.distributions.ActionDistribution.to_env` in tensors."""
+        actions = actions.reshape(-1, *(self._space.shape or ()))
+        if isinstance(self._space, gym.spaces.Box):
+            return actions.to(self._low.dtype).clamp(self._low, self._high)
+        return actions + self._start
+
+    def _check_distribution(self) -> None:
+        """Refuse a distribution whose actions may be others in the environment than :meth:`_to_env` knows."""
+        own = type(self.network.distribution)
+        if own not in (Categorical, MultiCategorical, DiagonalGaussian):
+            raise UsageError(
+                f"the network's distribution is a {own.__qualname__}, of which it is not known how its actions go into "
+                "the environment; export the weights alone, with --to state_dict or safetensors"
+            )
+
+
+def what_is_needed(settings: dict[str, Any], spaces: dict[str, Any] | None) -> dict[str, Any]:
+    """The settings that a policy is made from: with its spaces, it needs no environment.
+
+    Raises:
+        UsageError: If they are not there.
+    """
+    needed = ["network"] if spaces is not None else ["network", "env"]
+    if not isinstance(settings, dict) or not settings.keys() >= set(needed):
+        raise UsageError(f"the policy's settings lack {' or '.join(needed)}; use another copy of the file")
+    return {name: settings[name] for name in needed}
+
+
+def checked_settings(
+    settings: dict[str, Any],
+    spaces: dict[str, Any] | None,
+    path: Path,
+    trust: Iterable[str] = (),
+    way_out: WayOut = in_python,
+) -> dict[str, Any]:
+    """The settings of a policy, of which those that it is made from are checked by :mod:`pl_rl.runs.trust`."""
+    needed = what_is_needed(settings, spaces)
+    return {**settings, **checked_of_file(settings if is_own(path) else needed, path, trust, way_out)}
+
+
+def _spaces_of(env: dict[str, Any]) -> tuple[Space, Space]:
+    made = make_env(EnvConfig(**env))
+    made.close()
+    return made.observation_space, made.action_space
+
+
+def _make_network(description: dict[str, Any], *spaces: Space) -> ActorCritic:
+    """The network of a description whose names are trusted.
+
+    Raises:
+        UsageError: If it cannot be made.
+    """
+    factory = network_from_description(description)
+    try:
+        return factory(*spaces)
+    except UsageError:
+        raise
+    except Exception as error:  # whatever its constructor does with a file's settings
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(
+            f"the network {description['class_path']} with init_args={description['init_args']} cannot be made for "
+            f"the policy's spaces ({type(error).__name__}: {reason}); use another copy of the file"
+        ) from error
+
+
+def read_trained(path: Path) -> TrainedWeights:
+    """The policy of a checkpoint; nothing that it names is looked at.
+
+    Raises:
+        UsageError: If the file cannot be read, or is not one of ours.
+    """
+    checkpoint = read_checkpoint(path)
+    counters, settings = checkpoint[STATE_KEY]["counters"], dict(checkpoint["hyper_parameters"])
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    state = checkpoint["callbacks"].get("PeriodicEvaluation")
+    evaluation = None
+    if state is not None and state["latest"]:
+        evaluation = {
+            **state["latest"],
+            "train_iter": state["train_iter"],
+            "episodes": settings.get("eval_episodes"),
+            "deterministic": settings.get("eval_deterministic"),
+        }
+    return TrainedWeights(
+        {name: tensor for name, tensor in checkpoint["state_dict"].items() if name.startswith(_PARTS)},
+        settings,
+        checkpoint[STATE_KEY]["spaces"],
+        {
+            "source_sha256": sha256,
+            "seed": counters["run_seed"],
+            "train_iter": counters["train_iter"],
+            "env_steps": counters["env_steps"],
+            "evaluation": evaluation,
+        },
+    )
+
+
+def load_weights(policy: TrainedPolicy, tensors: dict[str, Tensor]) -> None:
+    """Put a checkpoint's weights into its policy, and the policy into evaluation mode.
+
+    Raises:
+        UsageError: If they are another network's.
+    """
+    try:
+        policy.load_state_dict(tensors)
+    except RuntimeError as error:
+        sentence = " ".join(str(error).split())
+        raise UsageError(
+            f"the checkpoint's weights do not fit the network that its settings make ({sentence}); use the network "
+            "class and the environment that it was trained with"
+        ) from error
+    policy.eval()
+
+
+def metadata(settings: dict[str, Any], training: dict[str, Any]) -> dict[str, str]:
+    """What a file of weights says about itself, as text under each key."""
+    return {
+        "library": "pl_rl",
+        "env": settings["env"]["id"],
+        "network": json.dumps(settings["network"], sort_keys=True),
+        "source_sha256": training["source_sha256"],
+    }

@@ -1,0 +1,9 @@
+"""Policy and value networks, action distributions, running statistics.
+
+What belongs here: modules with parameters or buffers, their modes, and descriptions of them.
+What does not: how they learn (``algorithm/``), where their weights come from (``pretrained/``, ``checkpoints/``).
+"""
+
+from pl_rl.networks.actor_critic import ActorCritic, CNNActorCritic, MLPActorCritic
+
+__all__ = ["ActorCritic", "CNNActorCritic", "MLPActorCritic"]

@@ -1,0 +1,263 @@
+"""Policy and value networks.
+
+Shapes: ``B`` observations of any batch, ``P`` outputs of the policy (see :mod:`pl_rl.networks.distributions`).
+"""
+
+import itertools
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Literal, TypeVar, cast
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pl_rl.errors import UsageError
+from pl_rl.networks.distributions import DiagonalGaussian, make_distribution
+
+Weighted = TypeVar("Weighted", nn.Linear, nn.Conv2d)
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"elu": nn.ELU, "relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
+
+
+class ActorCritic(nn.Module, ABC):
+    """Base class of networks: a policy and a value function over one observation space.
+
+    A subclass takes ``(observation_space, action_space, ...)``, passes them on here and implements
+    :meth:`policy` and :meth:`value`; where the two share layers it also overrides :meth:`forward`, so that an
+    update computes the shared part once.
+
+    Args:
+        observation_space: Of a single environment.
+        action_space: Of a single environment; decides ``self.distribution``.
+        log_std_init: Initial log standard deviation of continuous actions.
+
+    Raises:
+        UsageError: If the action space is not supported, or observations are not arrays.
+    """
+
+    __module__ = __package__  # as configs and checkpoints name it
+
+    def __init__(
+        self, observation_space: gym.Space[Any], action_space: gym.Space[Any], log_std_init: float = 0.0
+    ) -> None:
+        super().__init__()
+        if observation_space.shape is None or observation_space.dtype is None:
+            raise UsageError(
+                f"observations must be arrays of one shape, not {observation_space}; flatten them with "
+                "--model.env.wrappers '[gymnasium.wrappers.FlattenObservation]', a dictionary's entries chosen by "
+                "gymnasium.wrappers.FilterObservation before it"
+            )
+        self.observation_space = observation_space
+        self.action_space = action_space
+        self.distribution = make_distribution(action_space, log_std_init)
+
+    @abstractmethod
+    def policy(self, obs: Tensor) -> Tensor:
+        """Policy outputs ``[B, P]`` for observations ``[B, *observation_space.shape]``."""
+
+    @abstractmethod
+    def value(self, obs: Tensor) -> Tensor:
+        """Values ``[B]``."""
+
+    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """Policy outputs ``[B, P]`` and values ``[B]``."""
+        return self.policy(obs), self.value(obs)
+
+    @property
+    def _float_type(self) -> torch.dtype:
+        """Of the parameters, whichever layers there are; quantised ones do not count."""
+        return next(parameter.dtype for parameter in self.parameters() if parameter.is_floating_point())
+
+
+class MLPActorCritic(ActorCritic):
+    """Fully connected networks for vector observations.
+
+    With ``encoder_sizes`` the policy and the value function share these layers; without, they share nothing.
+    All weights are orthogonal: gain sqrt(2) in hidden layers, 0.01 for the policy's outputs (so that it starts
+    close to uniform), 1 for the value; biases are zero (detail 2 of
+    https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/).
+
+    Args:
+        observation_space: A ``Box`` with one dimension.
+        action_space: ``Discrete``, ``MultiDiscrete`` or a ``Box`` of floats.
+        encoder_sizes: Widths of the shared hidden layers.
+        actor_sizes: Widths of the policy's own hidden layers.
+        critic_sizes: Widths of the value function's own hidden layers.
+        activation: Follows each hidden layer.
+        log_std_init: Initial log standard deviation of continuous actions.
+        tanh_mean: Bound the mean of continuous actions to (-1, 1) by tanh, as DI-engine's ``bound_type="tanh"`` does.
+
+    Raises:
+        UsageError: If a space is not supported, a width is not positive, or actions without a mean are bounded.
+    """
+
+    __module__ = __package__  # as configs and checkpoints name it
+
+    def __init__(
+        self,
+        observation_space: gym.Space[Any],
+        action_space: gym.Space[Any],
+        encoder_sizes: Sequence[int] = (),
+        actor_sizes: Sequence[int] = (64, 64),
+        critic_sizes: Sequence[int] = (64, 64),
+        activation: Literal["elu", "relu", "silu", "tanh"] = "tanh",
+        log_std_init: float = 0.0,
+        tanh_mean: bool = False,
+    ) -> None:
+        super().__init__(observation_space, action_space, log_std_init)
+        if tanh_mean and not isinstance(self.distribution, DiagonalGaussian):
+            raise UsageError(f"tanh_mean=true needs continuous actions, not {action_space}; leave it out")
+        if not isinstance(observation_space, gym.spaces.Box) or len(observation_space.shape) != 1:
+            images = _is_image(observation_space)
+            raise UsageError(
+                f"MLPActorCritic needs vector observations (a Box with one dimension), not {observation_space}; "
+                + ("for images there is --model.network.class_path pl_rl.networks.CNNActorCritic; " if images else "")
+                + "flatten them with --model.env.wrappers '[gymnasium.wrappers.FlattenObservation]', or name a network "
+                "of your own with --model.network.class_path"
+            )
+        for name, sizes in [("encoder", encoder_sizes), ("actor", actor_sizes), ("critic", critic_sizes)]:
+            if any(size < 1 for size in sizes):
+                raise UsageError(f"{name}_sizes={list(sizes)} has a layer without units; use widths of 1 or more")
+        inputs = observation_space.shape[0]
+        features = encoder_sizes[-1] if encoder_sizes else inputs
+        self.encoder = _mlp([inputs, *encoder_sizes], activation)
+        self.actor = _mlp([features, *actor_sizes], activation, self.distribution.num_outputs, gain=0.01)
+        self.critic = _mlp([features, *critic_sizes], activation, 1)
+        self.activation = activation
+        self.tanh_mean = tanh_mean
+
+    def policy(self, obs: Tensor) -> Tensor:
+        """Policy outputs ``[B, P]`` for observations ``[B, D]``."""
+        return self._act(self._encode(obs))
+
+    def value(self, obs: Tensor) -> Tensor:
+        """Values ``[B]`` for observations ``[B, D]``."""
+        values: Tensor = self.critic(self._encode(obs))
+        return values.squeeze(-1)
+
+    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """Policy outputs ``[B, P]`` and values ``[B]``, the encoder computed once."""
+        features = self._encode(obs)
+        return self._act(features), self.critic(features).squeeze(-1)
+
+    def _act(self, features: Tensor) -> Tensor:
+        outputs: Tensor = self.actor(features)
+        return outputs.tanh() if self.tanh_mean else outputs
+
+    def _encode(self, obs: Tensor) -> Tensor:
+        features: Tensor = self.encoder(obs.to(self._float_type))
+        return features
+
+
+class CNNActorCritic(ActorCritic):
+    """The convolutional network of deep Q-learning, shared by policy and value function.
+
+    Three convolutions (32 filters of 8x8 with stride 4, 64 of 4x4 with stride 2, 64 of 3x3 with stride 1) and a hidden
+    layer of 512 units, each followed by ReLU (https://www.nature.com/articles/nature14236, methods, "model
+    architecture"); pixels are divided by 255. All weights are orthogonal, with the gains of :class:`MLPActorCritic`,
+    and biases zero.
+
+    Args:
+        observation_space: Images, ``Box(0, 255, (C, H, W), uint8)`` or ``(H, W, C)``: the channels (or stacked frames)
+            are the first or the last dimension, whichever is smaller.
+        action_space: ``Discrete``, ``MultiDiscrete`` or a ``Box`` of floats.
+        log_std_init: Initial log standard deviation of continuous actions.
+
+    Raises:
+        UsageError: If a space is not supported, or the images are smaller than 36x36.
+    """
+
+    __module__ = __package__  # as configs and checkpoints name it
+
+    SMALLEST = 36
+
+    def __init__(
+        self, observation_space: gym.Space[Any], action_space: gym.Space[Any], log_std_init: float = 0.0
+    ) -> None:
+        super().__init__(observation_space, action_space, log_std_init)
+        if not _is_image(observation_space):
+            raise UsageError(
+                f"CNNActorCritic needs images, a Box of uint8 with three dimensions, not {observation_space}; get them "
+                "with gymnasium.wrappers.FrameStackObservation or AddRenderObservation in env.wrappers, or "
+                "use MLPActorCritic for vectors"
+            )
+        shape = cast(tuple[int, int, int], observation_space.shape)
+        self._channels_last = shape[2] < shape[0]
+        height, width = shape[:2] if self._channels_last else shape[1:]
+        if min(height, width) < self.SMALLEST:
+            raise UsageError(
+                f"CNNActorCritic needs images of {self.SMALLEST}x{self.SMALLEST} pixels or more, not "
+                f"{height}x{width}; enlarge them with gymnasium.wrappers.ResizeObservation, or flatten them with "
+                "gymnasium.wrappers.FlattenObservation in env.wrappers and use MLPActorCritic"
+            )
+        self.convolutions = nn.Sequential(
+            _orthogonal(nn.Conv2d(shape[2] if self._channels_last else shape[0], 32, 8, stride=4), math.sqrt(2)),
+            nn.ReLU(),
+            _orthogonal(nn.Conv2d(32, 64, 4, stride=2), math.sqrt(2)),
+            nn.ReLU(),
+            _orthogonal(nn.Conv2d(64, 64, 3, stride=1), math.sqrt(2)),
+            nn.ReLU(),
+            nn.Flatten(),
+        )
+        features = 64 * _convolved(height) * _convolved(width)
+        self.hidden = _linear(features, 512, gain=math.sqrt(2))
+        self.actor = _linear(512, self.distribution.num_outputs, gain=0.01)
+        self.critic = _linear(512, 1, gain=1.0)
+
+    def policy(self, obs: Tensor) -> Tensor:
+        """Policy outputs ``[B, P]`` for images ``[B, *observation_space.shape]``."""
+        outputs: Tensor = self.actor(self._features(obs))
+        return outputs
+
+    def value(self, obs: Tensor) -> Tensor:
+        """Values ``[B]`` for images ``[B, *observation_space.shape]``."""
+        values: Tensor = self.critic(self._features(obs))
+        return values.squeeze(-1)
+
+    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """Policy outputs ``[B, P]`` and values ``[B]``, the shared layers computed once."""
+        features = self._features(obs)
+        return self.actor(features), self.critic(features).squeeze(-1)
+
+    def _features(self, obs: Tensor) -> Tensor:
+        """``[B, 512]``"""
+        pixels = obs.to(self._float_type) / 255
+        if self._channels_last:
+            pixels = pixels.permute(0, 3, 1, 2)
+        features: Tensor = self.hidden(self.convolutions(pixels)).relu()
+        return features
+
+
+def _is_image(space: gym.Space[Any]) -> bool:
+    return isinstance(space, gym.spaces.Box) and len(space.shape) == 3 and space.dtype == np.uint8
+
+
+def _convolved(size: int) -> int:
+    """Pixels along an edge that are left of ``size`` after the three convolutions."""
+    for kernel, stride in ((8, 4), (4, 2), (3, 1)):
+        size = (size - kernel) // stride + 1
+    return size
+
+
+def _mlp(sizes: Sequence[int], activation: str, outputs: int | None = None, gain: float = 1.0) -> nn.Sequential:
+    """Hidden layers of the given widths, after the number of inputs, and outputs on top if there are any."""
+    layers: list[nn.Module] = []
+    for width, following in itertools.pairwise(sizes):
+        layers += [_linear(width, following, gain=math.sqrt(2)), ACTIVATIONS[activation]()]
+    if outputs is not None:
+        layers.append(_linear(sizes[-1], outputs, gain))
+    return nn.Sequential(*layers)
+
+
+def _linear(inputs: int, outputs: int, gain: float) -> nn.Linear:
+    return _orthogonal(nn.Linear(inputs, outputs), gain)
+
+
+def _orthogonal(layer: Weighted, gain: float) -> Weighted:
+    nn.init.orthogonal_(layer.weight, gain)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+    return layer

@@ -1,0 +1,105 @@
+"""Changes of a network that the shapes of its weights do not show."""
+
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from inspect import Parameter, signature
+from typing import Any
+
+from torch import nn
+
+from pl_rl.checkpoints.format import plain_data
+
+
+def changed_network(there: Mapping[str, Any], here: Mapping[str, Any], cls: type) -> tuple[str, Any, Any] | None:
+    """The first setting by which two networks of the same shapes differ: its name and both values.
+
+    What is not known, such as the arguments in a function of a script, is not compared.
+
+    Args:
+        there: Its ``class_path`` and ``init_args``; the latter are ``None`` where only a script knows them.
+        here: Likewise.
+        cls: The class of the second one.
+    """
+    if not _names_class(there["class_path"], cls):
+        return "class_path", there["class_path"], here["class_path"]
+    if there["init_args"] is None or here["init_args"] is None:
+        return None
+    defaults = _defaults(cls)
+    before, after = ({**defaults, **_comparable(description["init_args"])} for description in (there, here))
+    for name in before:  # one without a default that only one of them names has a value that nobody knows
+        if name in after and not _same(before[name], after[name]):
+            return name, before[name], after[name]
+    return None
+
+
+def structure_of(network: nn.Module) -> str:
+    """The layers of a network, however it was made: a line for each, with what PyTorch's own say of themselves.
+
+    What others say of themselves may be what they have learnt.
+    """
+    lines = []
+    for name, layer in network.named_modules():
+        about = layer.extra_repr() if type(layer).extra_repr.__module__.startswith("torch.") else ""
+        if name:  # the network's own class may have another name by now
+            lines.append(f"{name}: {type(layer).__name__}({_without_address(' '.join(about.split()))})")
+    return "\n".join(lines)
+
+
+def changed_structure(there: Iterable[str], here: str) -> tuple[str, str, str] | None:
+    """The first layer by which a network differs from another one: its name and both in words.
+
+    Args:
+        there: Of :func:`structure_of`, at the moments of a fit at which its script can have edited the network.
+        here: Likewise, now.
+    """
+    *_, closest = [""] if here in there else ["", *there]
+    if not closest:
+        return None
+    before, after = (dict(line.split(": ", 1) for line in text.splitlines()) for text in (closest, here))
+    for name in {**before, **after}:
+        if before.get(name) != after.get(name):
+            return name, before.get(name, "absent"), after.get(name, "absent")
+    return None
+
+
+def _names_class(path: str, cls: type) -> bool:
+    """Whether a path is that of a class, under this name or an older one; a script's ``__main__`` may be any module."""
+    module, _, name = path.rpartition(".")
+    if getattr(sys.modules.get(module), name, None) is cls:
+        return True
+    return "__main__" in (module, cls.__module__) and name == cls.__qualname__
+
+
+def _defaults(cls: type) -> dict[str, Any]:
+    """Of a class's arguments, those that are passed on to its bases included."""
+    defaults: dict[str, Any] = {}
+    for base in cls.__mro__:
+        if "__init__" in vars(base):
+            parameters = signature(vars(base)["__init__"]).parameters
+            found = {name: p.default for name, p in parameters.items() if p.default is not Parameter.empty}
+            defaults = {**found, **defaults}
+            if all(parameter.kind != Parameter.VAR_KEYWORD for parameter in parameters.values()):
+                break
+    return _comparable(defaults)
+
+
+def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """As plain data, in which an object that is known by its address alone is known by its type."""
+    return {
+        name: _without_address(value) if isinstance(value, str) else value
+        for name, value in plain_data(settings).items()
+    }
+
+
+def _without_address(words: str) -> str:
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", words)
+
+
+def _same(before: Any, after: Any) -> bool:
+    """Equality of plain data, in which what is no number (NaN) equals itself."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        return before.keys() == after.keys() and all(_same(value, after[name]) for name, value in before.items())
+    if isinstance(before, list) and isinstance(after, list):
+        return len(before) == len(after) and all(map(_same, before, after))
+    return bool(before == after or (before != before and after != after))

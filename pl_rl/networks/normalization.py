@@ -1,0 +1,178 @@
+"""Running statistics that observations are normalized and rewards are scaled by.
+
+Both learn from each step of a rollout just before they are applied to it, and evaluating changes none. They are
+buffers: saved and resumed with the weights.
+
+Shapes: ``T`` steps of a rollout, ``N`` environments, ``...`` the shape of an observation, nothing for a reward.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, Self
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from pl_rl.algorithm import functional as F
+from pl_rl.errors import UsageError
+
+# As in gymnasium's NormalizeObservation and NormalizeReward, and in Stable-Baselines3's VecNormalize.
+EPSILON = 1e-8
+CLIP = 10.0
+
+
+class RunningStatistics(nn.Module):
+    """Mean and variance of everything seen so far, in float64 on the CPU, where environments are.
+
+    Args:
+        shape: ``...``, of one sample.
+
+    Attributes:
+        mean: ``[...]``, zero before the first update.
+        var: ``[...]``, biased, one before the first update.
+        count: Samples so far, a scalar.
+    """
+
+    mean: Tensor
+    var: Tensor
+    count: Tensor
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(shape, dtype=torch.float64))
+        self.register_buffer("var", torch.ones(shape, dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    @property
+    def scale(self) -> Tensor:
+        """What is divided by, ``[...]``."""
+        return (self.var + EPSILON).sqrt()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Nothing: a model moves between devices and precisions without them."""
+        return self
+
+
+class ObservationNormalizer(RunningStatistics):
+    """Gives each component of the observations a mean of zero and a variance of one, and clips the rest.
+
+    Before the first update observations pass as they are, clipped.
+
+    Args:
+        space: Of a single environment; a ``Box`` of floats.
+
+    Attributes:
+        clip: Largest absolute value that comes out, a scalar; infinite clips nothing.
+
+    Raises:
+        UsageError: For any other space.
+    """
+
+    clip: Tensor
+
+    def __init__(self, space: gym.Space[object]) -> None:
+        if not (isinstance(space, gym.spaces.Box) and np.issubdtype(space.dtype, np.floating)):
+            raise UsageError(
+                f"norm_obs=true needs observations of floats, and they are {space}; use norm_obs=false (images are "
+                "for the network to scale)"
+            )
+        super().__init__(space.shape)
+        self.register_buffer("clip", torch.tensor(CLIP, dtype=torch.float64))
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """Observations ``[..., *space.shape]`` as the network sees them, in float32."""
+        return ((obs - self.mean) / self.scale).clamp(-self.clip, self.clip).float()
+
+    @np.errstate(over="ignore", invalid="ignore")  # looked for below
+    def update(self, obs: npt.NDArray[Any]) -> bool:
+        """Learn from the observations ``[N, ...]`` of one step as the environments gave them.
+
+        Returns:
+            Whether all are finite, and so are their squares. If not, nothing changes: what is wrong with one step must
+            not outlive it.
+
+        Source: the parallel formula of Chan, Golub and LeVeque,
+        https://en.wikipedia.org/wiki/Algorithms_for_calculating_variance#Parallel_algorithm
+        """
+        # In the memory of the buffers: on so few numbers, NumPy's operations take a third of the time of torch's.
+        mean, var, count = self.mean.numpy(), self.var.numpy(), self.count.numpy()
+        obs_mean = np.add.reduce(obs, 0, np.float64) / len(obs)
+        deviations = obs - obs_mean
+        obs_var = np.add.reduce(deviations * deviations, 0) / len(obs)
+        share, delta = len(obs) / (count.item() + len(obs)), obs_mean - mean
+        change = (obs_var - var + delta * delta * (1 - share)) * share
+        if not math.isfinite(change.sum()):
+            return False
+        count += len(obs)
+        mean += delta * share
+        var += change
+        return True
+
+    @torch.no_grad()
+    def load_statistics(self, mean: Tensor, var: Tensor, scale: Tensor, count: float, clip: float | None) -> None:
+        """Take over what has been learnt elsewhere: the output is ``(obs - mean) / scale``, clipped, from here on.
+
+        Args:
+            mean: ``[...]``.
+            var: ``[...]``, which stays as it is if ``scale`` is made of it as here.
+            scale: ``[...]``, the divisor, whatever a library makes that of.
+            count: Samples that the statistics are of.
+            clip: Largest absolute value; ``None`` clips nothing.
+        """
+        self.mean.copy_(mean.view_as(self.mean))
+        self.var.copy_(var.view_as(self.var))
+        scale = scale.double().view_as(self.var)
+        if not self.scale.equal(scale):
+            self.var.copy_(scale.square() - EPSILON)
+        self.count.fill_(count)
+        self.clip.fill_(math.inf if clip is None else clip)
+
+
+class RewardScaler(RunningStatistics):
+    """Divides rewards by the standard deviation of the discounted sums of the rewards before them.
+
+    The mean stays, as taking it away would change which policy is best. The sum restarts with each episode, as in
+    Stable-Baselines3's ``VecNormalize``:
+    https://stable-baselines3.readthedocs.io/en/master/guide/vec_envs.html#vecnormalize
+
+    Args:
+        gamma: Discount factor.
+    """
+
+    def __init__(self, gamma: float) -> None:
+        super().__init__(())
+        self.gamma = gamma
+
+    @torch.no_grad()
+    def forward(self, rewards: Tensor, ended: Tensor, open_sums: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale the rewards of a rollout, each step's by what is known when it has been taken, and learn from them.
+
+        If any sum is not finite, nothing is learnt.
+
+        Args:
+            rewards: ``[T, N]``, as the environments gave them.
+            ended: ``[T, N]`` bool, whether the step ended an episode.
+            open_sums: ``[N]``, the discounted sums of the episodes that were open before.
+
+        Returns:
+            The rewards ``[T, N]`` in units of the standard deviation, clipped to 10 of them; and the sums ``[N]`` of
+            the episodes that are open after the rollout.
+        """
+        sums, sums_after = F.discounted_sums(rewards.double(), ended, self.gamma, open_sums)
+        if not sums.isfinite().all():
+            return (rewards / self.scale).clamp(-CLIP, CLIP), open_sums
+        # Moments about a point among the sums, where their difference loses no digits.
+        point = sums.mean()
+        before, deviations = self.mean - point, sums - point
+        count = self.count + sums.shape[1] * torch.arange(1, len(sums) + 1)
+        first = (self.count * before + deviations.sum(1).cumsum(0)) / count
+        second = (self.count * (self.var + before.square()) + deviations.square().sum(1).cumsum(0)) / count
+        var = (second - first.square()).clamp(min=0)
+        scale = (var + EPSILON).sqrt().unsqueeze(1)
+        self.mean.copy_(point + first[-1])
+        self.var.copy_(var[-1])
+        self.count.copy_(count[-1])
+        return (rewards / scale).clamp(-CLIP, CLIP), sums_after

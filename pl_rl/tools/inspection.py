@@ -1,0 +1,87 @@
+"""A checkpoint in words."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pl_rl.agent import STATISTICS
+from pl_rl.algorithm.evaluation import shown_return
+from pl_rl.callbacks.pretrained import lineage_rows
+from pl_rl.checkpoints.format import STATE_KEY, read_checkpoint
+from pl_rl.runs.directory import run_of_checkpoint, shown
+
+
+def describe_checkpoint(path: Path) -> list[tuple[str, str]]:
+    """What a checkpoint holds, as rows of a name and a value.
+
+    Raises:
+        UsageError: If it cannot be read or is none of ours.
+    """
+    checkpoint = read_checkpoint(path)
+    state, settings = checkpoint[STATE_KEY], checkpoint["hyper_parameters"]
+    counters, collector = state["counters"], state["collector"]
+    tensors = checkpoint["state_dict"]
+    weights = [
+        tensor
+        for name, tensor in tensors.items()
+        if isinstance(tensor, Tensor) and not name.startswith(tuple(STATISTICS.values()))
+    ]
+    run = run_of_checkpoint(path)
+    rows = [
+        ("file", f"{shown(path)}, {path.stat().st_size:,} bytes, sound, format {state['format_version']}"),
+        ("run", "none, it lies outside of one" if run is None else shown(run)),
+        (
+            "at",
+            f"iteration {counters['iteration']:,}, train_iter {counters['train_iter']:,}, "
+            f"env_steps {counters['env_steps']:,} of {_setting(settings, 'total_env_steps')}",
+        ),
+        ("trained", f"{counters['elapsed_seconds']:,.1f} s, {collector['episodes']['total']:,} episodes"),
+        ("seed", str(counters["run_seed"])),
+        ("environment", f"{_setting(settings, 'num_envs')} x {settings['env']['id']}"),
+        ("environment state", _environment_state(collector["environments"])),
+        ("network", f"{settings['network']['class_path']}, {sum(t.numel() for t in weights):,} parameters"),
+        *_statistics(tensors),
+        ("evaluation", _evaluation(checkpoint["callbacks"])),
+        ("saved on", ", ".join(f"{name} {value}" for name, value in state["platform"].items())),
+    ]
+    if not state["between_iterations"]:
+        rows.append(("caution", "saved in the middle of an iteration: a resume is not exact"))
+    if state["parent"] is not None:
+        parent = state["parent"]
+        rows.append(("branched from", f"{parent['checkpoint']} at train_iter {parent['train_iter']:,}"))
+    lineage = checkpoint["callbacks"].get("PretrainedCheckpoint")
+    return rows + (lineage_rows(lineage) if lineage else [])
+
+
+def _setting(settings: dict[str, Any], name: str) -> str:
+    """A number of the settings, which those of a subclass may lack."""
+    return f"{settings[name]:,}" if name in settings else "?"
+
+
+def _environment_state(saved: dict[str, Any] | None) -> str:
+    if saved is None:
+        return "none: a resume begins fresh episodes"
+    if isinstance(saved["state"], list):
+        longest = max((len(replay["actions"]) for replay in saved["state"]), default=0)
+        return f"seeds and actions to replay, {longest:,} steps at most ({saved['class']})"
+    return f"saved whole ({saved['class']})"
+
+
+def _statistics(tensors: dict[str, Tensor]) -> list[tuple[str, str]]:
+    observations, rewards = (f"{prefix}count" for prefix in STATISTICS.values())
+    rows = []
+    if observations in tensors:
+        rows.append(("observations", f"normalized by statistics of {int(tensors[observations]):,}"))
+    if rewards in tensors:
+        deviation = float(tensors[f"{STATISTICS['norm_reward']}var"]) ** 0.5
+        rows.append(("rewards", f"divided by {deviation:.4g} in training, learnt from {int(tensors[rewards]):,}"))
+    return rows
+
+
+def _evaluation(callbacks: dict[str, Any]) -> str:
+    state = callbacks.get("PeriodicEvaluation", {})
+    if not state.get("latest"):
+        return "none yet"
+    latest = f"{shown_return(state['latest']['return_mean'])} at train_iter {state['train_iter']:,}"
+    return f"best return {shown_return(state['best_return'])}, latest {latest}"

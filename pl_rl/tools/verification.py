@@ -1,0 +1,183 @@
+"""The proof that a run can be killed and goes on as if nothing had happened, for a user's own configuration.
+
+One run is left alone; another is killed with SIGKILL at random moments and resumed in new processes. Their final
+checkpoints and logs must then be the same, compared at zero tolerance.
+"""
+
+import math
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning as L
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from pl_rl.agent import STATISTICS, as_agent
+from pl_rl.checkpoints.format import STATE_KEY, read_checkpoint
+from pl_rl.errors import RunFailure, UsageError
+
+WALL_CLOCK_TAGS = "time/"
+
+
+class Pulse(L.Callback):
+    """Tells a watching process of each iteration."""
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Print the number of iterations done; evaluating and saving are still to come."""
+        print(f"iteration {as_agent(pl_module).iteration}", flush=True)
+
+
+class Verification(NamedTuple):
+    """What came of it."""
+
+    killed_after: list[int]
+    """Iterations after which a process was killed."""
+    differences: dict[str, str | None]
+    """By component, the first difference or ``None`` if there is none."""
+    remarks: list[str]
+    """What resumes said they could not continue exactly."""
+
+
+def verify(fit_args: list[str], iterations: int, kills: int) -> Verification:
+    """Compare a run that is killed and resumed with one that is not.
+
+    Args:
+        fit_args: Arguments of the ``fit`` verb.
+        iterations: Length of each run.
+        kills: How often to kill.
+
+    Raises:
+        UsageError: If the run's arguments are refused.
+        RunFailure: If a run fails by itself.
+    """
+    moments = sorted(random.sample(range(1, iterations), kills))
+    with tempfile.TemporaryDirectory(prefix="pl_rl-verify-") as folder:
+        runs = {}
+        remarks: list[str] = []
+        killed_after: list[int] = []
+        for name, kill_after in [("uninterrupted", []), ("killed", moments)]:
+            root = Path(folder, name)
+            command = _command(fit_args, root, iterations)
+            for number, moment in enumerate(kill_after):
+                killed_after.append(_run(command, remarks, resume=number > 0, kill_after=moment))
+            _run(command, remarks, resume=bool(kill_after), kill_after=None)
+            runs[name] = root / "lightning_logs" / "version_0"
+        return Verification(killed_after, compare_runs(runs["uninterrupted"], runs["killed"]), sorted(set(remarks)))
+
+
+def compare_runs(one: Path, other: Path) -> dict[str, str | None]:
+    """The first difference of each component of two runs' last checkpoints and logs, ``None`` where there is none."""
+    parts = [_components(read_checkpoint(run / "checkpoints" / "last.ckpt"), run) for run in (one, other)]
+    differences = {name: first_difference(parts[0][name], parts[1].get(name)) for name in parts[0]}
+    differences["log"] = first_difference(read_scalars(one), read_scalars(other))
+    return differences
+
+
+def first_difference(one: Any, other: Any, where: str = "") -> str | None:
+    """Where two nested structures of plain data first differ, at zero tolerance; ``None`` if nowhere."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        for key in [*one, *(key for key in other if key not in one)]:
+            if key not in one or key not in other:
+                return f"{where}/{key} is in one only"
+            difference = first_difference(one[key], other[key], f"{where}/{key}")
+            if difference is not None:
+                return difference
+        return None
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return first_difference(dict(enumerate(one)), dict(enumerate(other)), where)
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        same = one.dtype == other.dtype and torch.equal(one, other)
+        return None if same else f"{where}: tensors differ"
+    return None if one == other or (one != one and other != other) else f"{where}: {one} and {other}"
+
+
+def read_scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
+    """All (step, value) points in a run's event files by tag, less those of the wall clock."""
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0})
+    events.Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith(WALL_CLOCK_TAGS)]
+    return {tag: [(point.step, point.value) for point in events.Scalars(tag)] for tag in tags}
+
+
+def _components(checkpoint: dict[str, Any], run: Path) -> dict[str, Any]:
+    state = checkpoint[STATE_KEY]
+    counters = {name: value for name, value in state["counters"].items() if name != "elapsed_seconds"}
+    prefixes = tuple(STATISTICS.values())
+    weights = {name: value for name, value in checkpoint["state_dict"].items() if not name.startswith(prefixes)}
+    statistics = {name: value for name, value in checkpoint["state_dict"].items() if name.startswith(prefixes)}
+    if statistics:
+        statistics["discounted sums"] = state["collector"].get("discounted_sums")
+    return {
+        "weights": weights,
+        "optimizer": checkpoint["optimizer_states"],
+        **({"normalizer": statistics} if statistics else {}),
+        "counters": {**counters, "epoch": checkpoint["epoch"], "global_step": checkpoint["global_step"]},
+        "random generators": {**state["random"], "sampling": state["collector"]["generator"]},
+        "environments": {"state": state["collector"]["environments"], "obs": state["collector"]["obs"]},
+        "episodes": state["collector"]["episodes"],
+        "callbacks": _without(str(run.absolute()), checkpoint["callbacks"]),
+    }
+
+
+def _without(folder: str, value: Any) -> Any:
+    """A callback's state with paths that begin at its run's folder."""
+    if isinstance(value, dict):
+        return {_without(folder, name): _without(folder, item) for name, item in value.items()}
+    return value.replace(folder, "") if isinstance(value, str) else value
+
+
+def _command(fit_args: Sequence[str], root: Path, iterations: int) -> list[str]:
+    return [
+        *(sys.executable, "-m", "pl_rl", "fit", *fit_args),
+        *("--trainer.default_root_dir", str(root)),
+        *("--trainer.max_epochs", str(iterations)),
+        *("--trainer.logger", "true"),
+        *("--trainer.log_every_n_steps", "1"),
+        *("--trainer.enable_progress_bar", "false"),
+        "--trainer.callbacks+=pl_rl.tools.verification.Pulse",
+        *("--checkpoint.last_every_n_iterations", str(max(1, iterations // 10))),
+        *("--model.stop_value", "null"),
+    ]
+
+
+def _run(command: list[str], remarks: list[str], resume: bool, kill_after: int | None) -> int:
+    """One process, to its end or until it is killed somewhere in the iteration after ``kill_after``.
+
+    Returns:
+        The last iteration that it finished.
+    """
+    arguments = [*command, "--ckpt_path", "last"] if resume else command
+    iteration, killed = 0, False
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+    ):
+        assert process.stdout is not None
+        before = latest = math.nan
+        for line in process.stdout:
+            if "not exact: " in line:
+                remarks.append(line.partition("not exact: ")[2].strip())
+            if not line.startswith("iteration "):
+                continue
+            iteration, before, latest = int(line.split()[1]), latest, time.monotonic()
+            if kill_after is not None and iteration >= kill_after and not killed:
+                # Somewhere in the next iteration, if the last one tells how long that is.
+                duration = 0.0 if math.isnan(latest - before) else latest - before
+                time.sleep(random.random() * min(duration, 1.0))
+                process.kill()
+                killed = True
+        status = process.wait()
+        if status > 0:
+            errors.seek(0)
+            message = errors.read().strip().splitlines()[-1:] or ["no message"]
+            kind = UsageError if status == 2 else RunFailure
+            raise kind(message[0].removeprefix("error: "))
+        if status == 0 and kill_after is not None:
+            raise UsageError("the run ended by itself before it could be killed; use more --iterations or a longer run")
+    return iteration

@@ -1,0 +1,126 @@
+"""Acting: one compiled function decides what the modules of the network do."""
+
+import gymnasium as gym
+import pytest
+import torch
+from torch import nn
+
+from pl_rl import MLPActorCritic
+from pl_rl.algorithm.acting import CompiledActing, EagerActing
+from pl_rl.errors import CompilationError
+from pl_rl.networks.actor_critic import CNNActorCritic
+from tests.support import fit, small_ppo
+
+OBS = gym.spaces.Box(-1, 1, (3,))
+SPACES = [gym.spaces.Discrete(4, start=2), gym.spaces.MultiDiscrete([2, 5]), gym.spaces.Box(-1, 1, (2,))]
+
+
+def make_acting(space, num_envs=5):
+    torch.manual_seed(0)
+    network = MLPActorCritic(OBS, space, encoder_sizes=(8,), log_std_init=-1.0)
+    compiled = CompiledActing(network, torch.zeros(num_envs, 3))
+    compiled.load()
+    return network, EagerActing(network), compiled
+
+
+def rollout(acting, obs, noise):
+    """What is decided on observations that come one after another."""
+    given = torch.full_like(obs, torch.nan)
+    acting.begin(given, noise)
+    actions = []
+    for t in range(len(obs)):
+        given[t] = obs[t]
+        actions.append(acting.act(t).clone())
+    decided = acting.decided()
+    assert torch.equal(torch.stack(actions), decided[2])
+    return decided
+
+
+@pytest.mark.parametrize("space", SPACES, ids=["discrete", "multi-discrete", "continuous"])
+def test_a_compiled_function_decides_what_the_network_does(space):
+    network, eager, compiled = make_acting(space)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(2):
+        obs, noise = torch.randn(4, 5, 3, generator=generator), network.distribution.noise((4, 5), generator)
+        for ours, expected in zip(rollout(compiled, obs, noise), rollout(eager, obs, noise), strict=True):
+            torch.testing.assert_close(ours, expected)
+        with torch.no_grad():  # takes effect in the next rollout
+            for parameter in network.parameters():
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+
+
+class ModeDependent(MLPActorCritic):
+    """Says twice as much where it is in training mode, and has dropout there."""
+
+    def forward(self, obs):
+        outputs, values = super().forward(obs)
+        return nn.functional.dropout(outputs, training=self.training) * (2 if self.training else 1), values
+
+
+def test_a_compiled_function_decides_what_the_network_does_in_evaluation_mode():
+    network = ModeDependent(OBS, SPACES[0], encoder_sizes=(8,))
+    compiled = CompiledActing(network, torch.zeros(5, 3))
+    compiled.load()
+    assert network.training
+    obs, noise = torch.randn(4, 5, 3), network.distribution.noise((4, 5), torch.Generator())
+    network.eval()
+    for ours, expected in zip(rollout(compiled, obs, noise), rollout(EagerActing(network), obs, noise), strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
+def test_a_rollout_is_not_overwritten_by_the_next():
+    network, _, compiled = make_acting(SPACES[0])
+    obs, noise = torch.randn(4, 5, 3), network.distribution.noise((4, 5), torch.Generator())
+    first = rollout(compiled, obs, noise)
+    before = [tensor.clone() for tensor in first]
+    rollout(compiled, -obs, noise)
+    assert all(torch.equal(tensor, kept) for tensor, kept in zip(first, before, strict=True))
+
+
+def test_parameters_that_were_moved_are_found():
+    network, eager, compiled = make_acting(SPACES[2])
+    for parameter in network.parameters():
+        parameter.data = parameter.data + 0.5
+    obs, noise = torch.randn(2, 5, 3), network.distribution.noise((2, 5), torch.Generator())
+    for ours, expected in zip(rollout(compiled, obs, noise), rollout(eager, obs, noise), strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
+def test_a_compiled_run_acts_by_a_compiled_function(env):
+    model = small_ppo(env=env, compile_update=True)
+    acting = []
+    model.on_train_epoch_end = lambda: acting.append(type(model.collector.acting))
+    fit(model, max_epochs=2)
+    assert acting == [CompiledActing] * 2
+
+
+@pytest.mark.parametrize("num_envs", [1, 8])
+@pytest.mark.parametrize("shape", [(4, 84, 84), (40, 36, 3)], ids=["channels first", "channels last"])
+def test_images_are_decided_on_alike(num_envs, shape):
+    network = CNNActorCritic(gym.spaces.Box(0, 255, shape, "uint8"), gym.spaces.Discrete(6))
+    generator = torch.Generator().manual_seed(1)
+    obs = torch.randint(0, 256, (3, num_envs, *shape), generator=generator, dtype=torch.uint8)
+    noise = network.distribution.noise((3, num_envs), generator)
+    compiled = CompiledActing(network, obs[0])
+    compiled.load()
+    for acting in (decided := [compiled, EagerActing(network)]):
+        acting.begin(obs, noise)
+        for t in range(3):
+            acting.act(t)
+    for ours, expected in zip(*(acting.decided() for acting in decided), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+class Pooled(CNNActorCritic):
+    """Uses an operation that there is no source for."""
+
+    def _features(self, obs):
+        pooled = nn.functional.max_pool2d(obs.float(), 2)
+        return super()._features(pooled.repeat_interleave(2, -1).repeat_interleave(2, -2))
+
+
+def test_what_cannot_be_compiled_is_left_to_single_operations():
+    images = gym.spaces.Box(0, 255, (2, 36, 36), "uint8")
+    with pytest.raises(CompilationError, match="max_pool2d"):
+        CompiledActing(Pooled(images, gym.spaces.Discrete(4)), torch.zeros(2, 2, 36, 36, dtype=torch.uint8))

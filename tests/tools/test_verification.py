@@ -1,0 +1,139 @@
+"""``verify`` proves what holds, and finds what does not."""
+
+import math
+import sys
+
+import pytest
+import torch
+
+import tests.uncertain_environments as uncertain
+from pl_rl.cli import main
+from pl_rl.tools.verification import first_difference
+
+SMALL_RUN = [
+    *("--model.num_envs", "4", "--model.num_steps", "32", "--model.minibatch_size", "64"),
+    *("--model.update_epochs", "2", "--model.eval_freq", "8", "--model.eval_episodes", "2"),
+]
+
+
+def verify(*args):
+    """Exit status of the verb."""
+    try:
+        main(["verify", *args])
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
+def test_differences_are_found_at_zero_tolerance():
+    one = {"a": [1, {"b": torch.ones(2)}], "c": math.nan}
+    assert first_difference(one, {"a": [1, {"b": torch.ones(2)}], "c": math.nan}) is None
+    assert first_difference(one, {"a": [1, {"b": torch.ones(2) + 1e-7}], "c": math.nan}) == "/a/1/b: tensors differ"
+    assert first_difference(one, {"a": [1], "c": math.nan}) == "/a/1 is in one only"
+    assert first_difference(one, {**one, "d": 0}) == "/d is in one only"
+    assert first_difference({"x": 1}, {"x": 2}) == "/x: 1 and 2"
+    assert first_difference(torch.ones(1), torch.ones(1, dtype=torch.float64)) == ": tensors differ"
+
+
+def test_a_killed_run_is_proved_to_go_on_bit_for_bit(capsys):
+    assert verify("--iterations", "8", "--kills", "1", "--config", "cartpole.yaml") == 0
+    out = capsys.readouterr().out
+    components = ["weights", "optimizer", "counters", "random generators", "environments", "episodes", "callbacks"]
+    for component in [*components, "log"]:
+        assert any(component in line and "identical" in line for line in out.splitlines())
+    assert "the run went on bit for bit" in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "run",
+    [
+        ["--config", "cartpole.yaml"],
+        ["--config", "cartpole.yaml", "--model.env.vectorization", "sync"],
+        ["--config", "cartpole.yaml", "--model.env.vectorization", "async"],
+        ["--config", "acrobot.yaml"],
+        ["--config", "pendulum.yaml"],
+        ["--config", "pendulum.yaml", "--model.norm_obs", "true", "--model.norm_reward", "true"],
+        ["--config", "halfcheetah.yaml"],
+        ["--config", "cartpole-fast.yaml"],
+        ["--model.env", "tests.uncertain_environments:PlRlTest/NoisyWalk-v0", *SMALL_RUN],
+    ],
+    ids=lambda run: "-".join(run[1:4:2]),
+)
+def test_runs_killed_three_times_at_random_moments_go_on_bit_for_bit(run, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", _root())
+    # Iterations of the small environment take a few milliseconds, in which a process must be hit.
+    assert verify("--iterations", "200" if "--config" not in run else "20", "--kills", "3", *run) == 0
+
+
+SHORT = [
+    *("--model.num_envs", "3", "--model.num_steps", "64", "--model.minibatch_size", "64", "--model.update_epochs", "1"),
+    *("--model.compile_update", "false", "--model.eval_episodes", "1", "--model.eval_num_envs", "1"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+@pytest.mark.parametrize(
+    ("config", "settings"),
+    [
+        ("lunarlander", ["--model.eval_freq", "30"]),
+        # Steps enough for several anchors, at each of which there is a new object.
+        ("bipedalwalker", ["--model.eval_freq", "0", "--model.env.kwargs", '{"max_episode_steps": 80}']),
+        ("minigrid", ["--model.eval_freq", "30"]),
+        ("breakout", ["--model.eval_freq", "30"]),
+        ("pong", ["--model.eval_freq", "0"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_simulators_go_on_bit_for_bit(config, settings, vectorization):
+    run = ["--config", f"{config}.yaml", *SHORT, *settings, "--model.env.vectorization", vectorization]
+    assert verify("--iterations", "12", "--kills", "2", *run) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("game", ["pong", "breakout"])
+def test_native_atari_goes_on_bit_for_bit(game):
+    """Over anchors, lives and games, evaluations included."""
+    run = ["--config", f"{game}.yaml", *SHORT, "--model.eval_freq", "30", "--model.env.vectorization", "native"]
+    assert verify("--iterations", "30", "--kills", "3", *run) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+@pytest.mark.parametrize("env", ["HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Humanoid-v5"])
+def test_mujoco_goes_on_bit_for_bit(env, vectorization):
+    run = ["--model.env.id", env, *SHORT, "--model.eval_freq", "0", "--model.env.vectorization", vectorization]
+    assert verify("--iterations", "12", "--kills", "1", *run) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("env", ["GloballyRandom", "Hoarder"])
+def test_environments_that_cannot_be_restored_fail_the_proof_by_name(env, monkeypatch, capsys):
+    monkeypatch.setenv("PYTHONPATH", _root())
+    run = ["--model.env", f"tests.uncertain_environments:PlRlTest/{env}-v0", *SMALL_RUN]
+    assert verify("--iterations", "200", "--kills", "3", *run) == 1
+    captured = capsys.readouterr()
+    assert "not exact: environments: restarted" in captured.out
+    assert "environments" in captured.err and captured.err.startswith("error: killed after iterations")
+
+
+def test_a_run_that_fit_would_refuse_is_refused_in_its_words(capsys):
+    assert verify("--config", "cartpole.yaml", "--model.minibatch_size", "100") == 2
+    assert "num_envs*num_steps=256 is not divisible by minibatch_size=100" in capsys.readouterr().err
+
+
+def test_a_run_that_is_too_short_to_be_killed_is_no_proof(capsys):
+    run = ["--config", "cartpole.yaml", "--model.total_env_steps", "256"]
+    assert verify("--iterations", "50", "--kills", "1", *run) == 2
+    assert "the run ended by itself before it could be killed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("args", [["--kills", "0"], ["--iterations", "3", "--kills", "3"], []])
+def test_impossible_requests_are_refused(args, capsys):
+    assert verify(*args, *(["--config", "cartpole.yaml"] if args else [])) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def _root():
+    return str(next(path for path in sys.path if path and uncertain.__file__.startswith(path)))
