@@ -69,6 +69,8 @@ RANDOM = record(
     }
 )
 
+_LAYERS = that(lambda value: all(": " in line for line in value.splitlines()), "a line for each layer, after its name")
+
 _WINDOW = {
     "anchors": whole(),
     "actions": rows(),
@@ -148,7 +150,7 @@ STATE = record(
         "spaces": maybe(mapping(PLAIN)),
         "callback_settings": maybe(mapping(SETTING)),
     },
-    {"network": maybe(sequence(TEXT))},  # as it may be found when the run is continued, its layers in words
+    {"network": maybe(sequence(_LAYERS))},  # as it may be found when the run is continued, its layers in words
 )
 
 _EPISODES = record(

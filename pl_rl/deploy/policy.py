@@ -5,6 +5,7 @@ Shapes: ``B`` observations of any batch, ``P`` outputs of the policy (see :mod:`
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pl_rl.agent import network_from_description
+from pl_rl.agent import NetworkFactory, network_from_description
 from pl_rl.checkpoints.format import STATE_KEY, read_checkpoint
 from pl_rl.envs import EnvConfig, make_env
 from pl_rl.envs.spaces import Space, describe_spaces, make_spaces
@@ -191,6 +192,12 @@ def _make_network(description: dict[str, Any], *spaces: Space) -> ActorCritic:
     """
     factory = network_from_description(description)
     try:
+        needed, memory = _size(factory, *spaces), _memory()
+        if needed > memory:
+            raise UsageError(
+                f"the network {description['class_path']} with init_args={description['init_args']} has parameters of "
+                f"{needed:,} bytes, and this machine has {memory:,}; use another copy of the file"
+            )
         return factory(*spaces)
     except UsageError:
         raise
@@ -200,6 +207,19 @@ def _make_network(description: dict[str, Any], *spaces: Space) -> ActorCritic:
             f"the network {description['class_path']} with init_args={description['init_args']} cannot be made for "
             f"the policy's spaces ({type(error).__name__}: {reason}); use another copy of the file"
         ) from error
+
+
+def _size(factory: NetworkFactory, *spaces: Space) -> int:
+    """The bytes that a network's parameters would take, 0 where it cannot be told without making them."""
+    try:
+        with torch.device("meta"):
+            return sum(parameter.nbytes for parameter in factory(*spaces).parameters())
+    except Exception:  # of a network that computes with them as it is made, or cannot be made at all
+        return 0
+
+
+def _memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def read_trained(path: Path) -> TrainedWeights:

@@ -57,7 +57,7 @@ BROKEN = {
     "pl_rl.seed_everything": [None, "0"],
     "pl_rl.run_id": [3], "pl_rl.spaces": ["x"],
     "pl_rl.callback_settings": [[], {"Own": {"a": torch.eye(2).to_sparse()}}],
-    "pl_rl.network": ["x", [3]],
+    "pl_rl.network": ["x", [3], ["x"]],
     "pl_rl_logs": [None, {}, [3], [{"class": "x"}], [{"class": "x", "folder": ".", "reached": {"a": -1}}]],
     "callbacks": [None, [], {3: {}}],
     "callbacks.PeriodicEvaluation": [{}, None, {"latest": {}, "best_return": 0.0, "train_iter": 3}],

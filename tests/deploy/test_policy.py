@@ -56,6 +56,13 @@ def test_a_network_that_only_its_script_can_make_is_refused():
         policy_of(path)
 
 
+def test_a_network_larger_than_memory_is_not_begun():
+    trained = read_trained(checkpoint())
+    network = {"class_path": "pl_rl.networks.MLPActorCritic", "init_args": {"actor_sizes": [10**12]}}
+    with pytest.raises(UsageError, match=r"has parameters of [0-9,]+ bytes, and this machine has [0-9,]+"):
+        TrainedPolicy({**trained.settings, "network": network}, trained.spaces)
+
+
 def test_weights_of_another_network_are_refused():
     trained = read_trained(checkpoint())
     del trained.tensors["network.actor.0.weight"]

@@ -6,7 +6,7 @@ import zipfile
 
 import torch
 
-from pl_rl.checkpoints import with_checksum
+from pl_rl.checkpoints.format import with_checksum
 
 TENSORS = [
     lambda t: t.unsqueeze(0),
@@ -113,7 +113,10 @@ def _alter(rng, parent, key):
 def _varied(rng, value):
     """A value much like it."""
     if isinstance(value, torch.Tensor):
-        return rng.choice(TENSORS)(value)
+        try:
+            return rng.choice(TENSORS)(value)
+        except RuntimeError:  # of one that the first change made sparse, or endless
+            return value
     if isinstance(value, bool):
         return rng.choice([not value, int(value), str(value)])
     if isinstance(value, int | float):
