@@ -19,7 +19,7 @@ import torch
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.utilities import rank_zero_info
 
-from pl_rl.algorithm.evaluation import LIMIT_EPISODES, LONGEST_EPISODE, Episodes, evaluate, record, shown_return
+from pl_rl.algorithm.evaluation import LIMIT_EPISODES, LONGEST_EPISODE, Episodes, evaluate, format_return, record
 from pl_rl.algorithm.rollout import Rollout, RolloutCollector
 from pl_rl.checkpoints.format import STATE_KEY, check_content
 from pl_rl.checkpoints.restoring import check_restorable
@@ -153,7 +153,7 @@ class Agent(L.LightningModule):
         """Whether ``total_env_steps`` shapes training before it ends it."""
         return False
 
-    def rounding(self) -> dict[str, str]:
+    def numerics(self) -> dict[str, str]:
         """What decides how numbers are rounded, beyond libraries and machine."""
         return {}
 
@@ -461,8 +461,8 @@ class Agent(L.LightningModule):
         self._told_of_endless = True
         rank_zero_info(
             f"Environment {longest} has not ended its episode after {steps:,} steps (iteration {self.iteration + 1:,}),"
-            f" at a return of {shown_return(episode_return)}: until it ends that is in no mean, and a resume makes all "
-            f"the steps again; {LIMIT_EPISODES}."
+            f" at a return of {format_return(episode_return)}: until it ends that is in no mean, and a resume makes "
+            f"all the steps again; {LIMIT_EPISODES}."
         )
 
     def _log_statistics(self, group: str, episodes: Episodes) -> None:

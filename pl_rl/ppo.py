@@ -1,6 +1,6 @@
-"""Proximal policy optimisation, https://arxiv.org/abs/1707.06347, as a LightningModule.
+"""Proximal policy optimization, https://arxiv.org/abs/1707.06347, as a LightningModule.
 
-``training_step`` is one PPO iteration over one rollout, with manual optimisation: Lightning's cost is paid once per
+``training_step`` is one PPO iteration over one rollout, with manual optimization: Lightning's cost is paid once per
 iteration, and at the end of an epoch nothing is half done.
 
 Shapes: ``T`` steps of a rollout, ``N`` environments, ``B`` samples of a minibatch.
@@ -26,7 +26,7 @@ from pl_rl.algorithm.rollout import Rollout
 from pl_rl.algorithm.schedule import is_due
 from pl_rl.algorithm.settings import FIXED, FIXED_IN_FIT, change_setting, check_settings, plain_number
 from pl_rl.callbacks.evaluation import PeriodicEvaluation
-from pl_rl.callbacks.lookup import attached
+from pl_rl.callbacks.lookup import find_callback
 from pl_rl.callbacks.resume_state import ResumeState
 from pl_rl.callbacks.run_directory import RunDirectory
 from pl_rl.checkpoints.format import STATE_KEY, changed_settings, plain_data
@@ -36,14 +36,14 @@ from pl_rl.errors import CompilationError, CompilerFailure, RunFailure, UsageErr
 from pl_rl.networks.actor_critic import MLPActorCritic
 from pl_rl.networks.modes import training_mode
 from pl_rl.resume.loading import load_module
-from pl_rl.runs.directory import shown
+from pl_rl.runs.directory import display_path
 from pl_rl.runs.trust import by_loading, checked
 
 APPROX_KL = PPOLoss.METRICS.index("approx_kl")
 
 
 class PPO(Agent):
-    """Proximal policy optimisation.
+    """Proximal policy optimization.
 
     Example::
 
@@ -261,7 +261,7 @@ class PPO(Agent):
         """What a script cannot forget: the state that a resume needs, and evaluation."""
         self.structures = []
         self.note_structure()  # before anybody's setup
-        return [callback for callback in self._callbacks if attached(self.trainer, type(callback)) is not callback]
+        return [callback for callback in self._callbacks if find_callback(self.trainer, type(callback)) is not callback]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam with the epsilon of the PPO reference implementation, in its fused form."""
@@ -376,7 +376,7 @@ class PPO(Agent):
             raise RuntimeError("nothing is learnt before Trainer.fit")
         return self._learner
 
-    def rounding(self) -> dict[str, str]:
+    def numerics(self) -> dict[str, str]:
         """What decides how numbers are rounded, beyond libraries and machine."""
         return {"updates": self.learner.description}
 
@@ -487,7 +487,7 @@ class PPO(Agent):
 
     def _last_good_checkpoint(self) -> str:
         kept = getattr(self.trainer.checkpoint_callback, "last_model_path", "")
-        return f"the last good checkpoint is {shown(kept)}" if kept else "no checkpoint was saved"
+        return f"the last good checkpoint is {display_path(kept)}" if kept else "no checkpoint was saved"
 
     def _samples(self, rollout: Rollout) -> Minibatch:
         """All ``T * N`` samples of a rollout with their advantages and returns."""

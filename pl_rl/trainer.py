@@ -14,7 +14,7 @@ from lightning.fabric.plugins.io import CheckpointIO
 from lightning.pytorch.callbacks import Timer
 
 from pl_rl.agent import Agent
-from pl_rl.callbacks.lookup import all_attached, attached
+from pl_rl.callbacks.lookup import find_callback, find_callbacks
 from pl_rl.callbacks.pretrained import PretrainedCheckpoint
 from pl_rl.callbacks.run_checkpoint import RunCheckpoint
 from pl_rl.callbacks.run_directory import RunDirectory
@@ -23,16 +23,16 @@ from pl_rl.checkpoints.format import read_checkpoint
 from pl_rl.checkpoints.saving import DurableCheckpointIO
 from pl_rl.errors import UsageError
 from pl_rl.files.writing import LOG_FILES, check_names
-from pl_rl.resume.auto_resume import checkpoint_of_command, queued_again
+from pl_rl.resume.auto_resume import checkpoint_of_command, requeued
 from pl_rl.resume.finished import end_at, take_over
 from pl_rl.runs.directory import (
     LOG_ROOT,
+    display_path,
     find_checkpoint,
     note_command,
     own_run,
     run_begun_by,
     run_of_checkpoint,
-    shown,
 )
 from pl_rl.runs.lock import locked
 from pl_rl.runs.logs import open_csv
@@ -62,7 +62,7 @@ class Trainer(L.Trainer):
         super().__init__(max_epochs=max_epochs, plugins=given, **kwargs)
         self.command = list(sys.argv)
         self._interruption = Interruption()
-        if attached(self, RunCheckpoint) is not None:
+        if find_callback(self, RunCheckpoint) is not None:
             callbacks: list[L.Callback] = cast(Any, self).callbacks  # set by Lightning without declaring it
             callbacks.append(StopOnSignal(self._interruption))
 
@@ -99,7 +99,7 @@ class Trainer(L.Trainer):
                 in the directory.
         """
         log_root = Path(self.default_root_dir, LOG_ROOT)
-        auto_resume = auto_resume or queued_again()
+        auto_resume = auto_resume or requeued()
         # The command line has found it already, as a run's checkpoint knows its settings.
         found = ckpt_path is not None and run_of_checkpoint(Path(ckpt_path)) == run_begun_by(self.command, log_root)
         if auto_resume and not found:
@@ -120,7 +120,7 @@ class Trainer(L.Trainer):
         elif branch:
             raise UsageError("a branch begins at a checkpoint; add --ckpt_path last, or the path of one")
         elif isinstance(model, Agent):
-            for callback in all_attached(self, PretrainedCheckpoint):
+            for callback in find_callbacks(self, PretrainedCheckpoint):
                 callback.check(model)
         with ExitStack() as locks:
             self._enter_run_directory(model, None if branch else path, checkpoint, locks)
@@ -183,10 +183,10 @@ class Trainer(L.Trainer):
     def _stopped_by_signals(self) -> Iterator[None]:
         """Hear signals and time limits; a run without :class:`RunCheckpoint` leaves them to Lightning."""
         signals = {*SIGNALS, requeue_signal(self) or signal.SIGUSR1}
-        timer = attached(self, Timer)
+        timer = find_callback(self, Timer)
         if timer is not None and timer.time_remaining() is not None:
             signals.add(signal.SIGALRM)
-        if attached(self, StopOnSignal) is None:
+        if find_callback(self, StopOnSignal) is None:
             yield
             return
         with self._interruption.listening(signals):
@@ -203,7 +203,7 @@ class Trainer(L.Trainer):
         """Whether nothing is left to train; says why, and gives a script the trained model all the same."""
         model.trainer = self
         brought = model.configure_callbacks()
-        callbacks = [*all_attached(self, L.Callback), *(brought if isinstance(brought, Sequence) else [brought])]
+        callbacks = [*find_callbacks(self, L.Callback), *(brought if isinstance(brought, Sequence) else [brought])]
         end = end_at(self, model, callbacks, checkpoint)
         if end is None:
             return False
@@ -211,9 +211,12 @@ class Trainer(L.Trainer):
         if isinstance(model, Agent) and end.finished:
             model.stop_reason = end.reason
         if auto_resume and end.finished:
-            print(f"auto_resume: {shown(path.parent.parent)} is finished: {end.reason}", flush=True)
+            print(f"auto_resume: {display_path(path.parent.parent)} is finished: {end.reason}", flush=True)
         else:
-            print(f"Nothing is trained from {shown(path)} on, as {end.reason}; to go on, {end.way_out}.", flush=True)
+            print(
+                f"Nothing is trained from {display_path(path)} on, as {end.reason}; to go on, {end.way_out}.",
+                flush=True,
+            )
         return True
 
     def _check(self, model: L.LightningModule, checkpoint: dict[str, Any]) -> None:

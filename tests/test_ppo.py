@@ -552,7 +552,7 @@ def test_long_runs_compile_their_updates_and_short_ones_do_not(monkeypatch):
 
     class Reader(L.Callback):
         def on_train_start(self, trainer, pl_module):
-            read.append(pl_module.rounding()["updates"])
+            read.append(pl_module.numerics()["updates"])
 
     read = []
     # 2 epochs over the samples in minibatches of 32
@@ -572,7 +572,7 @@ def test_shorter_runs_of_larger_networks_compile_too(monkeypatch):
 
     class Reader(L.Callback):
         def on_train_start(self, trainer, pl_module):
-            read.append(pl_module.rounding()["updates"])
+            read.append(pl_module.numerics()["updates"])
 
     read = []
     monkeypatch.setattr("pl_rl.compiled.backend.FLOPS_OF_A_MILLISECOND", 2**20)

@@ -16,7 +16,7 @@ from pl_rl.networks.actor_critic import ActorCritic
 from pl_rl.networks.modes import evaluation_mode
 
 
-class Acting(ABC):
+class ActionSelector(ABC):
     """A network's decisions over one rollout after another, in evaluation mode.
 
     Args:
@@ -35,11 +35,11 @@ class Acting(ABC):
         """Actions ``[N]`` or ``[N, A]`` of step ``t``, whose observations are there by now."""
 
     @abstractmethod
-    def decided(self) -> tuple[Tensor, Tensor, Tensor]:
+    def decisions(self) -> tuple[Tensor, Tensor, Tensor]:
         """Of the whole rollout: the policy's outputs ``[T, N, P]``, values ``[T, N]`` and actions ``[T, N, ...]``."""
 
 
-class EagerActing(Acting):
+class EagerActionSelector(ActionSelector):
     """Any network, any device."""
 
     def begin(self, obs: Tensor, noise: Tensor) -> None:
@@ -56,7 +56,7 @@ class EagerActing(Acting):
         self._decided.append((outputs, values, actions))
         return actions
 
-    def decided(self) -> tuple[Tensor, Tensor, Tensor]:
+    def decisions(self) -> tuple[Tensor, Tensor, Tensor]:
         """Steps stacked."""
         outputs, values, actions = (torch.stack(tensors) for tensors in zip(*self._decided, strict=True))
         return outputs, values, actions
@@ -75,7 +75,7 @@ class _Decision(nn.Module):
         return outputs, values, self.network.distribution.sample(outputs, noise)
 
 
-class CompiledActing(Acting):
+class CompiledActionSelector(ActionSelector):
     """Network and sampling as one function, for one number of environments, from and into the rollout's own memory.
 
     Args:
@@ -137,7 +137,7 @@ class CompiledActing(Acting):
         call()
         return self._actions[t]
 
-    def decided(self) -> tuple[Tensor, Tensor, Tensor]:
+    def decisions(self) -> tuple[Tensor, Tensor, Tensor]:
         """As it was written."""
         outputs, values, actions = self._decided
         return outputs, values, actions

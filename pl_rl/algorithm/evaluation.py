@@ -49,7 +49,7 @@ class Episodes(NamedTuple):
         return statistics
 
 
-def shown_return(value: float) -> str:
+def format_return(value: float) -> str:
     """A return in words: three decimals below 10, as those of many environments lie between 0 and 1, else one."""
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
 
@@ -229,7 +229,7 @@ def _play(
             first = int(np.argmax(endless))
             rank_zero_info(
                 f"Evaluation cut {endless.sum()} episode(s) that had not ended after {LONGEST_EPISODE:,} steps, "
-                f"the first of environment {first} at a return of {shown_return(float(open_returns[first]))}; "
+                f"the first of environment {first} at a return of {format_return(float(open_returns[first]))}; "
                 f"{LIMIT_EPISODES}."
             )
         for i in np.flatnonzero(terminated | truncated | endless):

@@ -16,7 +16,7 @@ def gae(
     gamma: float,
     gae_lambda: float,
 ) -> Tensor:
-    """Generalised advantage estimation, https://arxiv.org/abs/1506.02438 equation 16.
+    """Generalized advantage estimation, https://arxiv.org/abs/1506.02438 equation 16.
 
     A terminated episode has no future value. A truncated one (a time limit) has: the value of its true final
     observation, which is what ``next_values`` holds there; its advantages do not reach into the next episode.

@@ -1,4 +1,4 @@
-"""What PPO minimises over a minibatch.
+"""What PPO minimizes over a minibatch.
 
 Shapes: ``B`` samples of a minibatch.
 """

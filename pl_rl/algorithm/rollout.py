@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pl_rl.algorithm.acting import Acting, EagerActing
+from pl_rl.algorithm.acting import ActionSelector, EagerActionSelector
 from pl_rl.envs import AnyVectorEnv, restore_envs, save_envs
 from pl_rl.envs.faults import check_finite, too_large
 from pl_rl.errors import EnvironmentFailure, UsageError
@@ -128,7 +128,7 @@ class RolloutCollector:
         self.generator = generator
         self.normalizer = normalizer
         self.reward_scaler = reward_scaler
-        self.acting: Acting = EagerActing(network)
+        self.acting: ActionSelector = EagerActionSelector(network)
         self.episodes = EpisodeStatistics(env.num_envs)
         self._obs: npt.NDArray[Any] | None = None
 
@@ -235,7 +235,7 @@ class RolloutCollector:
                     seen = self._as_input(final) if final.isfinite().all() else final
                     final_obs[t, int(i)] = seen.to(obs.dtype)
         check_finite(obs, rewards, self._obs, final_obs)
-        outputs, values, actions = self.acting.decided()
+        outputs, values, actions = self.acting.decisions()
         values, next_values = self._with_next_values(values, final_obs)
         step_rewards = torch.from_numpy(rewards)
         if self.reward_scaler is not None:

@@ -24,7 +24,7 @@ from pl_rl.envs.processors import cores
 from pl_rl.errors import CompilationError
 
 
-class Updates(ABC):
+class Updater(ABC):
     """Lowers a loss by gradient updates.
 
     Args:
@@ -67,7 +67,7 @@ class Updates(ABC):
         return
 
 
-class EagerUpdates(Updates):
+class EagerUpdater(Updater):
     """Any network, any optimizer, any device."""
 
     description = "eager"
@@ -98,7 +98,7 @@ class EagerUpdates(Updates):
         return norm
 
 
-class CompiledUpdates(Updates):
+class CompiledUpdater(Updater):
     """The gradient as one compiled function, clipping and Adam as another, on the parameters where they lie.
 
     A large minibatch is worked through in chunks whose size depends on the minibatch and the network alone, on as many

@@ -7,7 +7,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from pl_rl.agent import Agent, as_agent
 from pl_rl.algorithm.schedule import is_due
-from pl_rl.callbacks.lookup import attached
+from pl_rl.callbacks.lookup import find_callback
 from pl_rl.checkpoints.format import STATE_KEY
 from pl_rl.errors import UsageError
 from pl_rl.seeding.streams import Stream
@@ -124,7 +124,7 @@ class PeriodicEvaluation(L.Callback):
 
 def evaluation_of(trainer: L.Trainer) -> PeriodicEvaluation:
     """The trainer's evaluation callback, which every agent brings along."""
-    evaluation = attached(trainer, PeriodicEvaluation)
+    evaluation = find_callback(trainer, PeriodicEvaluation)
     if evaluation is None:
         raise UsageError("the trainer has no evaluation; an agent's configure_callbacks gives PeriodicEvaluation")
     return evaluation

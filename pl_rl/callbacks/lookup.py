@@ -1,4 +1,4 @@
-"""Finding one another."""
+"""Finding the callbacks of a kind on a Trainer."""
 
 from typing import Any, TypeVar, cast
 
@@ -7,12 +7,12 @@ import lightning as L
 AnyCallback = TypeVar("AnyCallback", bound=L.Callback)
 
 
-def attached(trainer: L.Trainer, kind: type[AnyCallback]) -> AnyCallback | None:
+def find_callback(trainer: L.Trainer, kind: type[AnyCallback]) -> AnyCallback | None:
     """The trainer's first callback of a kind, if it has one."""
-    return next(iter(all_attached(trainer, kind)), None)
+    return next(iter(find_callbacks(trainer, kind)), None)
 
 
-def all_attached(trainer: L.Trainer, kind: type[AnyCallback]) -> list[AnyCallback]:
+def find_callbacks(trainer: L.Trainer, kind: type[AnyCallback]) -> list[AnyCallback]:
     """The trainer's callbacks of a kind."""
     # Lightning sets the attribute without declaring it.
     callbacks: list[L.Callback] = cast(Any, trainer).callbacks

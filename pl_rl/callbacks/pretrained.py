@@ -17,9 +17,9 @@ from pl_rl.errors import UsageError
 from pl_rl.files.terminal import printable
 from pl_rl.networks.actor_critic import MLPActorCritic
 from pl_rl.pretrained import Normalizer, PolicyWeights, read_weights
-from pl_rl.pretrained.freezing import Hold, HoldSchedule
+from pl_rl.pretrained.freezing import FreezeSchedule, Freezing
 from pl_rl.pretrained.matching import Match, OtherShapes, Rules, match
-from pl_rl.runs.directory import shown
+from pl_rl.runs.directory import display_path
 
 
 class PretrainedCheckpoint(L.Callback):
@@ -37,7 +37,7 @@ class PretrainedCheckpoint(L.Callback):
         strict: Whether every selected weight must be in the file and in the model; otherwise those that are in both are
             loaded.
         include: Patterns of the parameters to load, such as ``actor.*``; null means all.
-        exclude: Patterns of the parameters to leave as they were initialised.
+        exclude: Patterns of the parameters to leave as they were initialized.
         rename: Beginnings of names in the file, and what takes their place: ``{"policy.": "actor."}``.
         shapes: What to do where a weight has another shape in the file: stop with an error, skip it, or take over the
             part that overlaps, for observations or actions that became more or fewer.
@@ -46,7 +46,7 @@ class PretrainedCheckpoint(L.Callback):
         optimizer: Whether Adam goes on with its averages in the file rather than starting afresh.
         freeze: Patterns of parameters that do not learn.
         freeze_iterations: For how many iterations they do not; null means the whole run.
-        critic_warmup: Iterations in which the value function alone learns, all that the policy depends on being held.
+        critic_warmup: Iterations in which the value function alone learns, all that the policy depends on being frozen.
 
     Attributes:
         lineage: What the run started from, as plain data; ``None`` if from its own initial weights.
@@ -71,10 +71,10 @@ class PretrainedCheckpoint(L.Callback):
         self.rename = rename
         self.normalizer = normalizer
         self.optimizer = optimizer
-        self.hold = Hold(freeze or [], freeze_iterations, critic_warmup)
+        self.freezing = Freezing(freeze or [], freeze_iterations, critic_warmup)
         self.lineage: dict[str, Any] | None = None
-        self._schedule: HoldSchedule | None = None
-        self._held: set[str] = set()
+        self._schedule: FreezeSchedule | None = None
+        self._frozen: set[str] = set()
 
     def check(self, agent: Agent) -> None:
         """Whether the file can be loaded into an agent; changes nothing.
@@ -84,7 +84,7 @@ class PretrainedCheckpoint(L.Callback):
         """
         if self.path is not None:
             self._compare(self.path, agent)
-        elif self.hold != Hold():
+        elif self.freezing != Freezing():
             raise UsageError(
                 "--pretrained.freeze and --pretrained.critic_warmup need weights; add --pretrained.path FILE"
             )
@@ -105,11 +105,13 @@ class PretrainedCheckpoint(L.Callback):
         if self.path is None:
             return
         if trainer.ckpt_path:
-            line = f"The resume wins: weights are the checkpoint's, and {shown(self.path)} is not read."
-            changes = [] if self.lineage is None else changed_settings(self.lineage.get("held", {}), asdict(self.hold))
+            line = f"The resume wins: weights are the checkpoint's, and {display_path(self.path)} is not read."
+            changes = (
+                [] if self.lineage is None else changed_settings(self.lineage.get("held", {}), asdict(self.freezing))
+            )
             if changes and self.lineage is not None:
-                self.hold.check(as_agent(pl_module).network)
-                self.lineage["held"] = asdict(self.hold)
+                self.freezing.check(as_agent(pl_module).network)
+                self.lineage["held"] = asdict(self.freezing)
             if trainer.is_global_zero:
                 for text in [line, *(f"  changed: pretrained.{change}" for change in changes)]:
                     Console().print(printable(text), highlight=False, markup=False, soft_wrap=True)
@@ -133,7 +135,7 @@ class PretrainedCheckpoint(L.Callback):
             **found.groups,
             "observations": None if statistics is None else statistics["count"],
             "optimizer": self.optimizer,
-            "held": asdict(self.hold),
+            "held": asdict(self.freezing),
             "notes": [*weights.notes, *found.notes],
         }
         if trainer.is_global_zero:
@@ -144,19 +146,19 @@ class PretrainedCheckpoint(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Plan what is frozen, by the lineage, which a resume has brought back by now."""
-        hold = Hold(**self.lineage.get("held", {})) if self.lineage else Hold()
-        self._schedule = None if hold == Hold() else HoldSchedule(hold, as_agent(pl_module).network)
+        freezing = Freezing(**self.lineage.get("held", {})) if self.lineage else Freezing()
+        self._schedule = None if freezing == Freezing() else FreezeSchedule(freezing, as_agent(pl_module).network)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Hold and let go, by the run's count of iterations."""
         if self._schedule is not None:
             agent = as_agent(pl_module)
-            self._set_held(agent, self._schedule.names(agent.iteration))
+            self._freeze(agent, self._schedule.names(agent.iteration))
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Leave the network as it was."""
         if stage == "fit":
-            self._set_held(as_agent(pl_module), set())
+            self._freeze(as_agent(pl_module), set())
 
     def state_dict(self) -> dict[str, Any]:
         """The lineage, which a run keeps over all its resumes."""
@@ -166,12 +168,12 @@ class PretrainedCheckpoint(L.Callback):
         """The inverse of :meth:`state_dict`."""
         self.lineage = dict(state_dict)
 
-    def _set_held(self, agent: Agent, names: set[str]) -> None:
-        if names != self._held:
+    def _freeze(self, agent: Agent, names: set[str]) -> None:
+        if names != self._frozen:
             parameters = dict(agent.network.named_parameters())
-            for name in names ^ self._held:
+            for name in names ^ self._frozen:
                 parameters[name].requires_grad_(name not in names)
-            self._held = names
+            self._frozen = names
 
     def _compare(self, path: str, agent: Agent) -> tuple[PolicyWeights, Match, Normalizer | None]:
         """The file's weights, what an agent takes of them, and the statistics of observations that it takes.
@@ -188,10 +190,10 @@ class PretrainedCheckpoint(L.Callback):
                 "--pretrained.path and this one with --pretrained.normalizer"
             )
         found = match(path, weights, network, self.rules)
-        self.hold.check(network)
+        self.freezing.check(network)
         if self.optimizer and weights.optimizer is None:
             raise UsageError(f"{path!r} has no state of Adam for its weights; leave out --pretrained.optimizer")
-        statistics = _statistics(path, weights, agent, self.normalizer)
+        statistics = _wanted_statistics(path, weights, agent, self.normalizer)
         if statistics is None and agent.normalizer is not None:
             found.notes.append("The statistics of observations start afresh.")
         return weights, found, statistics
@@ -199,7 +201,7 @@ class PretrainedCheckpoint(L.Callback):
 
 def lineage_rows(lineage: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What a run started from, in rows of a name and a value."""
-    rows = [("started from", f"{shown(lineage['path'])}, {lineage['source']}, sha256 {lineage['sha256'][:12]}")]
+    rows = [("started from", f"{display_path(lineage['path'])}, {lineage['source']}, sha256 {lineage['sha256'][:12]}")]
     for group in ("loaded", "reshaped", "skipped", "missing", "unexpected"):
         if lineage.get(group):
             rows.append((f"weights {group}", ", ".join(f"{name} {shape}" for name, shape in lineage[group].items())))
@@ -207,11 +209,11 @@ def lineage_rows(lineage: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("statistics", f"of {lineage['observations']:,.0f} observations, which normalize them"))
     if lineage.get("optimizer"):
         rows.append(("optimizer", "Adam's averages, of the weights that are loaded whole"))
-    rows += [("held", sentence) for sentence in Hold(**lineage.get("held", {})).in_words()]
+    rows += [("held", sentence) for sentence in Freezing(**lineage.get("held", {})).in_words()]
     return rows + [("note", note) for note in lineage["notes"]]
 
 
-def _statistics(path: str, weights: PolicyWeights, agent: Agent, wanted: bool | str) -> Normalizer | None:
+def _wanted_statistics(path: str, weights: PolicyWeights, agent: Agent, wanted: bool | str) -> Normalizer | None:
     """The statistics of observations that an agent takes over.
 
     Raises:
@@ -255,7 +257,7 @@ def _restore_adam(
             "--pretrained.optimizer"
         )
     if weights.optimizer is None:
-        raise UsageError(f"{path!r} has no state of an optimiser; leave out --pretrained.optimizer")
+        raise UsageError(f"{path!r} has no state of an optimizer; leave out --pretrained.optimizer")
     parameters = dict(agent.network.named_parameters())
     for name in found.groups["loaded"]:
         parameter, state = parameters[name], weights.optimizer[name]

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from pl_rl.agent import Agent, as_agent
-from pl_rl.algorithm.evaluation import shown_return
+from pl_rl.algorithm.evaluation import format_return
 from pl_rl.callbacks.evaluation import evaluation_of
 
 REFRESH_SECONDS = 0.1
@@ -81,7 +81,7 @@ class RunProgressBar(ProgressBar):
         evaluation = evaluation_of(trainer)
         if evaluation.train_iter is not None and evaluation.train_iter != self._reported:
             self._reported = evaluation.train_iter
-            best, latest = shown_return(evaluation.best_return), shown_return(evaluation.latest["return_mean"])
+            best, latest = format_return(evaluation.best_return), format_return(evaluation.latest["return_mean"])
             self._console.print(
                 f"train_iter {agent.train_iter:,}  env_steps {agent.env_steps:,}/{agent.total_env_steps:,}  "
                 f"evaluation return {latest} (best {best})  "
@@ -99,7 +99,7 @@ class RunProgressBar(ProgressBar):
 def _fields(trainer: L.Trainer, agent: Agent) -> dict[str, Any]:
     return {
         "iteration": agent.iteration,
-        "train_return": shown_return(agent.collector.episodes.mean_return()),
-        "eval_return": shown_return(evaluation_of(trainer).latest.get("return_mean", float("nan"))),
+        "train_return": format_return(agent.collector.episodes.mean_return()),
+        "eval_return": format_return(evaluation_of(trainer).latest.get("return_mean", float("nan"))),
         "speed": agent.env_steps_per_second,
     }

@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 
 from pl_rl.agent import Agent, as_agent
-from pl_rl.callbacks.lookup import all_attached
+from pl_rl.callbacks.lookup import find_callbacks
 from pl_rl.callbacks.settings import (
     ENDED_BY_EARLY_STOPPING,
     Change,
@@ -24,7 +24,7 @@ from pl_rl.checkpoints.restoring import check_optimizers
 from pl_rl.checkpoints.training_state import restore_training_state, save_after_failure, save_training_state
 from pl_rl.errors import UsageError
 from pl_rl.files.terminal import printable
-from pl_rl.runs.directory import shown
+from pl_rl.runs.directory import display_path
 
 
 class ResumeState(L.Callback):
@@ -49,7 +49,7 @@ class ResumeState(L.Callback):
         self._resumed = None
         if stage == "fit":
             self._final, self._failed, self._changes, self._ended_before = None, False, [], False
-            callbacks = all_attached(trainer, L.Callback)
+            callbacks = find_callbacks(trainer, L.Callback)
             self._settings = settings_of(callbacks)
             note_given(callbacks)
 
@@ -81,7 +81,7 @@ class ResumeState(L.Callback):
         self._resumed = checkpoint
         self._seed = torch.initial_seed()  # before the run's own comes back
         as_agent(pl_module).restore_counters(checkpoint[STATE_KEY]["counters"])
-        callbacks = all_attached(trainer, L.Callback)
+        callbacks = find_callbacks(trainer, L.Callback)
         self._changes = changes_of(callbacks, self._settings, checkpoint)
         self._ended_before = ended_by_early_stopping(callbacks, checkpoint, self._changes)
         if not self._ended_before:
@@ -125,7 +125,7 @@ class ResumeState(L.Callback):
             seed = checkpoint[STATE_KEY]["seed_everything"]
             if seed != self._seed and not agent.branching:
                 changes.append(f"seed_everything: {seed} -> {self._seed}, without effect on the run's random numbers")
-            for line in _account(trainer, agent, changes, self.losses):
+            for line in _resume_report(trainer, agent, changes, self.losses):
                 Console().print(printable(line), highlight=False, markup=False, soft_wrap=True)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
@@ -140,7 +140,7 @@ class ResumeState(L.Callback):
         )
         if self._final is None and not half_restored:
             self._final = self._waiting() or save_after_failure(agent)
-        note_left(all_attached(trainer, L.Callback))
+        note_left(find_callbacks(trainer, L.Callback))
         agent.close_after(exception)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -150,7 +150,7 @@ class ResumeState(L.Callback):
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Note what the fit has made of the callbacks' settings."""
         if stage == "fit":
-            note_left(all_attached(trainer, L.Callback))
+            note_left(find_callbacks(trainer, L.Callback))
 
     def _waiting(self) -> dict[str, Any] | None:
         """What a checkpoint holds of an agent's state and has not been restored yet."""
@@ -167,17 +167,19 @@ def _defaults(agent: Agent) -> dict[str, Any]:
     }
 
 
-def _account(trainer: L.Trainer, agent: Agent, changes: list[str], losses: list[str]) -> list[str]:
+def _resume_report(trainer: L.Trainer, agent: Agent, changes: list[str], losses: list[str]) -> list[str]:
     """The resume in words."""
     if agent.branching:
         what = (
-            f"Branched into {shown(trainer.log_dir)}, with random numbers of its own" if trainer.log_dir else "Branched"
+            f"Branched into {display_path(trainer.log_dir)}, with random numbers of its own"
+            if trainer.log_dir
+            else "Branched"
         )
     else:
-        what = f"Continued in {shown(trainer.log_dir)}" if trainer.log_dir else "Continued"
+        what = f"Continued in {display_path(trainer.log_dir)}" if trainer.log_dir else "Continued"
     lines = [
         f"{what}.",
-        f"  checkpoint: {shown(str(trainer.ckpt_path))}",
+        f"  checkpoint: {display_path(str(trainer.ckpt_path))}",
         f"  at: iteration {agent.iteration:,}, train_iter {agent.train_iter:,}, env_steps {agent.env_steps:,}",
     ]
     lines += [f"  changed: {change}" for change in changes]

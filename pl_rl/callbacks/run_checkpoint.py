@@ -12,7 +12,7 @@ from pl_rl.algorithm.schedule import is_due
 from pl_rl.callbacks.evaluation import evaluation_of
 from pl_rl.errors import EnvironmentFailure, UsageError
 from pl_rl.files.writing import is_regular, put_aside
-from pl_rl.runs.directory import shown
+from pl_rl.runs.directory import display_path
 
 
 class RunCheckpoint(Checkpoint):
@@ -101,7 +101,7 @@ class RunCheckpoint(Checkpoint):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Say where a run that an environment ended can go on."""
         if isinstance(exception, EnvironmentFailure) and self.last_model_path:
-            last = shown(self.last_model_path)
+            last = display_path(self.last_model_path)
             command = f"--ckpt_path {shlex.quote(last)}"
             exception.way_out = f"the last good checkpoint is {last}, go on from it with {command}"
 

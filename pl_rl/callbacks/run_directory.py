@@ -8,10 +8,10 @@ import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from pl_rl.agent import as_agent
-from pl_rl.callbacks.lookup import all_attached, attached
+from pl_rl.callbacks.lookup import find_callback, find_callbacks
 from pl_rl.callbacks.run_checkpoint import RunCheckpoint
 from pl_rl.checkpoints.format import STATE_KEY
-from pl_rl.runs.directory import own_run, run_of_checkpoint, shown
+from pl_rl.runs.directory import display_path, own_run, run_of_checkpoint
 from pl_rl.runs.identity import identity_of, mark, new_run_id, run_id_in
 from pl_rl.runs.log_meter import LogMeter, measure_logs
 from pl_rl.runs.logs import continue_logs
@@ -42,7 +42,7 @@ class RunDirectory(L.Callback):
             checkpoint[STATE_KEY]["run_id"] = self.run_id
         run = Path(trainer.log_dir or trainer.default_root_dir)
         # Without a logger the root is the run's if its checkpoints are there, and else just where it was started.
-        is_the_runs = bool(trainer.loggers) or attached(trainer, RunCheckpoint) is not None
+        is_the_runs = bool(trainer.loggers) or find_callback(trainer, RunCheckpoint) is not None
         if is_the_runs and run.is_dir() and not cast(Any, trainer).fast_dev_run:  # set by Lightning, undeclared
             mark(run, run, self.run_id)
         checkpoint[LOGS_KEY] = measure_logs(trainer.loggers, run, self.run_id, self._meter) if trainer.log_dir else []
@@ -58,7 +58,7 @@ class RunDirectory(L.Callback):
             here = identity_of(Path(trainer.log_dir)) if trainer.log_dir else None
             # A checkpoint of the first format in a directory whose others have an id since.
             self.run_id = run_id_in(checkpoint[STATE_KEY]) or (self.run_id if here is None else here.run_id)
-        for callback in all_attached(trainer, ModelCheckpoint):
+        for callback in find_callbacks(trainer, ModelCheckpoint):
             state = states.get(callback.state_key)
             if state is None or callback.dirpath is None:
                 continue
@@ -88,7 +88,10 @@ class RunDirectory(L.Callback):
         if run is None:
             return []
         if own_run(path, checkpoint) is None:
-            return [f"log: {shown(path)} is not of the run that {shown(run)} is of, whose logs stay as they are"]
+            return [
+                f"log: {display_path(path)} is not of the run that {display_path(run)} is of, whose logs stay as they "
+                "are"
+            ]
         return continue_logs(trainer.loggers, run, checkpoint[LOGS_KEY], run_id_in(checkpoint[STATE_KEY]))
 
 

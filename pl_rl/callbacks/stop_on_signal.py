@@ -15,11 +15,11 @@ from rich.console import Console
 from pl_rl.agent import Agent, as_agent
 from pl_rl.algorithm.schedule import is_due
 from pl_rl.callbacks.evaluation import evaluation_of
-from pl_rl.callbacks.lookup import all_attached, attached
+from pl_rl.callbacks.lookup import find_callback, find_callbacks
 from pl_rl.callbacks.run_checkpoint import RunCheckpoint
 from pl_rl.callbacks.summary import RunSummary, print_commands
 from pl_rl.checkpoints.format import STATE_KEY
-from pl_rl.runs.directory import shown
+from pl_rl.runs.directory import display_path
 from pl_rl.runs.signals import Interrupted, Interruption
 
 # Nobody minds to wait so long, and to copy the state before a longer iteration costs next to nothing.
@@ -54,7 +54,7 @@ class StopOnSignal(Checkpoint):
         Lightning's Timer would count the time of the processes before, so that a command which is given again by
         ``auto_resume`` would end at once for ever after.
         """
-        for timer in all_attached(trainer, Timer):
+        for timer in find_callbacks(trainer, Timer):
             checkpoint["callbacks"].pop(timer.state_key, None)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -83,19 +83,19 @@ class StopOnSignal(Checkpoint):
         if is_due(agent.train_iter, agent.train_iter + self._most_updates, evaluation_of(trainer).every):
             seconds += self._after_seconds
         if seconds < LONG_SECONDS:
-            self._interruption.at_once = False
+            self._interruption.safe_to_raise = False
             self._copy = None
         elif checkpoint.saved_iteration == agent.iteration:
             self._copy = None
-            self._interruption.at_once = True
+            self._interruption.safe_to_raise = True
         else:
             self._copy = _copy_of_state(trainer)
-            self._interruption.at_once = True
+            self._interruption.safe_to_raise = True
         self._begin(trainer, agent)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The run is over; the final state is saved whatever comes."""
-        self._interruption.at_once = self._training = False
+        self._interruption.safe_to_raise = self._training = False
         self._interruption.set_alarm(0)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
@@ -116,9 +116,9 @@ class StopOnSignal(Checkpoint):
             agent.restore_counters(content[STATE_KEY]["counters"])
             _say(
                 f"Stopped by {exception.name} at iteration {agent.iteration:,}, env_steps {agent.env_steps:,}; saved "
-                f"{shown(path)}."
+                f"{display_path(path)}."
             )
-            if attached(trainer, RunSummary) is not None:
+            if find_callback(trainer, RunSummary) is not None:
                 print_commands(trainer, agent)
         self._copy, self._training = None, False
         _requeue(trainer, exception.signum)
@@ -126,9 +126,9 @@ class StopOnSignal(Checkpoint):
     def _begin(self, trainer: L.Trainer, agent: Agent) -> None:
         """An iteration begins, unless a signal came when it could not yet be heeded."""
         self._began, self._train_iter = time.monotonic(), agent.train_iter
-        if self._interruption.at_once:
+        if self._interruption.safe_to_raise:
             self._interruption.leave()
-            timer = attached(trainer, Timer)
+            timer = find_callback(trainer, Timer)
             left = None if timer is None else timer.time_remaining()
             if left is not None:
                 self._interruption.set_alarm(max(left, 1e-3))
@@ -169,7 +169,7 @@ def _copy_of_state(trainer: L.Trainer) -> bytes:
 
 
 def _checkpoint(trainer: L.Trainer) -> RunCheckpoint:
-    checkpoint = attached(trainer, RunCheckpoint)
+    checkpoint = find_callback(trainer, RunCheckpoint)
     if checkpoint is None:
         raise RuntimeError("the trainer's RunCheckpoint was taken away")
     return checkpoint

@@ -9,11 +9,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from pl_rl.agent import Agent, as_agent
-from pl_rl.algorithm.evaluation import shown_return
+from pl_rl.algorithm.evaluation import format_return
 from pl_rl.callbacks.evaluation import PeriodicEvaluation, evaluation_of
-from pl_rl.callbacks.lookup import attached
+from pl_rl.callbacks.lookup import find_callback
 from pl_rl.callbacks.run_checkpoint import RunCheckpoint
-from pl_rl.runs.directory import shown
+from pl_rl.runs.directory import display_path
 from pl_rl.runs.signals import Interrupted
 from pl_rl.runs.trust import is_own
 
@@ -53,13 +53,13 @@ class RunSummary(L.Callback):
             ("speed", f"{agent.env_steps_per_second:,.0f} env steps/s"),
         ]
         if evaluation.train_iter is not None:
-            best, latest = shown_return(evaluation.best_return), shown_return(evaluation.latest["return_mean"])
+            best, latest = format_return(evaluation.best_return), format_return(evaluation.latest["return_mean"])
             rows.append(("return", f"best {best}, latest {latest}"))
         checkpoint = _checkpoint(trainer)
         if checkpoint is not None:
-            rows.append(("last checkpoint", shown(checkpoint.last_model_path)))
+            rows.append(("last checkpoint", display_path(checkpoint.last_model_path)))
             if checkpoint.best_model_path:
-                rows.append(("best checkpoint", shown(checkpoint.best_model_path)))
+                rows.append(("best checkpoint", display_path(checkpoint.best_model_path)))
         return rows
 
 
@@ -74,8 +74,8 @@ def _commands(trainer: L.Trainer, agent: Agent) -> list[tuple[str, str]]:
     checkpoint = _checkpoint(trainer)
     if checkpoint is None:
         return []
-    last = shlex.quote(shown(checkpoint.last_model_path))
-    best = shlex.quote(shown(checkpoint.best_model_path or checkpoint.last_model_path))
+    last = shlex.quote(display_path(checkpoint.last_model_path))
+    best = shlex.quote(display_path(checkpoint.best_model_path or checkpoint.last_model_path))
     config = _config(trainer)
     return [
         ("go on", f"python -m pl_rl fit --ckpt_path {last}{config}{_extension(trainer, agent)}"),
@@ -84,15 +84,15 @@ def _commands(trainer: L.Trainer, agent: Agent) -> list[tuple[str, str]]:
 
 
 def _checkpoint(trainer: L.Trainer) -> RunCheckpoint | None:
-    checkpoint = attached(trainer, RunCheckpoint)
+    checkpoint = find_callback(trainer, RunCheckpoint)
     return checkpoint if checkpoint is not None and checkpoint.last_model_path else None
 
 
 def _config(trainer: L.Trainer) -> str:
     """The option for the run's settings, which are used unasked under the log root alone."""
-    summary = attached(trainer, RunSummary)
+    summary = find_callback(trainer, RunSummary)
     config = None if summary is None else summary.config
-    return "" if config is None or is_own(config) else f" --config {shlex.quote(shown(config))}"
+    return "" if config is None or is_own(config) else f" --config {shlex.quote(display_path(config))}"
 
 
 def _extension(trainer: L.Trainer, agent: Agent) -> str:
@@ -100,7 +100,7 @@ def _extension(trainer: L.Trainer, agent: Agent) -> str:
     changes = ""
     if agent.env_steps >= agent.total_env_steps:
         changes += f" --model.total_env_steps {2 * agent.env_steps}"
-    evaluation = attached(trainer, PeriodicEvaluation)
+    evaluation = find_callback(trainer, PeriodicEvaluation)
     if evaluation is not None and evaluation.reached() is not None:
         changes += " --model.stop_value null"
     if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= agent.iteration:

@@ -82,7 +82,7 @@ def load_sound_from(read: Callable[[], bytes], name: str) -> Any:
     """
     try:
         content = read()
-        fault = fault_of(content)
+        fault = damage_of(content)
         if fault is None:
             return load_plain(content)
     except Exception as error:  # torch.load fails in as many ways as a file can be broken
@@ -90,7 +90,7 @@ def load_sound_from(read: Callable[[], bytes], name: str) -> Any:
     raise Damaged(name, fault)
 
 
-def fault_of(content: bytes) -> str | None:
+def damage_of(content: bytes) -> str | None:
     """What is wrong with a file's bytes, in words; without opening what they hold.
 
     The checksums of a file that was saved without :func:`with_checksum` do not cover the spaces between its parts.

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
-from pl_rl.checkpoints.format import STATE_KEY, Damaged, check_content, fault_of, load_sound, with_checksum
+from pl_rl.checkpoints.format import STATE_KEY, Damaged, check_content, damage_of, load_sound, with_checksum
 from pl_rl.errors import RunFailure
 from pl_rl.files.writing import create, flush, is_regular, kind_of
 from pl_rl.runs.directory import LAST, PREVIOUS
@@ -146,7 +146,7 @@ def _write(archive: bytes, path: Path) -> None:
 def _rotate(partial: Path, path: Path, replaced: Path) -> None:
     """Put a file in its place, and the last one that was there beside it; at every moment there is one at ``path``."""
     previous = path.with_name(PREVIOUS)
-    if path.name == LAST and is_regular(path) and fault_of(path.read_bytes()) is None:
+    if path.name == LAST and is_regular(path) and damage_of(path.read_bytes()) is None:
         replaced.unlink(missing_ok=True)
         try:
             os.link(path, replaced)

@@ -134,5 +134,5 @@ def describe_platform(agent: Agent) -> dict[str, str]:
         "device": agent.device.type,
         "precision": str(agent.trainer.precision),
         "threads": str(torch.get_num_threads()),
-        **agent.rounding(),
+        **agent.numerics(),
     }

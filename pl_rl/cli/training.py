@@ -17,7 +17,7 @@ from rich.table import Table
 from pl_rl.agent import network_from_description
 from pl_rl.algorithm.evaluation import Episodes
 from pl_rl.callbacks import PretrainedCheckpoint, RunCheckpoint, RunProgressBar, RunSummary
-from pl_rl.callbacks.lookup import attached
+from pl_rl.callbacks.lookup import find_callback
 from pl_rl.callbacks.run_directory import LOGS_KEY
 from pl_rl.checkpoints.format import read_checkpoint
 from pl_rl.cli.parsing import ConfigFile, option, setting
@@ -29,16 +29,16 @@ from pl_rl.networks.actor_critic import ACTIVATIONS, MLPActorCritic
 from pl_rl.ppo import PPO
 from pl_rl.pretrained import read_weights
 from pl_rl.pretrained.matching import fitting_settings
-from pl_rl.resume.auto_resume import queued_again
+from pl_rl.resume.auto_resume import requeued
 from pl_rl.runs.directory import (
     LOG_ROOT,
     config_number,
     config_of_run,
+    display_path,
     find_checkpoint,
     newest_sound_checkpoint,
     own_run,
     run_begun_by,
-    shown,
 )
 from pl_rl.runs.trust import by_settings, checked_of_file, is_own
 from pl_rl.trainer import Trainer
@@ -58,7 +58,7 @@ class SaveConfig(SaveConfigCallback):
         self.config = self.config.clone()
         for name in ("config", "ckpt_path", "branch", "auto_resume"):
             self.config.pop(name, None)
-        summary, latest = attached(trainer, RunSummary), config_of_run(Path(trainer.log_dir))
+        summary, latest = find_callback(trainer, RunSummary), config_of_run(Path(trainer.log_dir))
         if latest is not None:
             settings = parse_yaml(self.parser.dump(self.config, skip_none=False))
             self.already_saved = settings == read_yaml(latest)
@@ -115,7 +115,7 @@ class CLI(LightningCLI):
         """The arguments with the checkpoint's full path and, unless a config is given, the run's own."""
         given = setting(args, "ckpt_path")
         log_root = Path(setting(args, "trainer.default_root_dir") or ".", LOG_ROOT)
-        if args[0] == "fit" and (setting(args, "auto_resume") == "true" or queued_again()):
+        if args[0] == "fit" and (setting(args, "auto_resume") == "true" or requeued()):
             begun_before = run_begun_by(self.command, log_root)
             if begun_before is not None and any((begun_before / "checkpoints").glob("*.ckpt")):
                 given = str(newest_sound_checkpoint(begun_before))
@@ -124,13 +124,13 @@ class CLI(LightningCLI):
             return args
         path = find_checkpoint(given, log_root)
         if Path(given).absolute() != path:
-            print(f"checkpoint: {shown(path)}", flush=True)
+            print(f"checkpoint: {display_path(path)}", flush=True)
         checkpoint = read_checkpoint(path)
         unknown = sorted(map(str, checkpoint["hyper_parameters"].keys() - signature(PPO).parameters.keys()))
         if unknown:
             raise UsageError(
-                f"{shown(path)} has the setting {unknown[0]!r}, which pl_rl.PPO has not; go on with it in a script, by "
-                "the class that it was saved from"
+                f"{display_path(path)} has the setting {unknown[0]!r}, which pl_rl.PPO has not; go on with it in a "
+                "script, by the class that it was saved from"
             )
         settings = checked_of_file(checkpoint["hyper_parameters"], path, names_said(args), by_settings, log_root)
         network_from_description(settings["network"])
@@ -144,8 +144,8 @@ class CLI(LightningCLI):
                 args = [args[0], "--config", str(own_config), *args[1:]]
             else:
                 print(
-                    f"{shown(own_config)} is not used, as it lies outside of {shown(log_root)}; if you trust it, add "
-                    f"--config {shlex.quote(shown(own_config))}",
+                    f"{display_path(own_config)} is not used, as it lies outside of {display_path(log_root)}; if you "
+                    f"trust it, add --config {shlex.quote(display_path(own_config))}",
                     flush=True,
                 )
         return [*args, "--ckpt_path", str(path)]
@@ -161,7 +161,7 @@ class CLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Tell a scheduler where a time limit ended a run that is not over."""
-        timer = attached(self.trainer, Timer)
+        timer = find_callback(self.trainer, Timer)
         left = None if timer is None else timer.time_remaining()
         if left is not None and left <= 0 and self.model.stop_reason is None:
             sys.exit(TIME_LIMIT_STATUS)
@@ -199,7 +199,7 @@ class CLI(LightningCLI):
         if isinstance(statistics, str) or (statistics and weights.normalizer is not None):
             config.model.norm_obs = settings["norm_obs"] = True
         words = ", ".join(f"{name}={value}" for name, value in settings.items())
-        print(printable(f"network: {words}, as in {shown(path)}"), flush=True)
+        print(printable(f"network: {words}, as in {display_path(path)}"), flush=True)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """The trainer with the callbacks that the verb needs."""
@@ -230,7 +230,7 @@ class CLI(LightningCLI):
         for episodes in self.trainer.predict(model, **kwargs) or []:
             _print_episodes(cast(Episodes, episodes))
         if model.video_dir is not None:
-            print(f"videos: {shown(model.video_dir)}")
+            print(f"videos: {display_path(model.video_dir)}")
 
 
 def _print_episodes(episodes: Episodes) -> None:

@@ -12,7 +12,7 @@ from pl_rl.cli.parsing import PROG, Parser
 from pl_rl.deploy.export import Format, export
 from pl_rl.errors import RunFailure, UsageError
 from pl_rl.files.terminal import printable
-from pl_rl.runs.directory import find_checkpoint, shown
+from pl_rl.runs.directory import display_path, find_checkpoint
 from pl_rl.runs.trust import by_trust_option
 from pl_rl.tools import plotting
 from pl_rl.tools.inspection import describe_checkpoint
@@ -29,7 +29,7 @@ def _plot(args: list[str]) -> None:
     parser.add_argument("--output", type=Path | None, help="Folder for the files; the first run's by default.")
     config = parser.parse_args(args)
     for path in plotting.plot_runs(config.runs, config.output or config.runs[0]):
-        print(shown(path))
+        print(display_path(path))
 
 
 def _verify(args: list[str]) -> None:

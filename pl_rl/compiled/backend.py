@@ -8,12 +8,12 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from pl_rl.algorithm.acting import CompiledActing
+from pl_rl.algorithm.acting import CompiledActionSelector
 from pl_rl.algorithm.loss import Coefficients, Minibatch, PPOLoss
-from pl_rl.algorithm.updates import CompiledUpdates
+from pl_rl.algorithm.updates import CompiledUpdater
 from pl_rl.compiled.flops import count_flops
 from pl_rl.compiled.module_state import ModuleWatch, find_hook
-from pl_rl.compiled.rounding import MOST_ROUNDING, fault_of, length_of_difference, perturbed
+from pl_rl.compiled.rounding import MOST_ROUNDING, excess_difference, length_of_difference, perturbed
 from pl_rl.compiled.tracing import first_line
 from pl_rl.errors import CompilationError, RunFailure
 from pl_rl.networks.actor_critic import ActorCritic
@@ -105,9 +105,9 @@ class CompiledLearner:
             raise CompilationError(f"{hook}, which would not run")
         obs = example.obs[torch.arange(num_envs) % len(example.obs)]
         # Both are compiled side by side.
-        self.acting = CompiledActing(self._network, obs)
+        self.acting = CompiledActionSelector(self._network, obs)
         try:
-            self.updates = CompiledUpdates(self._loss, optimizer, example)
+            self.updates = CompiledUpdater(self._loss, optimizer, example)
         except Exception:
             self.acting.load()  # or its compiler would be left behind
             raise
@@ -152,7 +152,9 @@ class CompiledLearner:
         chunk, gradient = self.updates.chunk_gradient(minibatch, coefficients)
         with training_mode(self._network):
             expected = self.updates.eager_gradient(chunk, coefficients)
-            difference = fault_of(gradient, expected, lambda: self.updates.gradient_nearby(chunk, coefficients))
+            difference = excess_difference(
+                gradient, expected, lambda: self.updates.gradient_nearby(chunk, coefficients)
+            )
         return None if difference is None else f"the gradient differs from PyTorch's by {difference:.1e} of its length"
 
     @torch.no_grad()
@@ -162,7 +164,7 @@ class CompiledLearner:
         self.acting.begin(obs.expand(repeats, *obs.shape).contiguous(), noise)
         for step in range(repeats):
             self.acting.act(step)
-        outputs, values, actions = self.acting.decided()
+        outputs, values, actions = self.acting.decisions()
         with evaluation_mode(self._network):
             expected_outputs, expected_values = self._network(obs)
             nearby = partial(self._decide_nearby, obs)
@@ -170,7 +172,7 @@ class CompiledLearner:
                 ("policy's outputs differ", outputs[-1], expected_outputs, lambda: nearby()[0]),
                 ("values differ", values[-1], expected_values, lambda: nearby()[1]),
             ]:
-                difference = fault_of(ours, expected, moved)
+                difference = excess_difference(ours, expected, moved)
                 if difference is not None:
                     return f"the {name} from PyTorch's by {difference:.1e} of their length"
         sampled = distribution.sample(outputs, noise)

@@ -20,7 +20,7 @@ from pathlib import Path
 from pl_rl.compiled import code_cache
 from pl_rl.errors import CompilationError, CompilerFailure
 
-NATIVE = Path(__file__).parent / "kernels"
+KERNELS = Path(__file__).parent / "kernels"
 CHILD = Path(__file__).with_name("compiler_child.py")
 # On ARM and POWER it is -mcpu that says for which processor.
 THIS_PROCESSOR = "-march=native" if platform.machine() in ("x86_64", "i686") else "-mcpu=native"
@@ -75,7 +75,7 @@ class Compiler:
         written, self._library = folder / "source.cpp", folder / "library.so"
         written.write_text(source)
         child = [sys.executable, "-I", "-S", str(CHILD), str(os.getpid()), str(folder)]
-        compiler = [*command(), *flags(), f"-I{NATIVE}", "-o", str(self._library), str(written)]
+        compiler = [*command(), *flags(), f"-I{KERNELS}", "-o", str(self._library), str(written)]
         return subprocess.Popen(
             [*child, *compiler],
             stdin=stdin,

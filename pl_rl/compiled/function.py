@@ -189,7 +189,7 @@ def _key(source: str) -> str:
 
 
 def _included() -> list[str]:
-    return [path.read_text() for path in sorted(compiler.NATIVE.iterdir())]
+    return [path.read_text() for path in sorted(compiler.KERNELS.iterdir())]
 
 
 def _digest(parts: list[Any]) -> str:

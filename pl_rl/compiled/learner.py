@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor, nn
 
-from pl_rl.algorithm.acting import EagerActing
+from pl_rl.algorithm.acting import EagerActionSelector
 from pl_rl.algorithm.loss import Coefficients, Minibatch, PPOLoss
 from pl_rl.algorithm.rollout import RolloutCollector
 from pl_rl.algorithm.schedule import LearningRates
-from pl_rl.algorithm.updates import EagerUpdates, Updates
+from pl_rl.algorithm.updates import EagerUpdater, Updater
 from pl_rl.compiled.backend import CompiledLearner, is_worth_compiling
 
 
@@ -29,7 +29,7 @@ class Learner:
     ) -> None:
         self.rates = LearningRates(optimizer, learning_rate)
         self._collector = collector
-        self._eager = EagerUpdates(PPOLoss(collector.network, clip_vloss), optimizer)
+        self._eager = EagerUpdater(PPOLoss(collector.network, clip_vloss), optimizer)
         self._compiled: CompiledLearner | None = None
         self.description = self._eager.description
 
@@ -61,16 +61,16 @@ class Learner:
         """
         self._eager.loss.clip_vloss = clip_vloss
         if optimizer is not self._eager.optimizer:
-            self._eager = EagerUpdates(self._eager.loss, optimizer)
+            self._eager = EagerUpdater(self._eager.loss, optimizer)
         change = None if self._compiled is None else self._compiled.change(optimizer)
         if change is not None:
             self.close()
-            self._collector.acting = EagerActing(self._collector.network)
+            self._collector.acting = EagerActionSelector(self._collector.network)
             self.description = self._eager.description
         return change
 
     @property
-    def updates(self) -> Updates:
+    def updates(self) -> Updater:
         """What makes the gradient updates of this iteration."""
         if self._compiled is None:
             return self._eager

@@ -24,7 +24,7 @@ def perturbed(values: Sequence[Tensor]) -> list[Tensor]:
     return [value * (1 + PERTURBATION * torch.randn(value.shape, generator=generator)) for value in values]
 
 
-def fault_of(actual: Tensor, expected: Tensor, compute_nearby: Callable[[], Tensor]) -> float | None:
+def excess_difference(actual: Tensor, expected: Tensor, compute_nearby: Callable[[], Tensor]) -> float | None:
     """How far a result is from what it should be, in lengths of that; ``None`` if rounding explains it.
 
     Args:

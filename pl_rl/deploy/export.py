@@ -14,11 +14,18 @@ from typing import Any, Literal
 
 import torch
 
-from pl_rl.deploy.policy import TrainedPolicy, TrainedWeights, checked_settings, load_weights, metadata, read_trained
+from pl_rl.deploy.policy import (
+    TrainedPolicy,
+    TrainedWeights,
+    checked_settings,
+    file_metadata,
+    load_weights,
+    read_trained,
+)
 from pl_rl.errors import RunFailure, UsageError
 from pl_rl.files.writing import flush
 from pl_rl.pretrained import safetensors
-from pl_rl.runs.directory import shown
+from pl_rl.runs.directory import display_path
 from pl_rl.runs.trust import WayOut, in_python
 
 Format = Literal["state_dict", "safetensors", "onnx", "hub"]
@@ -57,26 +64,26 @@ def export(
     target = output or checkpoint.with_name(checkpoint.stem + _ENDINGS[to])
     if os.path.lexists(target):
         raise UsageError(
-            f"{shown(target)} exists and is not overwritten; name another place with --output, or remove it"
+            f"{display_path(target)} exists and is not overwritten; name another place with --output, or remove it"
         )
     trained = read_trained(checkpoint)
     env_id, count = trained.settings["env"]["id"], len(trained.tensors)
     if to == "hub":
         with _placed(target) as partial:
             _write_hub(trained, checkpoint, trust, way_out, partial)
-        return f"Wrote the folder {shown(target)}: the policy for {env_id}, its settings and a model card."
+        return f"Wrote the folder {display_path(target)}: the policy for {env_id}, its settings and a model card."
     if to == "onnx":
         data, names = _onnx(trained, checkpoint, trust, way_out)
         content = f"the deterministic policy for {env_id}, from obs to {', '.join(names)}"
     elif to == "safetensors":
-        data = safetensors.dump(trained.tensors, metadata(trained.settings, trained.training))
+        data = safetensors.dump(trained.tensors, file_metadata(trained.settings, trained.training))
         content = f"{count} tensors of the policy for {env_id}"
     else:
         data = _state_dict(trained)
         content = f"{count} tensors of the policy for {env_id}"
     with _placed(target) as partial:
         partial.write_bytes(data)
-    return f"Wrote {shown(target)}: {content}; {len(data):,} bytes."
+    return f"Wrote {display_path(target)}: {content}; {len(data):,} bytes."
 
 
 def _state_dict(trained: TrainedWeights) -> bytes:
@@ -112,7 +119,7 @@ def _onnx(trained: TrainedWeights, path: Path, trust: Iterable[str], way_out: Wa
     model = program.model_proto
     for node in model.graph.node:
         del node.metadata_props[:]  # source lines, with the paths of this machine
-    for key, value in metadata(trained.settings, trained.training).items():
+    for key, value in file_metadata(trained.settings, trained.training).items():
         model.metadata_props.add(key=key, value=value)
     return model.SerializeToString(deterministic=True), policy.outputs
 
@@ -163,7 +170,7 @@ def _placed(target: Path) -> Iterator[Path]:
         if isinstance(error, OSError):
             reason = f"{error.strerror}: {error.filename}"
             raise UsageError(
-                f"{shown(target)} cannot be written ({reason}); name another place with --output"
+                f"{display_path(target)} cannot be written ({reason}); name another place with --output"
             ) from error
         raise
 

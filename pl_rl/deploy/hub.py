@@ -15,15 +15,15 @@ from pl_rl.deploy.policy import (
     TrainedPolicy,
     TrainedWeights,
     checked_settings,
+    file_metadata,
     load_weights,
-    metadata,
     read_trained,
     what_is_needed,
 )
 from pl_rl.errors import UsageError
 from pl_rl.files.writing import write_whole
 from pl_rl.pretrained import safetensors
-from pl_rl.runs.directory import shown
+from pl_rl.runs.directory import display_path
 from pl_rl.runs.trust import WayOut, checked, in_python
 
 try:
@@ -180,7 +180,7 @@ class HubPolicy(TrainedPolicy, PyTorchModelHubMixin, library_name="pl_rl"):  # t
         try:
             loaded: HubPolicy = super()._load_as_safetensor(model, model_file, *arguments)
         except Exception as error:  # the library's own error class has no stable place
-            raise _damaged(shown(model_file), error) from error
+            raise _damaged(display_path(model_file), error) from error
         return loaded
 
     @classmethod
@@ -188,12 +188,12 @@ class HubPolicy(TrainedPolicy, PyTorchModelHubMixin, library_name="pl_rl"):  # t
         try:
             loaded: HubPolicy = super()._load_as_pickle(model, model_file, *arguments)
         except Exception as error:  # torch.load fails in as many ways as a file can be broken
-            raise _damaged(shown(model_file), error) from error
+            raise _damaged(display_path(model_file), error) from error
         return loaded
 
     def _save_pretrained(self, save_directory: Path) -> None:
         """As the mixin's, and what the file is."""
-        data = safetensors.dump(self.state_dict(), metadata(self.settings, self.training_record))
+        data = safetensors.dump(self.state_dict(), file_metadata(self.settings, self.training_record))
         write_whole(save_directory / WEIGHTS, data)
 
     def generate_model_card(self) -> ModelCard:
@@ -227,7 +227,7 @@ def _check_folder(folder: Path) -> None:
     """
     for path in (folder / CONFIG, folder / WEIGHTS):
         if not path.is_file():
-            raise UsageError(f"{shown(folder)} has no file {path.name} of pl_rl; use a folder that export wrote")
+            raise UsageError(f"{display_path(folder)} has no file {path.name} of pl_rl; use a folder that export wrote")
     path = folder / CONFIG
     try:
         with path.open("rb") as file:
@@ -237,7 +237,7 @@ def _check_folder(folder: Path) -> None:
         if not isinstance(json.loads(text.decode()), dict):
             raise TypeError("no mapping")
     except (OSError, RecursionError, TypeError, ValueError) as error:
-        raise _damaged(shown(path), error) from error
+        raise _damaged(display_path(path), error) from error
 
 
 def _damaged(what: str, error: Exception) -> UsageError:

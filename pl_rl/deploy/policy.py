@@ -272,7 +272,7 @@ def load_weights(policy: TrainedPolicy, tensors: dict[str, Tensor]) -> None:
     policy.eval()
 
 
-def metadata(settings: dict[str, Any], training: dict[str, Any]) -> dict[str, str]:
+def file_metadata(settings: dict[str, Any], training: dict[str, Any]) -> dict[str, str]:
     """What a file of weights says about itself, as text under each key."""
     return {
         "library": "pl_rl",

@@ -20,7 +20,7 @@ class EnvConfig:
         id: Name in gymnasium's registry, such as ``CartPole-v1``; ``package.module:Name-v0`` imports the module
             that registers it first.
         vectorization: ``sync`` steps the environments one after another in this process, ``async`` in worker
-            processes, ``native`` all at once in vectorised or C++ code, where the environment has such code. ``auto``
+            processes, ``native`` all at once in vectorized or C++ code, where the environment has such code. ``auto``
             is ``native`` where there is one, elsewhere ``async`` if environments are slow enough for it to pay and
             ``sync`` if not; evaluations start no worker processes.
         kwargs: Keyword arguments of the environment (and of ``gymnasium.make``, such as ``max_episode_steps``).

@@ -42,7 +42,7 @@ def number_of(reward: Any) -> float:
     raise WrongOutput(f"gave {what}, where a number is needed")
 
 
-def fault_of(index: int, doing: str, error: BaseException) -> Fault:
+def as_fault(index: int, doing: str, error: BaseException) -> Fault:
     """An exception that came out of an environment.
 
     Args:

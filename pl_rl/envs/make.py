@@ -51,7 +51,7 @@ def import_modules(config: EnvConfig) -> None:
             raise
         except BaseException as error:  # whatever the module does
             raise UsageError(
-                f"imports: the module {name!r} cannot be imported: {_said(error)}; install it, or correct the name"
+                f"imports: the module {name!r} cannot be imported: {_in_words(error)}; install it, or correct the name"
             ) from error
 
 
@@ -72,7 +72,8 @@ def _make_unwrapped(config: EnvConfig, render_mode: str | None) -> AnyEnv:
         raise
     except BaseException as error:  # whatever its constructor does
         raise UsageError(
-            f"environment {config.id!r} with kwargs={config.kwargs} cannot be made: {_said(error)}{_of_drawing(error)}"
+            f"environment {config.id!r} with kwargs={config.kwargs} cannot be made: "
+            f"{_in_words(error)}{_of_drawing(error)}"
         ) from error
 
 
@@ -103,7 +104,7 @@ def wrap(env: AnyEnv, wrapper: ClassPath) -> AnyEnv:
         raise
     except BaseException as error:  # whatever its constructor does
         raise UsageError(
-            f"the wrapper {path} with init_args={init_args} does not go round {env}: {_said(error)}"
+            f"the wrapper {path} with init_args={init_args} does not go round {env}: {_in_words(error)}"
         ) from error
 
 
@@ -174,7 +175,7 @@ def _wrapper_class(path: str) -> type[gym.Wrapper[Any, Any, Any, Any]]:
     except STOPS:
         raise
     except BaseException as error:  # whatever the module does
-        raise UsageError(f"the wrapper {path!r} cannot be imported: {_said(error)}") from error
+        raise UsageError(f"the wrapper {path!r} cannot be imported: {_in_words(error)}") from error
     try:
         cls = getattr(module, name)
     except AttributeError as error:
@@ -186,7 +187,7 @@ def _wrapper_class(path: str) -> type[gym.Wrapper[Any, Any, Any, Any]]:
     return cls
 
 
-def _said(error: BaseException) -> str:
+def _in_words(error: BaseException) -> str:
     """What an exception says, on one line, with its type where that adds something."""
     if isinstance(error, SystemExit):
         return f"it {error_in_words(error)}"

@@ -1,4 +1,4 @@
-"""Gymnasium's own vectorised environments, brought to the one autoreset mode that pl_rl uses."""
+"""Gymnasium's own vectorized environments, brought to the one autoreset mode that pl_rl uses."""
 
 from collections.abc import Callable
 from typing import Any, cast
@@ -16,7 +16,7 @@ Floats = npt.NDArray[np.float32]
 
 
 class NoNativeVectorization(UsageError):
-    """An environment has no vectorised code, or has something that does not go with it."""
+    """An environment has no vectorized code, or has something that does not go with it."""
 
     def __init__(self, env_id: str, what: str | None = None) -> None:
         lacks = f" that goes with {what}" if what else ""
@@ -32,7 +32,7 @@ class Trusted(MultiDiscrete):
 
 
 class SameStepCartPoleVectorEnv(CartPoleVectorEnv):
-    """CartPole in vectorised code whose ended episodes begin again within the step that ended them.
+    """CartPole in vectorized code whose ended episodes begin again within the step that ended them.
 
     Gymnasium's class resets one step later and fills that step with a dummy transition, which would have to be
     cut out of every rollout.

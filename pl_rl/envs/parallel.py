@@ -12,7 +12,7 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.vector.utils import concatenate
 
-from pl_rl.envs.faults import STOPS, close_each, failure, fault_of
+from pl_rl.envs.faults import STOPS, as_fault, close_each, failure
 
 EnvFns = Sequence[Callable[[], gym.Env[Any, Any]]]
 Step = tuple[npt.NDArray[Any], npt.NDArray[np.float64], npt.NDArray[np.bool_], npt.NDArray[np.bool_], dict[str, Any]]
@@ -36,7 +36,7 @@ class SyncEnvs(SyncVectorEnv[Any, Any]):
             except STOPS:
                 raise
             except BaseException as error:
-                raise failure(fault_of(i, "in a reset", error)) from error
+                raise failure(as_fault(i, "in a reset", error)) from error
         return concatenate(self.single_observation_space, self._env_obs, self._observations), {}
 
     def step(self, actions: npt.NDArray[Any]) -> Step:
@@ -60,7 +60,7 @@ class SyncEnvs(SyncVectorEnv[Any, Any]):
         except STOPS:
             raise
         except BaseException as error:
-            raise failure(fault_of(i, in_words(doing, actions[i]), error)) from error
+            raise failure(as_fault(i, in_words(doing, actions[i]), error)) from error
         ended = self._terminations | self._truncations
         infos = {"final_obs": final_obs, "_final_obs": ended} if ended.any() else {}
         all_obs: Any = concatenate(self.single_observation_space, self._env_obs, self._observations)

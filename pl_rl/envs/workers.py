@@ -23,7 +23,7 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import CloudpickleWrapper, batch_space
 
-from pl_rl.envs.faults import Fault, close_each, failure, fault_of
+from pl_rl.envs.faults import Fault, as_fault, close_each, failure
 from pl_rl.envs.parallel import EnvFns, Step, in_words
 from pl_rl.envs.processors import cores
 from pl_rl.errors import EnvironmentFailure, UsageError
@@ -327,7 +327,7 @@ def _work(
     try:
         environments = _Share(layout, number, share, env_fns)
     except BaseException as error:  # no signal's, which are ignored here
-        connection.send((fault_of(int(layout.arrays().busy[number]), "while it was made", error), None))
+        connection.send((as_fault(int(layout.arrays().busy[number]), "while it was made", error), None))
         return
     connection.send((None, None))
     while True:
@@ -340,7 +340,7 @@ def _work(
         try:
             connection.send((None, getattr(environments, command)(argument)))
         except BaseException as error:
-            connection.send((fault_of(environments.busy, environments.doing(command), error), None))
+            connection.send((as_fault(environments.busy, environments.doing(command), error), None))
     fault = close_each(zip(share, environments.envs, strict=True))
     with suppress(OSError):  # whose other end may be gone
         connection.send((fault, CLOSED))

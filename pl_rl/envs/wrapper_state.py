@@ -45,7 +45,7 @@ def _load_reward_normalizer(wrapper: NormalizeReward[Any, Any], state: Arrays) -
     wrapper.discounted_reward = state["discounted_reward"].copy()
 
 
-LASTING_STATES: dict[type[Any], LastingState] = {
+WRAPPER_STATES: dict[type[Any], LastingState] = {
     NormalizeObservation: LastingState(
         lambda wrapper: _save_statistics(wrapper.obs_rms),
         lambda wrapper, state: _load_statistics(wrapper.obs_rms, state),
@@ -74,7 +74,7 @@ def needs_new_object(env: AnyEnv) -> bool:
 
 def _lasting(env: AnyEnv) -> Iterator[tuple[gym.Wrapper[Any, Any, Any, Any], LastingState]]:
     while isinstance(env, gym.Wrapper):
-        lasting = next((LASTING_STATES[cls] for cls in type(env).__mro__ if cls in LASTING_STATES), None)
+        lasting = next((WRAPPER_STATES[cls] for cls in type(env).__mro__ if cls in WRAPPER_STATES), None)
         if lasting is not None:
             yield env, lasting
         env = env.env

@@ -22,7 +22,7 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _NUMBER = re.compile(r"[-+]?[0-9][0-9a-fA-Fxob_:.]*")
 
 
-class NotPlain(UsageError):
+class NotPlainYAML(UsageError):
     """A text that is no YAML, or stands for more than anybody means.
 
     Attributes:
@@ -38,53 +38,53 @@ def read_yaml(path: Path) -> Any:
     """The plain data in a YAML file.
 
     Raises:
-        NotPlain: If it cannot be read, is not YAML, asks for more than plain data, or stands for too much.
+        NotPlainYAML: If it cannot be read, is not YAML, asks for more than plain data, or stands for too much.
     """
     name = f"config file {str(path)!r}"
     try:
         with path.open("rb") as file:
             content = file.read(MAX_CHARACTERS + 1)
     except OSError as error:
-        raise NotPlain(f"cannot be read: {error.strerror}", name) from error
+        raise NotPlainYAML(f"cannot be read: {error.strerror}", name) from error
     if len(content) > MAX_CHARACTERS:
-        raise NotPlain(f"has more than {MAX_CHARACTERS:,} bytes; a configuration is a small text", name)
+        raise NotPlainYAML(f"has more than {MAX_CHARACTERS:,} bytes; a configuration is a small text", name)
     try:
         return parse_yaml(content.decode().removeprefix("\ufeff"))
     except UnicodeDecodeError as error:
-        raise NotPlain(f"is not text in UTF-8: {error.reason} at byte {error.start}", name) from error
-    except NotPlain as error:
-        raise NotPlain(error.reason, name) from error
+        raise NotPlainYAML(f"is not text in UTF-8: {error.reason} at byte {error.start}", name) from error
+    except NotPlainYAML as error:
+        raise NotPlainYAML(error.reason, name) from error
 
 
 def parse_yaml(text: str) -> Any:
     """The plain data that a text stands for.
 
     Raises:
-        NotPlain: If it is not YAML, asks for more than plain data, or stands for too much.
+        NotPlainYAML: If it is not YAML, asks for more than plain data, or stands for too much.
     """
     try:
         check_yaml(text)
         return yaml.load(text, _LOADER)
-    except NotPlain:
+    except NotPlainYAML:
         raise
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f" in line {where.line + 1}" if where is not None else ""
         problem = getattr(error, "problem", None) or " ".join(str(error).split())
-        raise NotPlain(f"is not valid YAML: {problem}{line}") from error
+        raise NotPlainYAML(f"is not valid YAML: {problem}{line}") from error
     except Exception as error:  # a date of the 40th of May, a tag on what cannot have it: each fails in its own way
-        raise NotPlain(f"is not valid YAML: {type(error).__name__}: {error}") from error
+        raise NotPlainYAML(f"is not valid YAML: {type(error).__name__}: {error}") from error
 
 
 def check_yaml(text: str) -> None:
     """Refuse a text that stands for too much; it is parsed, and nothing is made of it.
 
     Raises:
-        NotPlain: If it, or what its aliases make of it, is too long or nests too deeply.
+        NotPlainYAML: If it, or what its aliases make of it, is too long or nests too deeply.
         yaml.YAMLError: If it is not YAML.
     """
     if len(text) > MAX_CHARACTERS:
-        raise NotPlain(f"has {len(text):,} characters, more than {MAX_CHARACTERS:,}")
+        raise NotPlainYAML(f"has {len(text):,} characters, more than {MAX_CHARACTERS:,}")
     # By anchor: the size with all aliases in their places, and the depth.
     finished: dict[str | None, tuple[int, int]] = {}
     open_nodes: list[tuple[str | None, int, int]] = []  # anchor, what had been counted before it, depth within
@@ -93,12 +93,12 @@ def check_yaml(text: str) -> None:
         depth = 0
         if isinstance(event, yaml.ScalarEvent):
             if len(event.value) > MAX_DIGITS and event.implicit[0] and _NUMBER.fullmatch(event.value):
-                raise NotPlain(f"has a number of {len(event.value):,} digits, more than {MAX_DIGITS:,}")
+                raise NotPlainYAML(f"has a number of {len(event.value):,} digits, more than {MAX_DIGITS:,}")
             anchor, before = event.anchor, total
             total += 1 + len(event.value)
         elif isinstance(event, yaml.AliasEvent):
             if any(name == event.anchor for name, _, _ in open_nodes):
-                raise NotPlain(f"has an alias *{event.anchor} inside of what it stands for; write it out")
+                raise NotPlainYAML(f"has an alias *{event.anchor} inside of what it stands for; write it out")
             size, depth = finished.get(event.anchor, (1, 0))
             anchor, before = None, total
             total += size
@@ -117,6 +117,6 @@ def check_yaml(text: str) -> None:
             outer = open_nodes.pop()
             open_nodes.append((*outer[:2], max(outer[2], depth)))
         if total > 2 * MAX_CHARACTERS:
-            raise NotPlain(f"stands for more than {2 * MAX_CHARACTERS:,} characters by its aliases; write it out")
+            raise NotPlainYAML(f"stands for more than {2 * MAX_CHARACTERS:,} characters by its aliases; write it out")
         if len(open_nodes) + depth > MAX_DEPTH:
-            raise NotPlain(f"nests deeper than {MAX_DEPTH} levels; use fewer")
+            raise NotPlainYAML(f"nests deeper than {MAX_DEPTH} levels; use fewer")

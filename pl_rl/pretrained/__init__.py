@@ -1,6 +1,6 @@
 """Reading the weights of a policy, whoever trained it.
 
-A file is recognised by what it contains, whatever its name, and nothing in it is ever executed.
+A file is recognized by what it contains, whatever its name, and nothing in it is ever executed.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -17,14 +17,14 @@ from pl_rl.pretrained.policy_weights import AdamState, NetworkSettings, Normaliz
 __all__ = ["AdamState", "NetworkSettings", "Normalizer", "PolicyWeights", "read_weights"]
 
 _FORMATS: list[tuple[Callable[[WeightsFile], bool], Callable[[WeightsFile], PolicyWeights]]] = [
-    (lightning.recognise, lightning.convert),
-    (di_engine.recognise, di_engine.convert),
-    (stable_baselines3.recognise, stable_baselines3.convert),
-    (vec_normalize.recognise, vec_normalize.convert),
-    (rsl_rl.recognise, rsl_rl.convert),
+    (lightning.recognize, lightning.convert),
+    (di_engine.recognize, di_engine.convert),
+    (stable_baselines3.recognize, stable_baselines3.convert),
+    (vec_normalize.recognize, vec_normalize.convert),
+    (rsl_rl.recognize, rsl_rl.convert),
     # CleanRL's names can be ours: the stricter test comes first.
-    (cleanrl.recognise, cleanrl.convert),
-    (state_dict.recognise, state_dict.convert),
+    (cleanrl.recognize, cleanrl.convert),
+    (state_dict.recognize, state_dict.convert),
 ]
 _READABLE = (
     "pl_rl reads its own checkpoints, the state_dict of an MLPActorCritic (torch.save or safetensors), and files of "
@@ -49,8 +49,8 @@ def read_weights(
         file = open_weights(str(path))
         if names is not None and state_dict.has_any(file, names, rename or {}):
             return renamed(state_dict.convert_any(file), rename or {})
-        for recognise, convert in _FORMATS:
-            if recognise(file):
+        for recognize, convert in _FORMATS:
+            if recognize(file):
                 return renamed(convert(file), rename or {})
         if rename and tensor_dict(file.content):
             return renamed(state_dict.convert_any(file), rename)

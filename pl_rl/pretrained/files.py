@@ -73,7 +73,7 @@ def open_weights(path: str) -> WeightsFile:
             content = load_torch(data)
     elif data.startswith(_OLD_TORCH):
         content = load_torch(data)
-    elif safetensors.recognise(data):
+    elif safetensors.recognize(data):
         content = safetensors.load(data)
     return WeightsFile(path, data, members, content)
 

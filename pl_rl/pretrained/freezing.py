@@ -13,7 +13,7 @@ from pl_rl.pretrained.matching import check_patterns, matches
 
 
 @dataclass(frozen=True)
-class Hold:
+class Freezing:
     """Which parameters do not learn, and for how long.
 
     Attributes:
@@ -36,7 +36,7 @@ class Hold:
         for name, value in [("freeze_iterations", self.freeze_iterations), ("critic_warmup", self.critic_warmup)]:
             if value is not None and value < 0:
                 raise UsageError(f"--pretrained.{name} is {value} and must not be negative; use 0 or more")
-        schedule = HoldSchedule(self, network)
+        schedule = FreezeSchedule(self, network)
         for iteration in (0, self.critic_warmup):
             if schedule.names(iteration) == learning_parameters(network).keys():
                 what = "critic_warmup" if iteration < self.critic_warmup else "freeze"
@@ -55,24 +55,24 @@ class Hold:
         return sentences
 
 
-class HoldSchedule:
+class FreezeSchedule:
     """A network's parameters that are frozen in each iteration.
 
     Args:
-        hold: What and how long.
+        freezing: What and how long.
         network: With all that learns otherwise ready to learn.
     """
 
-    def __init__(self, hold: Hold, network: ActorCritic) -> None:
-        self._hold = hold
-        self._frozen = {name for name in learning_parameters(network) if matches(name, hold.freeze)}
-        self._policy = policy_parameters(network) if hold.critic_warmup else set()
+    def __init__(self, freezing: Freezing, network: ActorCritic) -> None:
+        self._freezing = freezing
+        self._frozen = {name for name in learning_parameters(network) if matches(name, freezing.freeze)}
+        self._policy = policy_parameters(network) if freezing.critic_warmup else set()
 
     def names(self, iteration: int) -> set[str]:
         """Those of an iteration, which is counted from zero."""
-        until = math.inf if self._hold.freeze_iterations is None else self._hold.freeze_iterations
+        until = math.inf if self._freezing.freeze_iterations is None else self._freezing.freeze_iterations
         names = self._frozen if iteration < until else set()
-        return names | self._policy if iteration < self._hold.critic_warmup else names
+        return names | self._policy if iteration < self._freezing.critic_warmup else names
 
 
 def learning_parameters(network: ActorCritic) -> dict[str, nn.Parameter]:

@@ -64,7 +64,7 @@ def match(path: str, weights: PolicyWeights, network: ActorCritic, rules: Rules)
     Args:
         path: Of the file, as the user named it.
         weights: What is in it.
-        network: As it was initialised.
+        network: As it was initialized.
         rules: What to take.
 
     Raises:

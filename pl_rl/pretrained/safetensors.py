@@ -10,7 +10,7 @@ from pl_rl.errors import UsageError
 from pl_rl.pretrained.policy_weights import Unreadable
 
 
-def recognise(data: bytes) -> bool:
+def recognize(data: bytes) -> bool:
     """Whether a JSON header of the stated length comes first."""
     if len(data) < 10:
         return False
@@ -35,9 +35,9 @@ def load(data: bytes) -> dict[str, Tensor]:
     return dict(sorted(tensors.items()))
 
 
-def metadata(data: bytes) -> dict[str, str]:
+def read_metadata(data: bytes) -> dict[str, str]:
     """The text in a file, by name; nothing where it has none or is no such file."""
-    if not recognise(data):
+    if not recognize(data):
         return {}
     (header_size,) = struct.unpack("<Q", data[:8])
     text = json.loads(data[8 : 8 + header_size]).get("__metadata__") or {}

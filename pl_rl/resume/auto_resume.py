@@ -6,7 +6,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from pl_rl.files.writing import CHECKPOINTS, is_regular
-from pl_rl.runs.directory import COMMAND_FILE, newest_sound_checkpoint, run_begun_by, shown
+from pl_rl.runs.directory import COMMAND_FILE, display_path, newest_sound_checkpoint, run_begun_by
 from pl_rl.runs.identity import IDENTITY_FILE
 from pl_rl.runs.lock import LOCK, locked
 from pl_rl.runs.log_files import CSV_FILE, EVENT_FILES, last_step
@@ -15,7 +15,7 @@ from pl_rl.runs.log_files import CSV_FILE, EVENT_FILES, last_step
 _AT_FIRST = (COMMAND_FILE, IDENTITY_FILE, "config.yaml", "hparams.yaml", EVENT_FILES, CSV_FILE, ".*.partial")
 
 
-def queued_again() -> bool:
+def requeued() -> bool:
     """Whether this is a SLURM job that ran before."""
     return int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
 
@@ -28,13 +28,15 @@ def checkpoint_of_command(command: list[str], log_root: Path) -> Path | None:
     """
     run = run_begun_by(command, log_root)
     if run is None:
-        print(f"auto_resume: this command began no run under {shown(log_root)} yet, so it begins one", flush=True)
+        print(
+            f"auto_resume: this command began no run under {display_path(log_root)} yet, so it begins one", flush=True
+        )
         return None
     if not any((run / "checkpoints").glob("*.ckpt")):
         with locked(run):
             removed = _remove_untrained(run)
             what = "it begins again" if removed else "a new run begins"
-            print(f"auto_resume: {shown(run)} ended before its first checkpoint, so {what}", flush=True)
+            print(f"auto_resume: {display_path(run)} ended before its first checkpoint, so {what}", flush=True)
         if removed:
             with contextlib.suppress(OSError):  # somebody has put something there meanwhile
                 run.rmdir()

@@ -75,7 +75,9 @@ def find_checkpoint(name: str, log_root: Path = LOG_ROOT) -> Path:
     if file_name == LAST and any(folder.glob("*.ckpt")):
         return newest_sound_checkpoint(runs[-1])
     if not (folder / file_name).is_file():
-        raise UsageError(f"the newest run, {shown(runs[-1])}, has no {file_name}; give the path of another run's")
+        raise UsageError(
+            f"the newest run, {display_path(runs[-1])}, has no {file_name}; give the path of another run's"
+        )
     return folder / file_name
 
 
@@ -109,10 +111,10 @@ def newest_sound_checkpoint(run: Path) -> Path:
         if last in reached:
             return last
     if not reached:
-        listed = ", ".join(f"{shown(path.name)} ({fault})" for path, fault in faults.items())
-        raise UsageError(f"{shown(run)} has no sound checkpoint: {listed}; give the path of another run's")
+        listed = ", ".join(f"{display_path(path.name)} ({fault})" for path, fault in faults.items())
+        raise UsageError(f"{display_path(run)} has no sound checkpoint: {listed}; give the path of another run's")
     for path, fault in faults.items():
-        print(printable(f"passed over {shown(path)}: {fault}"), flush=True)
+        print(printable(f"passed over {display_path(path)}: {fault}"), flush=True)
     return max(reached, key=lambda path: reached[path])
 
 
@@ -165,7 +167,7 @@ def config_number(path: Path) -> int:
     return int(match[1]) if match else 0
 
 
-def shown(path: Path | str) -> str:
+def display_path(path: Path | str) -> str:
     """A path as a person would type it: relative where it lies below the working directory; a URL as it is."""
     if "://" in str(path):
         return printable(path)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pl_rl.errors import RunFailure, UsageError
 from pl_rl.files.writing import RUN_FILES, check_names, open_regular
-from pl_rl.runs.directory import shown
+from pl_rl.runs.directory import display_path
 
 LOCK, TAKEOVER = ".lock", ".lock.takeover"
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
@@ -47,8 +47,8 @@ def locked(run: Path) -> Iterator[None]:
             descriptors.callback(os.close, descriptor)
         except OSError as error:
             raise UsageError(
-                f"run directory {shown(run)!r} cannot be written: {error.strerror}; mend that, or choose another "
-                "folder with --trainer.default_root_dir"
+                f"run directory {display_path(run)!r} cannot be written: {error.strerror}; mend that, or choose "
+                "another folder with --trainer.default_root_dir"
             ) from error
         try:
             yield
@@ -56,8 +56,8 @@ def locked(run: Path) -> Iterator[None]:
             if run.is_dir():
                 raise
             raise RunFailure(
-                f"run directory {shown(run)!r} was deleted while the run wrote to it, and the run ended; begin it "
-                "again, or put a copy of the directory in its place and continue with --ckpt_path last"
+                f"run directory {display_path(run)!r} was deleted while the run wrote to it, and the run ended; begin "
+                "it again, or put a copy of the directory in its place and continue with --ckpt_path last"
             ) from error
         finally:
             # Before it is closed, as another process checks that the file it locked is still there.
@@ -79,7 +79,7 @@ def _one_thread(run: Path) -> Iterator[None]:
     key = Path(os.path.realpath(run))
     with _guard:
         if key in _held:
-            raise UsageError(f"run {shown(run)!r} is in use by this process; wait for it or end it")
+            raise UsageError(f"run {display_path(run)!r} is in use by this process; wait for it or end it")
         _held.add(key)
     try:
         yield
@@ -170,8 +170,8 @@ def _is_at(descriptor: int, path: Path) -> bool:
 def _in_use(path: Path, descriptor: int) -> UsageError:
     files = [file for file in (path, path.with_name(TAKEOVER)) if file.exists()]
     return UsageError(
-        f"run {shown(path.parent)!r} is in use by {_holder(descriptor) or 'another process'}; wait for it or end it "
-        f"(if it is gone for certain, delete {' and '.join(map(shown, files)) or shown(path)})"
+        f"run {display_path(path.parent)!r} is in use by {_holder(descriptor) or 'another process'}; wait for it or "
+        f"end it (if it is gone for certain, delete {' and '.join(map(display_path, files)) or display_path(path)})"
     )
 
 

@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from pl_rl.errors import UsageError
 from pl_rl.files.writing import is_regular
-from pl_rl.runs.directory import shown
+from pl_rl.runs.directory import display_path
 from pl_rl.runs.identity import mark
 from pl_rl.runs.log_files import CSV_FILE, EVENT_FILES, CSVProgress, EventProgress, Progress
 
@@ -62,8 +62,8 @@ class LogMeter:
         if path not in self._lost:
             self._lost.add(path)
             sys.stderr.write(
-                f"warning: {shown(path)} was deleted or changed while the run writes to it; what it held is lost, and "
-                "the run goes on\n"
+                f"warning: {display_path(path)} was deleted or changed while the run writes to it; what it held is "
+                "lost, and the run goes on\n"
             )
 
 

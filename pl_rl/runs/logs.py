@@ -19,7 +19,7 @@ from unittest.mock import patch
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from pl_rl.files.writing import LOG_FILES, check_names, is_regular, put_aside, shorten, write_whole
-from pl_rl.runs.directory import shown
+from pl_rl.runs.directory import display_path
 from pl_rl.runs.identity import has_link_below, identity_of, is_log_of
 from pl_rl.runs.log_files import CSV_FILE, EventProgress, damage_of, read_table
 from pl_rl.runs.log_meter import Log, event_files, local_loggers, read_logs
@@ -56,7 +56,7 @@ def continue_logs(loggers: list[Logger], run: Path, logs: list[dict[str, Any]], 
         folder = Path(os.path.normpath(run / log.folder))
         files = folder / (getattr(logger, "sub_dir", None) or "")
         if not is_log_of(folder, run, run_id) or has_link_below(folder, files) or _is_expanded(files):
-            missing.append(f"log: {shown(files)} may be another run's, so it is left alone and a new one begins")
+            missing.append(f"log: {display_path(files)} may be another run's, so it is left alone and a new one begins")
         elif _is_there(log, folder, files):
             check_names(files, LOG_FILES)  # of all, before a file of one is touched
             found.append((logger, folder, files, log))

@@ -43,12 +43,12 @@ class Interruption:
     A second signal ends the process at once, whatever it does.
 
     Attributes:
-        at_once: Whether a run loses nothing if it is left wherever it is.
+        safe_to_raise: Whether a run loses nothing if it is left wherever it is.
         received: The signal that has come, if one has.
     """
 
     def __init__(self) -> None:
-        self.at_once = True
+        self.safe_to_raise = True
         self.received: int | None = None
         self._process = 0
         self._has_alarm = False
@@ -62,7 +62,7 @@ class Interruption:
         Handlers are put back afterwards, and with SIGALRM's a timer that somebody else had set. Left alone are a signal
         whose handler is not Python's, which could not be put back, and SIGHUP where it is ignored, as ``nohup`` asks.
         """
-        self.at_once, self.received, self._process = True, None, os.getpid()
+        self.safe_to_raise, self.received, self._process = True, None, os.getpid()
         self._finishing[0] = 0
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -104,18 +104,18 @@ class Interruption:
         if os.getpid() != self._process:
             self._handle_in_worker(signum)
         elif signum == signal.SIGALRM:
-            if self.at_once:  # elsewhere Lightning's Timer ends the run after this iteration
+            if self.safe_to_raise:  # elsewhere Lightning's Timer ends the run after this iteration
                 self.received = signum
                 self.leave()
         elif self.received is not None:
             _die(signum)
         else:
             self.received = signum
-            when = "now" if self.at_once else "after this iteration"
+            when = "now" if self.safe_to_raise else "after this iteration"
             # Not print, which must not be called while it is interrupted itself.
             with contextlib.suppress(OSError):  # the terminal may be gone
                 os.write(2, f"\n{Interrupted(signum).name}: stopping {when}; once more stops at once\n".encode())
-            if self.at_once:
+            if self.safe_to_raise:
                 self.leave()
             self._finishing[0] = 1
 

@@ -21,7 +21,7 @@ import gymnasium as gym
 
 from pl_rl.errors import UsageError
 from pl_rl.networks.actor_critic import ActorCritic
-from pl_rl.runs.directory import LOG_ROOT, shown
+from pl_rl.runs.directory import LOG_ROOT, display_path
 
 # Modules that register environments and do nothing else when they are imported.
 MODULES = ("ale_py", "minigrid")
@@ -144,7 +144,7 @@ def checked_of_file(
     """As :func:`checked`; all that a file under the log root names may be used."""
     if is_own(path, log_root):
         return {key: Checked(value) if isinstance(value, Mapping) else value for key, value in _uniform(settings)}
-    return checked(settings, trust, f"{shown(path)} lies outside of {shown(log_root)} and", way_out)
+    return checked(settings, trust, f"{display_path(path)} lies outside of {display_path(log_root)} and", way_out)
 
 
 def _uniform(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

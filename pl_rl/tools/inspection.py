@@ -6,10 +6,10 @@ from typing import Any
 from torch import Tensor
 
 from pl_rl.agent import STATISTICS
-from pl_rl.algorithm.evaluation import shown_return
+from pl_rl.algorithm.evaluation import format_return
 from pl_rl.callbacks.pretrained import lineage_rows
 from pl_rl.checkpoints.format import STATE_KEY, read_checkpoint
-from pl_rl.runs.directory import run_of_checkpoint, shown
+from pl_rl.runs.directory import display_path, run_of_checkpoint
 
 
 def describe_checkpoint(path: Path) -> list[tuple[str, str]]:
@@ -29,8 +29,8 @@ def describe_checkpoint(path: Path) -> list[tuple[str, str]]:
     ]
     run = run_of_checkpoint(path)
     rows = [
-        ("file", f"{shown(path)}, {path.stat().st_size:,} bytes, sound, format {state['format_version']}"),
-        ("run", "none, it lies outside of one" if run is None else shown(run)),
+        ("file", f"{display_path(path)}, {path.stat().st_size:,} bytes, sound, format {state['format_version']}"),
+        ("run", "none, it lies outside of one" if run is None else display_path(run)),
         (
             "at",
             f"iteration {counters['iteration']:,}, train_iter {counters['train_iter']:,}, "
@@ -41,7 +41,7 @@ def describe_checkpoint(path: Path) -> list[tuple[str, str]]:
         ("environment", f"{_setting(settings, 'num_envs')} x {settings['env']['id']}"),
         ("environment state", _environment_state(collector["environments"])),
         ("network", f"{settings['network']['class_path']}, {sum(t.numel() for t in weights):,} parameters"),
-        *_statistics(tensors),
+        *_statistics_rows(tensors),
         ("evaluation", _evaluation(checkpoint["callbacks"])),
         ("saved on", ", ".join(f"{name} {value}" for name, value in state["platform"].items())),
     ]
@@ -68,7 +68,7 @@ def _environment_state(saved: dict[str, Any] | None) -> str:
     return f"saved whole ({saved['class']})"
 
 
-def _statistics(tensors: dict[str, Tensor]) -> list[tuple[str, str]]:
+def _statistics_rows(tensors: dict[str, Tensor]) -> list[tuple[str, str]]:
     observations, rewards = (f"{prefix}count" for prefix in STATISTICS.values())
     rows = []
     if observations in tensors:
@@ -83,5 +83,5 @@ def _evaluation(callbacks: dict[str, Any]) -> str:
     state = callbacks.get("PeriodicEvaluation", {})
     if not state.get("latest"):
         return "none yet"
-    latest = f"{shown_return(state['latest']['return_mean'])} at train_iter {state['train_iter']:,}"
-    return f"best return {shown_return(state['best_return'])}, latest {latest}"
+    latest = f"{format_return(state['latest']['return_mean'])} at train_iter {state['train_iter']:,}"
+    return f"best return {format_return(state['best_return'])}, latest {latest}"

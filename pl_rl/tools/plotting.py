@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from pl_rl.errors import UsageError
 from pl_rl.files.terminal import printable
 from pl_rl.files.writing import replacing
-from pl_rl.runs.directory import shown
+from pl_rl.runs.directory import display_path
 from pl_rl.runs.log_meter import event_files
 
 AXES = {"evaluator_iter": "train iterations", "evaluator_step": "env steps"}
@@ -92,7 +92,7 @@ def _save(figure: Figure, path: Path) -> None:
             figure.savefig(file, format="png")
     except OSError as error:
         raise UsageError(
-            f"{shown(path)} cannot be written ({error.strerror}); name another folder with --output"
+            f"{display_path(path)} cannot be written ({error.strerror}); name another folder with --output"
         ) from error
 
 
@@ -107,11 +107,11 @@ def _read_curve(events_file: Path, group: str) -> Curve | None:
         steps = np.array([int(point.step) for point in events.Scalars(tags[0])], np.int64)
     except Exception as error:  # TensorBoard fails in as many ways as a file can be broken
         raise UsageError(
-            f"event file {shown(events_file)!r} is damaged ({type(error).__name__}: {error}); move it away to draw the "
-            "others"
+            f"event file {display_path(events_file)!r} is damaged ({type(error).__name__}: {error}); move it away to "
+            "draw the others"
         ) from error
     if not len(steps) == len(mean) == len(low) == len(high):
-        raise UsageError(f"event file {shown(events_file)!r} has lost points; move it away to draw the others")
+        raise UsageError(f"event file {display_path(events_file)!r} has lost points; move it away to draw the others")
     return Curve(steps, mean, low, high)
 
 

@@ -25,7 +25,7 @@ from pl_rl.errors import RunFailure, UsageError
 WALL_CLOCK_TAGS = "time/"
 
 
-class Pulse(L.Callback):
+class IterationReport(L.Callback):
     """Tells a watching process of each iteration."""
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -140,7 +140,7 @@ def _command(fit_args: Sequence[str], root: Path, iterations: int) -> list[str]:
         *("--trainer.logger", "true"),
         *("--trainer.log_every_n_steps", "1"),
         *("--trainer.enable_progress_bar", "false"),
-        "--trainer.callbacks+=pl_rl.tools.verification.Pulse",
+        "--trainer.callbacks+=pl_rl.tools.verification.IterationReport",
         *("--checkpoint.last_every_n_iterations", str(max(1, iterations // 10))),
         *("--model.stop_value", "null"),
     ]

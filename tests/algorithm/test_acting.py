@@ -1,4 +1,4 @@
-"""Acting: one compiled function decides what the modules of the network do."""
+"""ActionSelector: one compiled function decides what the modules of the network do."""
 
 import gymnasium as gym
 import pytest
@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from pl_rl import MLPActorCritic
-from pl_rl.algorithm.acting import CompiledActing, EagerActing
+from pl_rl.algorithm.acting import CompiledActionSelector, EagerActionSelector
 from pl_rl.errors import CompilationError
 from pl_rl.networks.actor_critic import CNNActorCritic
 from tests.support import fit, small_ppo
@@ -18,9 +18,9 @@ SPACES = [gym.spaces.Discrete(4, start=2), gym.spaces.MultiDiscrete([2, 5]), gym
 def make_acting(space, num_envs=5):
     torch.manual_seed(0)
     network = MLPActorCritic(OBS, space, encoder_sizes=(8,), log_std_init=-1.0)
-    compiled = CompiledActing(network, torch.zeros(num_envs, 3))
+    compiled = CompiledActionSelector(network, torch.zeros(num_envs, 3))
     compiled.load()
-    return network, EagerActing(network), compiled
+    return network, EagerActionSelector(network), compiled
 
 
 def rollout(acting, obs, noise):
@@ -31,7 +31,7 @@ def rollout(acting, obs, noise):
     for t in range(len(obs)):
         given[t] = obs[t]
         actions.append(acting.act(t).clone())
-    decided = acting.decided()
+    decided = acting.decisions()
     assert torch.equal(torch.stack(actions), decided[2])
     return decided
 
@@ -59,12 +59,14 @@ class ModeDependent(MLPActorCritic):
 
 def test_a_compiled_function_decides_what_the_network_does_in_evaluation_mode():
     network = ModeDependent(OBS, SPACES[0], encoder_sizes=(8,))
-    compiled = CompiledActing(network, torch.zeros(5, 3))
+    compiled = CompiledActionSelector(network, torch.zeros(5, 3))
     compiled.load()
     assert network.training
     obs, noise = torch.randn(4, 5, 3), network.distribution.noise((4, 5), torch.Generator())
     network.eval()
-    for ours, expected in zip(rollout(compiled, obs, noise), rollout(EagerActing(network), obs, noise), strict=True):
+    for ours, expected in zip(
+        rollout(compiled, obs, noise), rollout(EagerActionSelector(network), obs, noise), strict=True
+    ):
         torch.testing.assert_close(ours, expected)
 
 
@@ -92,7 +94,7 @@ def test_a_compiled_run_acts_by_a_compiled_function(env):
     acting = []
     model.on_train_epoch_end = lambda: acting.append(type(model.collector.acting))
     fit(model, max_epochs=2)
-    assert acting == [CompiledActing] * 2
+    assert acting == [CompiledActionSelector] * 2
 
 
 @pytest.mark.parametrize("num_envs", [1, 8])
@@ -102,13 +104,13 @@ def test_images_are_decided_on_alike(num_envs, shape):
     generator = torch.Generator().manual_seed(1)
     obs = torch.randint(0, 256, (3, num_envs, *shape), generator=generator, dtype=torch.uint8)
     noise = network.distribution.noise((3, num_envs), generator)
-    compiled = CompiledActing(network, obs[0])
+    compiled = CompiledActionSelector(network, obs[0])
     compiled.load()
-    for acting in (decided := [compiled, EagerActing(network)]):
+    for acting in (decided := [compiled, EagerActionSelector(network)]):
         acting.begin(obs, noise)
         for t in range(3):
             acting.act(t)
-    for ours, expected in zip(*(acting.decided() for acting in decided), strict=True):
+    for ours, expected in zip(*(acting.decisions() for acting in decided), strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -123,4 +125,4 @@ class Pooled(CNNActorCritic):
 def test_what_cannot_be_compiled_is_left_to_single_operations():
     images = gym.spaces.Box(0, 255, (2, 36, 36), "uint8")
     with pytest.raises(CompilationError, match="max_pool2d"):
-        CompiledActing(Pooled(images, gym.spaces.Discrete(4)), torch.zeros(2, 2, 36, 36, dtype=torch.uint8))
+        CompiledActionSelector(Pooled(images, gym.spaces.Discrete(4)), torch.zeros(2, 2, 36, 36, dtype=torch.uint8))

@@ -13,7 +13,7 @@ import torch
 
 import tests.faulty_environments  # noqa: F401  (registers environments)
 from pl_rl import EnvConfig, MLPActorCritic, RunFailure, UsageError
-from pl_rl.algorithm.evaluation import Episodes, evaluate, record, shown_return
+from pl_rl.algorithm.evaluation import Episodes, evaluate, format_return, record
 from pl_rl.envs import make_env
 
 
@@ -126,7 +126,7 @@ def test_an_environment_that_cannot_be_drawn_is_refused_in_a_sentence(tmp_path, 
 
 
 def test_small_returns_are_shown_with_more_decimals():
-    assert [shown_return(value) for value in (0.9612, -0.25, 9.5, 10.0, -1234.56)] == [
+    assert [format_return(value) for value in (0.9612, -0.25, 9.5, 10.0, -1234.56)] == [
         "0.961", "-0.250", "9.500", "10.0", "-1234.6",
     ]  # fmt: skip
 

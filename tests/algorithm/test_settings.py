@@ -358,5 +358,5 @@ def test_a_run_that_a_setting_made_eager_is_resumed_so(tmp_path, compiled):
         root = tmp_path / f"parts {until}"
         train(root, until, callbacks=callbacks(), **settings)
         model, _ = train(root, 6, "last", callbacks=callbacks(), **settings)
-        assert model.rounding() == {"updates": "eager"} and model._callbacks[0].losses == []
+        assert model.numerics() == {"updates": "eager"} and model._callbacks[0].losses == []
         assert differences(tmp_path / "whole", root) == {}

@@ -8,7 +8,7 @@ import torch
 
 from pl_rl import CNNActorCritic, MLPActorCritic
 from pl_rl.algorithm.loss import Coefficients, Minibatch, PPOLoss
-from pl_rl.algorithm.updates import CompiledUpdates, EagerUpdates
+from pl_rl.algorithm.updates import CompiledUpdater, EagerUpdater
 from pl_rl.compiled.flops import count_flops, number_of_chunks
 from pl_rl.compiled.generator import operations
 from pl_rl.errors import CompilationError
@@ -49,7 +49,7 @@ def adam(parameters, **settings):
 def make_updates(updates_class, network, minibatch, optimizer=None, clip_vloss=False):
     loss = PPOLoss(network, clip_vloss)
     optimizer = optimizer or adam(network.parameters())
-    arguments = () if updates_class is EagerUpdates else (minibatch,)
+    arguments = () if updates_class is EagerUpdater else (minibatch,)
     return updates_class(loss, optimizer, *arguments)
 
 
@@ -89,7 +89,7 @@ def test_compiled_updates_do_what_eager_ones_do(kind, settings):
     minibatch = make_minibatch(networks[0])
     eager, compiled = (
         make_updates(updates_class, network, minibatch, **settings)
-        for updates_class, network in zip([EagerUpdates, CompiledUpdates], networks, strict=True)
+        for updates_class, network in zip([EagerUpdater, CompiledUpdater], networks, strict=True)
     )
     ours, expected = run(compiled, minibatch, **clipping), run(eager, minibatch, **clipping)
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
@@ -104,7 +104,7 @@ def test_compiled_updates_from_pixels_do_what_eager_ones_do(shape):
     assert minibatch.obs.dtype == torch.uint8
     eager, compiled = (
         make_updates(updates_class, network, minibatch, adam(network.parameters(), lr=1e-4))
-        for updates_class, network in zip([EagerUpdates, CompiledUpdates], networks, strict=True)
+        for updates_class, network in zip([EagerUpdater, CompiledUpdater], networks, strict=True)
     )
     torch.testing.assert_close(run(compiled, minibatch), run(eager, minibatch), rtol=1e-3, atol=1e-4)
     # Adam makes a step of a gradient that is all rounding, too: at most its rate in each of six.
@@ -116,7 +116,7 @@ def test_a_gradient_that_is_not_pytorchs_is_refused(monkeypatch):
     monkeypatch.setitem(operations.AS_RESULT, torch.ops.aten.exp.default, "expm1_of({0})")
     network = make_network()
     with pytest.raises(CompilationError, match="its gradient differs from PyTorch's by"):
-        make_updates(CompiledUpdates, network, make_minibatch(network))
+        make_updates(CompiledUpdater, network, make_minibatch(network))
 
 
 def test_parameters_that_made_fewer_steps_are_corrected_as_such():
@@ -126,11 +126,11 @@ def test_parameters_that_made_fewer_steps_are_corrected_as_such():
     optimizers = [adam(network.parameters()) for network in networks]
     for network, optimizer in zip(networks, optimizers, strict=True):
         network.actor.requires_grad_(False)
-        run(make_updates(EagerUpdates, network, minibatch, optimizer), minibatch)
+        run(make_updates(EagerUpdater, network, minibatch, optimizer), minibatch)
         network.actor.requires_grad_(True)
     eager, compiled = (
         make_updates(updates_class, network, minibatch, optimizer)
-        for updates_class, network, optimizer in zip([EagerUpdates, CompiledUpdates], networks, optimizers, strict=True)
+        for updates_class, network, optimizer in zip([EagerUpdater, CompiledUpdater], networks, optimizers, strict=True)
     )
     run(eager, minibatch)
     run(compiled, minibatch)
@@ -147,7 +147,7 @@ def test_parameter_groups_keep_their_settings():
     minibatch = make_minibatch(networks[0])
     eager, compiled = (
         make_updates(updates_class, network, minibatch, with_groups(network))
-        for updates_class, network in zip([EagerUpdates, CompiledUpdates], networks, strict=True)
+        for updates_class, network in zip([EagerUpdater, CompiledUpdater], networks, strict=True)
     )
     torch.testing.assert_close(run(compiled, minibatch), run(eager, minibatch), rtol=1e-4, atol=1e-5)
     assert_same(eager, compiled)
@@ -160,7 +160,7 @@ def test_frozen_parameters_stay_and_have_no_state():
     before = copy.deepcopy(network.encoder.state_dict())
     minibatch = make_minibatch(network)
     trained = [param for param in network.parameters() if param.requires_grad]
-    updates = make_updates(CompiledUpdates, network, minibatch, adam(trained))
+    updates = make_updates(CompiledUpdater, network, minibatch, adam(trained))
     run(updates, minibatch)
     torch.testing.assert_close(network.encoder.state_dict(), before, rtol=0, atol=0)
     assert set(updates.optimizer.state) == set(trained)
@@ -169,9 +169,9 @@ def test_frozen_parameters_stay_and_have_no_state():
 def test_an_optimizer_that_has_made_steps_is_taken_over():
     networks = [make_network() for _ in range(2)]
     minibatch = make_minibatch(networks[0])
-    switching, staying = (make_updates(EagerUpdates, network, minibatch) for network in networks)
+    switching, staying = (make_updates(EagerUpdater, network, minibatch) for network in networks)
     run(switching, minibatch)
-    compiled = make_updates(CompiledUpdates, networks[0], minibatch, switching.optimizer)
+    compiled = make_updates(CompiledUpdater, networks[0], minibatch, switching.optimizer)
     run(compiled, minibatch)
     run(staying, minibatch, iterations=4)
     assert_same(staying, compiled)
@@ -184,7 +184,7 @@ def test_chunks_and_threads(monkeypatch):
         monkeypatch.setattr("pl_rl.algorithm.updates.cores", lambda processors=processors: processors)
         network = make_network()
         minibatch = make_minibatch(network, size=2048)
-        metrics = run(make_updates(CompiledUpdates, network, minibatch), minibatch)
+        metrics = run(make_updates(CompiledUpdater, network, minibatch), minibatch)
         results[chunk_size, processors] = torch.cat([metrics.flatten(), *(p.flatten() for p in network.parameters())])
     for processors in (2, 3):
         assert torch.equal(results[512, 1], results[512, processors]), "the number of threads changes no bit"
@@ -200,7 +200,7 @@ def test_threads_share_small_minibatches_of_expensive_samples(monkeypatch):
         monkeypatch.setattr("pl_rl.algorithm.updates.cores", lambda processors=processors: processors)
         network = make_pixel_network()
         minibatch = make_minibatch(network, size=32)
-        updates = make_updates(CompiledUpdates, network, minibatch)
+        updates = make_updates(CompiledUpdater, network, minibatch)
         assert len(updates._calls) == 4
         metrics = run(updates, minibatch)
         results.append(torch.cat([metrics.flatten(), *(p.flatten() for p in network.parameters())]))
@@ -243,20 +243,20 @@ def test_operations_are_counted_without_a_trace():
 def test_another_optimizer_is_a_reason_not_to_compile(make, reason):
     network = make_network()
     with pytest.raises(CompilationError, match=reason):
-        make_updates(CompiledUpdates, network, make_minibatch(network), make(network.parameters()))
+        make_updates(CompiledUpdater, network, make_minibatch(network), make(network.parameters()))
 
 
 def test_double_precision_is_a_reason_not_to_compile():
     network = make_network().double()
     minibatch = make_minibatch(make_network())
     with pytest.raises(CompilationError, match="float32 parameters"):
-        make_updates(CompiledUpdates, network, minibatch)
+        make_updates(CompiledUpdater, network, minibatch)
 
 
 def test_a_failure_in_an_iteration_leaves_the_updates_made_until_then():
     network = make_network()
     minibatch = make_minibatch(network)
-    updates = make_updates(CompiledUpdates, network, minibatch)
+    updates = make_updates(CompiledUpdater, network, minibatch)
     before = network.actor[0].weight.clone()
     with pytest.raises(KeyboardInterrupt), updates.iteration(COEFFICIENTS, 0.5):
         updates.gradient(minibatch)
@@ -269,7 +269,7 @@ def test_a_failure_in_an_iteration_leaves_the_updates_made_until_then():
 def test_parameters_outside_of_the_network_are_a_reason_not_to_compile():
     network, other = make_network(), torch.nn.Parameter(torch.zeros(1))
     with pytest.raises(CompilationError, match="trains more than the network"):
-        make_updates(CompiledUpdates, network, make_minibatch(network), adam([*network.parameters(), other]))
+        make_updates(CompiledUpdater, network, make_minibatch(network), adam([*network.parameters(), other]))
 
 
 def make_wider(minibatch):
@@ -292,7 +292,7 @@ def make_strided(minibatch):
 def test_a_minibatch_of_another_form_is_refused_at_any_time(change, reason):
     network = make_network()
     minibatch = make_minibatch(network)
-    updates = make_updates(CompiledUpdates, network, minibatch)
+    updates = make_updates(CompiledUpdater, network, minibatch)
     with updates.iteration(COEFFICIENTS, 0.5):
         updates.gradient(minibatch)
     with updates.iteration(COEFFICIENTS, 0.5), pytest.raises(CompilationError, match=reason):
@@ -304,7 +304,7 @@ def test_parameters_that_are_not_trained_keep_no_gradient_from_before():
     minibatch = make_minibatch(network)
     for parameter in network.parameters():
         parameter.grad = torch.full_like(parameter, 1e6)
-    updates = make_updates(EagerUpdates, network, minibatch, adam(network.actor.parameters()))
+    updates = make_updates(EagerUpdater, network, minibatch, adam(network.actor.parameters()))
     norm = run(updates, minibatch)[:, -1]
     assert norm.max() < 100
     assert all(parameter.grad is None for parameter in [*network.encoder.parameters(), *network.critic.parameters()])
@@ -317,7 +317,7 @@ def test_adams_moments_are_those_of_torch():
     minibatch = make_minibatch(networks[0])
     eager, compiled = (
         make_updates(updates_class, network, minibatch)
-        for updates_class, network in zip([EagerUpdates, CompiledUpdates], networks, strict=True)
+        for updates_class, network in zip([EagerUpdater, CompiledUpdater], networks, strict=True)
     )
     for _ in range(5):
         with eager.iteration(COEFFICIENTS, None), compiled.iteration(COEFFICIENTS, None):

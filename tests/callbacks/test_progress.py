@@ -2,7 +2,7 @@
 
 import re
 
-from pl_rl.algorithm.evaluation import shown_return
+from pl_rl.algorithm.evaluation import format_return
 from pl_rl.callbacks import RunProgressBar
 from tests.support import MemoryLogger, fit, small_ppo
 
@@ -26,7 +26,7 @@ def test_each_evaluation_is_a_line_where_there_is_no_terminal(capsys):
         strict=True,
     ):
         assert line.startswith(f"train_iter {train_iter}  env_steps {env_steps}/512  ")
-        assert f"evaluation return {shown_return(latest)} (best {shown_return(best)})" in line
+        assert f"evaluation return {format_return(latest)} (best {format_return(best)})" in line
         assert re.search(r"[\d,]+ steps/s$", line)
 
 

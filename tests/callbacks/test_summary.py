@@ -9,7 +9,7 @@ import yaml
 
 import pl_rl
 from pl_rl import cli
-from pl_rl.algorithm.evaluation import shown_return
+from pl_rl.algorithm.evaluation import format_return
 from pl_rl.callbacks import RunCheckpoint, RunSummary
 from tests.support import MemoryLogger, fit, small_ppo
 
@@ -28,7 +28,7 @@ def test_the_table_says_what_was_reached_and_where_it_is(capsys, monkeypatch):
     returns = logger.values("evaluator_iter/return_mean")
     assert "total_env_steps=512 reached" in out
     assert "512 env steps, 32 train iterations" in out
-    assert f"best {shown_return(max(returns))}, latest {shown_return(returns[-1])}" in out
+    assert f"best {format_return(max(returns))}, latest {format_return(returns[-1])}" in out
     assert "checkpoints/last.ckpt" in out
     assert "checkpoints/best.ckpt" in out
 

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations, prune
 from pl_rl import PPO, CNNActorCritic, MLPActorCritic, RunFailure, UsageError
 from pl_rl.callbacks import RunCheckpoint
 from pl_rl.compiled.backend import CompiledLearner
-from pl_rl.compiled.rounding import fault_of
+from pl_rl.compiled.rounding import excess_difference
 from tests.algorithm.test_settings import Change
 from tests.resume import test_resume
 from tests.support import MemoryLogger, fit, same_bits, small_ppo
@@ -53,7 +53,7 @@ def train(network=Scaled, change=None, max_epochs=4, model_class=PPO, **settings
 
     class Watch(L.Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            ways.append(pl_module.rounding()["updates"].partition(" ")[0])
+            ways.append(pl_module.numerics()["updates"].partition(" ")[0])
 
     model = small_ppo(network=network, model_class=model_class, **settings)
     logger = MemoryLogger()
@@ -450,7 +450,7 @@ ONES = torch.ones(100)
     ],
 )
 def test_rounding_is_no_fault(actual, expected, nearby, fault):
-    assert fault_of(actual, expected, lambda: nearby) == fault
+    assert excess_difference(actual, expected, lambda: nearby) == fault
 
 
 def test_acting_is_audited_while_parameters_are_frozen(monkeypatch):

@@ -398,7 +398,7 @@ def functions(draw):
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_compiler():
-    """Fewer optimisations, but in the nightly profile."""
+    """Fewer optimizations, but in the nightly profile."""
     flags = compiler.FLAGS
     if settings.get_current_profile_name() != "nightly":
         compiler.FLAGS = ["-O1" if flag == "-O2" else flag for flag in flags]

@@ -110,7 +110,7 @@ def test_spaces_of_other_numbers_are_not_described():
 
 
 @pytest.mark.parametrize("norm_obs", [[1], "yes", 1])
-def test_whether_observations_are_normalised_is_true_or_false(norm_obs):
+def test_whether_observations_are_normalized_is_true_or_false(norm_obs):
     trained = read_trained(checkpoint())
     with pytest.raises(UsageError, match=r"norm_obs=.* is neither true nor false"):
         TrainedPolicy({**trained.settings, "norm_obs": norm_obs}, trained.spaces)

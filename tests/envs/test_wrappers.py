@@ -46,7 +46,7 @@ def test_wrappers_are_applied_in_their_order_and_those_for_training_outside_and_
 
 @pytest.mark.parametrize("vectorization", ["sync", "async", "auto"])
 def test_every_environment_that_is_stepped_has_its_wrappers(vectorization):
-    # CartPole would have a native vectorisation.
+    # CartPole would have a native vectorization.
     env = make_vector_env(EnvConfig("CartPole-v1", vectorization, wrappers=[LIMIT]), 2)
     env.reset(seed=0)
     truncated = [env.step(np.array([t % 2] * 2))[3].tolist() for t in range(7)]

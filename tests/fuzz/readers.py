@@ -23,7 +23,7 @@ import pl_rl
 from pl_rl.checkpoints.format import check_content, load_sound
 from pl_rl.checkpoints.schema import LOGS
 from pl_rl.cli.parsing import ConfigFile, Parser
-from pl_rl.deploy.policy import TrainedPolicy, load_weights, metadata, read_trained
+from pl_rl.deploy.policy import TrainedPolicy, file_metadata, load_weights, read_trained
 from pl_rl.files.plain_yaml import read_yaml
 from pl_rl.files.schema import Misfit
 from pl_rl.files.terminal import printable
@@ -189,7 +189,7 @@ def _describe(path):
 
 def _export(path):
     trained = read_trained(path)
-    metadata(trained.settings, trained.training)
+    file_metadata(trained.settings, trained.training)
     if trained.settings["env"]["id"] in KINDS:  # other names would be imported, which is another guard's
         with contextlib.suppress(TypeError):  # arguments of the network's own class
             load_weights(TrainedPolicy(trained.settings), trained.tensors)

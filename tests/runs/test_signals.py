@@ -107,7 +107,7 @@ def test_an_iteration_can_be_left_anywhere(tmp_path, long, where, vectorization,
     settings = {"env": pl_rl.EnvConfig("CartPole-v1", vectorization), "eval_freq": 8}
     places = {
         "collect": "pl_rl.algorithm.rollout.EpisodeStatistics.add",
-        "step": "pl_rl.algorithm.updates.EagerUpdates.step",
+        "step": "pl_rl.algorithm.updates.EagerUpdater.step",
         "evaluate": "pl_rl.algorithm.evaluation.to_numpy",
         "save": "pl_rl.checkpoints.saving.load_sound",
         "measure_logs": "pl_rl.callbacks.run_directory.measure_logs",
@@ -284,10 +284,10 @@ def test_each_process_has_the_whole_time_limit(tmp_path):
 def test_the_time_limit_of_a_short_iteration_is_left_to_lightning():
     interruption = Interruption()
     with interruption.listening([signal.SIGALRM]):
-        interruption.at_once = False
+        interruption.safe_to_raise = False
         os.kill(os.getpid(), signal.SIGALRM)
         interruption.leave()
-        interruption.at_once = True
+        interruption.safe_to_raise = True
         with pytest.raises(Interrupted) as end:
             os.kill(os.getpid(), signal.SIGALRM)
     assert end.value.code == 0 and end.value.name == "max_time"

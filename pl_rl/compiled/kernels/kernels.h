@@ -1,4 +1,4 @@
-// What generated functions are made of: elementary functions that the compiler can vectorise, and matrix products.
+// What generated functions are made of: elementary functions that the compiler can vectorize, and matrix products.
 //
 // It needs no header, as reading those of C++ takes longer than compiling all this.
 

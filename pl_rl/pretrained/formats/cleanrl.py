@@ -12,7 +12,7 @@ from pl_rl.pretrained.policy_weights import PolicyWeights
 _LOG_STD = "actor_logstd"
 
 
-def recognise(file: WeightsFile) -> bool:
+def recognize(file: WeightsFile) -> bool:
     """Whether the tensors are named, and ordered, as in CleanRL's agents."""
     tensors = tensor_dict(file.content) or {}
     if {"critic.0.weight", _LOG_STD} <= tensors.keys():

@@ -14,7 +14,7 @@ from pl_rl.pretrained.policy_weights import PolicyWeights, Unreadable
 _LOG_STD = "actor_head.log_sigma_param"
 
 
-def recognise(file: WeightsFile) -> bool:
+def recognize(file: WeightsFile) -> bool:
     """Whether there is a model with the heads of an actor and a critic."""
     return {"actor_head", "critic_head"} <= {name.split(".")[0] for name in _model(file)}
 

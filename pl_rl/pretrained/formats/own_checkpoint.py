@@ -13,7 +13,7 @@ from pl_rl.pretrained.policy_weights import PolicyWeights, Unreadable
 _PREFIX = "network."
 
 
-def recognise(file: WeightsFile) -> bool:
+def recognize(file: WeightsFile) -> bool:
     """Whether the state that only we save is there."""
     return isinstance(file.content, dict) and STATE_KEY in file.content
 

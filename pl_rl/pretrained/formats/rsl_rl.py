@@ -29,7 +29,7 @@ _SPLIT_STD = {
 _NORMALIZERS = ("actor_obs_normalizer.", "critic_obs_normalizer.")
 
 
-def recognise(file: WeightsFile) -> bool:
+def recognize(file: WeightsFile) -> bool:
     """Whether the entries are those of rsl_rl's runner."""
     keys = file.content.keys() if isinstance(file.content, dict) else set()
     return {"model_state_dict", "iter"} <= keys or {"actor_state_dict", "critic_state_dict"} <= keys
@@ -94,7 +94,7 @@ def _split_layout(content: dict[str, Any]) -> dict[str, Tensor]:
 
 def _normalizer(tensors: dict[str, Tensor]) -> Normalizer | None:
     """The statistics that actor and critic share."""
-    actor, critic = (_statistics(tensors, prefix) for prefix in _NORMALIZERS)
+    actor, critic = (_normalizer_at(tensors, prefix) for prefix in _NORMALIZERS)
     # Release 2 saves a critic's normalizer that is never used when both see the same observations.
     if critic is not None and critic["count"] == 0:
         critic = actor
@@ -111,7 +111,7 @@ def _equal(first: Normalizer, second: Normalizer) -> bool:
     return torch.allclose(first["mean"], second["mean"]) and torch.allclose(first["var"], second["var"])
 
 
-def _statistics(tensors: dict[str, Tensor], prefix: str) -> Normalizer | None:
+def _normalizer_at(tensors: dict[str, Tensor], prefix: str) -> Normalizer | None:
     saved = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     if not saved:
         return None

@@ -20,7 +20,7 @@ _VERSION = "_stable_baselines3_version"
 _ACTIVATIONS = {f"<class '{cls.__module__}.{cls.__name__}'>": name for name, cls in ACTIVATIONS.items()}
 
 
-def recognise(file: WeightsFile) -> bool:
+def recognize(file: WeightsFile) -> bool:
     """Whether the archive has the members of a saved model."""
     return {"data", "policy.pth"} <= set(file.members)
 

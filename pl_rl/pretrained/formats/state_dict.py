@@ -18,7 +18,7 @@ _PREFIX = "network."
 _DEFAULT = signature(MLPActorCritic).parameters["activation"].default
 
 
-def recognise(file: WeightsFile) -> bool:
+def recognize(file: WeightsFile) -> bool:
     """Whether there is a policy under our names."""
     return "actor.0.weight" in _without_prefix(tensor_dict(file.content) or {})
 
@@ -65,7 +65,7 @@ def convert_any(file: WeightsFile) -> PolicyWeights:
 def _described_network(file: WeightsFile) -> dict[str, Any]:
     """The settings of the network that a safetensors file of ours describes; none in any other file."""
     try:
-        network = json.loads(safetensors.metadata(file.data)["network"])
+        network = json.loads(safetensors.read_metadata(file.data)["network"])
         settings = {"activation": _DEFAULT, **network["init_args"]}
         return settings if settings["activation"] in ACTIVATIONS else {}
     except (KeyError, TypeError, ValueError, RecursionError):

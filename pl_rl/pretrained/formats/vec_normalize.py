@@ -17,7 +17,7 @@ from pl_rl.pretrained.policy_weights import Normalizer, PolicyWeights, Unreadabl
 _ORIGIN = "stable_baselines3.common.vec_env.vec_normalize.VecNormalize"
 
 
-def recognise(file: WeightsFile) -> bool:
+def recognize(file: WeightsFile) -> bool:
     """Whether it is a pickle in which the class is named."""
     return file.data.startswith(b"\x80") and b"stable_baselines3.common.vec_env.vec_normalize" in file.data
 

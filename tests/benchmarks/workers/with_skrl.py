@@ -1,6 +1,6 @@
 """Trains with skrl; see worker.py.
 
-Its environments come from ``gymnasium.make_vec``, so CartPole is gymnasium's native vectorised one. They reset in a
+Its environments come from ``gymnasium.make_vec``, so CartPole is gymnasium's native vectorized one. They reset in a
 step of their own after an episode's end, and skrl counts these as transitions.
 """
 

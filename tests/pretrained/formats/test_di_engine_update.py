@@ -11,7 +11,7 @@ import torch
 
 from pl_rl import MLPActorCritic
 from pl_rl.algorithm.loss import Coefficients, Minibatch, PPOLoss
-from pl_rl.algorithm.updates import CompiledUpdates, EagerUpdates
+from pl_rl.algorithm.updates import CompiledUpdater, EagerUpdater
 from pl_rl.pretrained import read_weights
 from tests.pretrained.support import files, network_of, reference_of
 
@@ -68,9 +68,9 @@ def old_policy(expected):
     return torch.distributions.Independent(torch.distributions.Normal(expected["old_mu"], expected["old_sigma"]), 1)
 
 
-@pytest.mark.parametrize("updates_class", [EagerUpdates, CompiledUpdates])
+@pytest.mark.parametrize("updates_class", [EagerUpdater, CompiledUpdater])
 def test_an_update_moves_the_network_as_di_engine_does(case, updates_class):
-    example = (case.minibatch,) if updates_class is CompiledUpdates else ()
+    example = (case.minibatch,) if updates_class is CompiledUpdater else ()
     updates = updates_class(case.loss, case.optimizer, *example)
     with updates.iteration(case.coefficients, case.max_grad_norm):
         metrics = dict(zip(PPOLoss.METRICS, updates.gradient(case.minibatch), strict=True))
