@@ -120,8 +120,9 @@ def changes_of(
             if _is_plain(before[name]) and not same:
                 change = Change(callback, name, before[name], _given(callback)[name], anew=key in renamed)
                 changes.append(change)
-                if name in states.get(key, {}):
-                    states[key] = {**states[key], name: change.after}
+                state = states.get(key)
+                if isinstance(state, dict) and name in state:
+                    states[key] = {**state, name: change.after}
     return changes
 
 

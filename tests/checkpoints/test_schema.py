@@ -263,6 +263,17 @@ def test_what_lightning_restores_fits_what_is_to_have_it(change):
         resumed("CartPole-v1", "broken.ckpt", pl_rl.Trainer, callbacks)
 
 
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_a_callback_whose_settings_changed_has_a_state_that_is_none():
+    content = torch.load(FOLDER / "format_2_CartPole-v1.ckpt", weights_only=True)
+    stopping = EarlyStopping("evaluator/return_mean", patience=3)
+    content["pl_rl"]["callback_settings"][stopping.state_key] = {"patience": 99}
+    content["callbacks"][stopping.state_key] = torch.zeros(3)
+    torch.save(content, "broken.ckpt")
+    with pytest.raises(pl_rl.UsageError, match="cannot be continued here: callbacks.EarlyStopping"):
+        resumed("CartPole-v1", "broken.ckpt", pl_rl.Trainer, [stopping])
+
+
 class Own(L.Callback):
     """Saves what it likes."""
 
