@@ -172,7 +172,8 @@ class PPO(Agent):
         self._became_eager = False
         self._resumed: dict[str, Any] | None = None
         self._evaluation = PeriodicEvaluation(self.eval_freq, self.stop_value)
-        self._callbacks = [ResumeState(), RunDirectory(), self._evaluation]
+        self._directory = RunDirectory()
+        self._callbacks = [ResumeState(), self._directory, self._evaluation]
         # What settings were before the run changed them.
         self._before_run: dict[str, Any] = {}
         self._is_made = True
@@ -261,6 +262,7 @@ class PPO(Agent):
         """What a script cannot forget: the state that a resume needs, and evaluation."""
         self.structures = []
         self.note_structure()  # before anybody's setup
+        self._directory.configured(self.trainer)
         return [callback for callback in self._callbacks if find_callback(self.trainer, type(callback)) is not callback]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

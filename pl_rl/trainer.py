@@ -14,10 +14,10 @@ from lightning.fabric.plugins.io import CheckpointIO
 from lightning.pytorch.callbacks import Timer
 
 from pl_rl.agent import Agent
-from pl_rl.callbacks.lookup import find_callback, find_callbacks
+from pl_rl.callbacks.lookup import AnyCallback, find_callback, find_callbacks
 from pl_rl.callbacks.pretrained import PretrainedCheckpoint
 from pl_rl.callbacks.run_checkpoint import RunCheckpoint
-from pl_rl.callbacks.run_directory import RunDirectory
+from pl_rl.callbacks.run_directory import RunDirectory, run_directory
 from pl_rl.callbacks.stop_on_signal import StopOnSignal, requeue_signal
 from pl_rl.checkpoints.format import read_checkpoint
 from pl_rl.checkpoints.saving import DurableCheckpointIO
@@ -35,7 +35,6 @@ from pl_rl.runs.directory import (
     run_of_checkpoint,
 )
 from pl_rl.runs.lock import locked
-from pl_rl.runs.logs import open_csv
 from pl_rl.runs.output import lasting_output
 from pl_rl.runs.signals import SIGNALS, Interrupted, Interruption
 
@@ -143,7 +142,8 @@ class Trainer(L.Trainer):
         Raises:
             UsageError: If another process trains there, or it cannot be written.
         """
-        if cast(Any, self).fast_dev_run:  # writes nothing
+        directory = next((callback for callback in self._callbacks_with(model, RunDirectory)), None)
+        if directory is None or cast(Any, self).fast_dev_run:  # which writes nothing
             return
         continued = None
         if path is not None and checkpoint is not None:
@@ -153,19 +153,30 @@ class Trainer(L.Trainer):
             missing_logs = RunDirectory.reuse(self, path, checkpoint)
             if isinstance(model, Agent):
                 model.missing_logs = missing_logs
-        if "://" in str(self.log_dir or self.default_root_dir):  # a remote store has neither locks nor one writer
+        run = directory.begin(self, continued)
+        if run is None:
             return
-        run = Path(self.log_dir or self.default_root_dir).absolute()
-        if continued is not None and run.exists() and run.samefile(continued):
-            return
-        fresh = not run.exists() or not any(run.iterdir())
-        locks.enter_context(locked(run))
-        if fresh:
-            open_csv(self.loggers)
+        if continued is None:
+            locks.enter_context(locked(run))
         elif self.loggers:
             check_names(run, LOG_FILES)
-        if run.parent.resolve() == Path(self.default_root_dir, LOG_ROOT).resolve():
-            note_command(run, self.command)
+        note_command(run, self.command)
+
+    def _callbacks_with(self, model: L.LightningModule, kind: type[AnyCallback]) -> list[AnyCallback]:
+        """The callbacks of a kind that a fit of a model will have."""
+        model.trainer = self
+        configured = model.configure_callbacks()
+        brought = configured if isinstance(configured, Sequence) else [configured]
+        # As Lightning will, which has those of the model that was fitted before still.
+        replaced = tuple(type(callback) for callback in brought)
+        others = [callback for callback in find_callbacks(self, L.Callback) if type(callback) not in replaced]
+        return [callback for callback in (*others, *brought) if isinstance(callback, kind)]
+
+    @property
+    def log_dir(self) -> str | None:
+        """The run's directory; without a run as Lightning's."""
+        run = run_directory(self)
+        return super().log_dir if run is None else str(run)
 
     def validate(self, *args: Any, **kwargs: Any) -> Any:
         """Repeat the evaluation that training made at a checkpoint."""
@@ -201,9 +212,7 @@ class Trainer(L.Trainer):
 
     def _is_over(self, model: L.LightningModule, path: Path, checkpoint: dict[str, Any], auto_resume: bool) -> bool:
         """Whether nothing is left to train; says why, and gives a script the trained model all the same."""
-        model.trainer = self
-        brought = model.configure_callbacks()
-        callbacks = [*find_callbacks(self, L.Callback), *(brought if isinstance(brought, Sequence) else [brought])]
+        callbacks = self._callbacks_with(model, L.Callback)
         end = end_at(self, model, callbacks, checkpoint)
         if end is None:
             return False

@@ -82,8 +82,9 @@ def find_checkpoint(name: str, log_root: Path = LOG_ROOT) -> Path:
 
 
 def runs_under(log_root: Path) -> list[Path]:
-    """The run directories, oldest first."""
-    return sorted((path for path in log_root.glob("version_*") if path.is_dir()), key=_version)
+    """The run directories, in the order in which they began; those elsewhere that links here lead to, too."""
+    found = sorted((path for path in log_root.glob("version_*") if path.is_dir()), key=_version)
+    return [path.resolve() if path.is_symlink() else path for path in found]
 
 
 def newest_sound_checkpoint(run: Path) -> Path:
@@ -136,9 +137,11 @@ def run_begun_by(command: list[str], log_root: Path) -> Path | None:
 
 
 def run_of_checkpoint(checkpoint: Path) -> Path | None:
-    """The run directory whose ``checkpoints/`` folder a checkpoint lies in, ``None`` for one that was put elsewhere."""
-    folder = checkpoint.absolute().parent
-    return folder.parent if folder.name == "checkpoints" else None
+    """The run directory whose ``checkpoints/`` folder a checkpoint, or what it is a link to, lies in; else ``None``."""
+    for path in (checkpoint.absolute(), checkpoint.resolve()):  # a link elsewhere leads to its run
+        if path.parent.name == "checkpoints":
+            return path.parent.parent
+    return None
 
 
 def own_run(checkpoint: Path, content: Mapping[str, Any]) -> Path | None:
