@@ -25,12 +25,13 @@ from pl_rl.algorithm.loss import Coefficients, Minibatch, PPOLoss
 from pl_rl.algorithm.rollout import Rollout
 from pl_rl.algorithm.schedule import is_due
 from pl_rl.algorithm.settings import FIXED, FIXED_IN_FIT, change_setting, check_settings, plain_number
+from pl_rl.algorithm.updates import lost_number
 from pl_rl.callbacks.evaluation import PeriodicEvaluation
 from pl_rl.callbacks.lookup import find_callback
 from pl_rl.callbacks.resume_state import ResumeState
 from pl_rl.callbacks.run_directory import RunDirectory
 from pl_rl.checkpoints.format import STATE_KEY, changed_settings, plain_data
-from pl_rl.compiled.learner import Learner, lost_number
+from pl_rl.compiled.learner import Learner
 from pl_rl.envs import EnvConfig
 from pl_rl.errors import CompilationError, CompilerFailure, RunFailure, UsageError
 from pl_rl.networks.actor_critic import MLPActorCritic
