@@ -18,13 +18,14 @@ from pl_rl.algorithm import functional as F
 from pl_rl.algorithm.loss import Coefficients, Minibatch, PPOLoss
 from pl_rl.algorithm.rollout import Rollout
 from pl_rl.algorithm.schedule import is_due
+from pl_rl.algorithm.updates import lost_number
 from pl_rl.callbacks.evaluation import PeriodicEvaluation
 from pl_rl.callbacks.lookup import find_callback
 from pl_rl.callbacks.resume_state import ResumeState
 from pl_rl.callbacks.run_directory import RunDirectory
 from pl_rl.checkpoints.format import STATE_KEY
 from pl_rl.compiled.choice import UpdatesBefore, choose_compilation
-from pl_rl.compiled.learner import Learner, lost_number
+from pl_rl.compiled.learner import Learner
 from pl_rl.envs import EnvConfig
 from pl_rl.errors import RunFailure, UsageError
 from pl_rl.networks.actor_critic import MLPActorCritic

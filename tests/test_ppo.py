@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from pl_rl import PPO, CNNActorCritic, EnvConfig, MLPActorCritic, UsageError
+from pl_rl.compiled.choice import choose_compilation
 from tests.example_networks import LinearValue
 from tests.support import (
     MemoryLogger,
