@@ -10,7 +10,7 @@ from rich.console import Console
 
 from pl_rl.agent import Agent, as_agent
 from pl_rl.callbacks.lookup import find_callbacks
-from pl_rl.callbacks.run_directory import run_directory
+from pl_rl.callbacks.run_directory import run_directory, trackers_ahead
 from pl_rl.callbacks.settings import (
     ENDED_BY_EARLY_STOPPING,
     Change,
@@ -191,6 +191,10 @@ def _resume_report(trainer: L.Trainer, agent: Agent, changes: list[str], losses:
     if any(change.startswith("total_env_steps") for change in changes) and agent.anneals:
         lines.append(f"  annealing goes on towards {agent.total_env_steps:,} env steps, which shifts it from here on")
     lines += [f"  not exact: {loss}" for loss in losses]
+    if changes or losses:
+        lines += [
+            f"  {kept} has points from after the checkpoint, which stay" for kept in trackers_ahead(trainer, agent)
+        ]
     if not losses:
         lines.append("  fidelity: exact")
     return lines

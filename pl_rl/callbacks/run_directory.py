@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 
-from pl_rl.agent import as_agent
+from pl_rl.agent import Agent, as_agent
 from pl_rl.callbacks.lookup import find_callback, find_callbacks
 from pl_rl.checkpoints.format import STATE_KEY
 from pl_rl.files.writing import CHECKPOINTS
@@ -19,6 +19,8 @@ from pl_rl.runs.directory import LOG_ROOT, display_path, own_run, run_of_checkpo
 from pl_rl.runs.identity import identity_of, mark, new_run_id, run_id_in
 from pl_rl.runs.log_meter import LogMeter, measure_logs
 from pl_rl.runs.logs import continue_logs, open_csv
+from pl_rl.trackers.registry import TRACKERS_KEY, branch_trackers, continue_trackers, ids_of, trackers_of
+from pl_rl.trackers.tracker import Tracker
 
 LOGS_KEY = "pl_rl_logs"
 
@@ -36,12 +38,14 @@ class RunDirectory(L.Callback):
         path: The run's directory, with its checkpoints and settings, whatever the loggers; ``None`` where a run writes
             nothing, or only to a remote store.
         run_id: Which run this is, in all its checkpoints and in the directories that it writes to.
+        trackers: Those of its loggers whose run has an id elsewhere.
     """
 
     def __init__(self) -> None:
         self.path: Path | None = None
         self.run_id = new_run_id()
         self._meter = LogMeter()
+        self.trackers: list[Tracker] = []
         self._has_begun = False
 
     def configured(self, trainer: L.Trainer) -> None:
@@ -75,8 +79,26 @@ class RunDirectory(L.Callback):
         elif _writes(trainer):
             self.path = claim(trainer.loggers, log_root, self.run_id)
         open_csv(trainer.loggers)
+        self.trackers = [] if self.path is None else trackers_of(trainer.loggers, self.path)
         self._has_begun = True
         return self.path
+
+    def take_up(self, path: Path, checkpoint: dict[str, Any], branch: bool) -> list[str]:
+        """Let the trackers go on with the runs of a checkpoint, or note that theirs branch off from there.
+
+        Args:
+            path: Of the checkpoint.
+            checkpoint: Its content.
+            branch: Whether a run of its own begins there.
+
+        Returns:
+            What could not be gone on with, in words.
+        """
+        saved = checkpoint.get(TRACKERS_KEY, [])
+        if branch:
+            branch_trackers(self.trackers, saved, str(path), checkpoint[STATE_KEY]["counters"]["env_steps"])
+            return []
+        return continue_trackers(self.trackers, saved)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Tell Lightning's ModelCheckpoint where the run is, as it goes by the first logger."""
@@ -95,6 +117,8 @@ class RunDirectory(L.Callback):
         if self.path is not None and self.path.is_dir():
             mark(self.path, self.path, self.run_id)
             checkpoint[LOGS_KEY] = measure_logs(trainer.loggers, self.path, self.run_id, self._meter)
+        if self.trackers:
+            checkpoint[TRACKERS_KEY] = ids_of(self.trackers)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Be the run that is continued, and tell Lightning's ModelCheckpoint where it is now.
@@ -148,6 +172,13 @@ def run_directory(trainer: L.Trainer) -> Path | None:
     """The directory of the run that a trainer trains or has trained; ``None`` if there is none."""
     callback = find_callback(trainer, RunDirectory)
     return None if callback is None else callback.path
+
+
+def trackers_ahead(trainer: L.Trainer, agent: Agent) -> list[str]:
+    """The classes of the loggers that have points from after the checkpoint that a run goes on from."""
+    callback = find_callback(trainer, RunDirectory)
+    trackers = [] if callback is None else callback.trackers
+    return [tracker.LOGGER for tracker in trackers if tracker.is_ahead(agent.train_iter, agent.env_steps)]
 
 
 def _writes(trainer: L.Trainer) -> bool:

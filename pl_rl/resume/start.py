@@ -101,14 +101,17 @@ def enter_run_directory(
     if not found or cast(Any, trainer).fast_dev_run:  # which writes nothing
         return
     continued = None
+    missing_logs: list[str] = []
     if start.path is not None and not branch:
         continued = own_run(start.path, start.checkpoint)
         if continued is not None:
             locks.enter_context(locked(continued))
         missing_logs = RunDirectory.reuse(trainer, start.path, start.checkpoint)
-        if isinstance(model, Agent):
-            model.missing_logs = missing_logs
     run = found[0].begin(trainer, continued)
+    if start.path is not None and (continued is not None or branch):
+        missing_logs += found[0].take_up(start.path, start.checkpoint, branch)
+    if isinstance(model, Agent):
+        model.missing_logs = missing_logs
     if run is None:
         return
     if continued is None:

@@ -1,0 +1,80 @@
+"""Runs that a tracker follows, and what it has of them, by its own account."""
+
+from pathlib import Path
+
+import pytest
+from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
+
+import pl_rl
+from pl_rl.callbacks import RunCheckpoint
+from pl_rl.callbacks.run_directory import run_directory
+from tests.support import small_ppo
+
+# What differs between two processes.
+UNEQUAL = ("time/", "evaluator/")
+
+
+def wandb_logger():
+    return WandbLogger(project="test", offline=True, save_dir=Path.cwd())
+
+
+def mlflow_logger():
+    return MLFlowLogger("test", tracking_uri=mlflow_uri())
+
+
+def train(logger, until, ckpt_path=None, callbacks=(), **settings):
+    """The directory of a run that keeps the checkpoint of each iteration."""
+    model = small_ppo(total_env_steps=64_000, compile_update=False, eval_freq=4, eval_episodes=2, **settings)
+    checkpoint = RunCheckpoint(last_every_n_iterations=3, keep_every_n_iterations=1, keep_last_n=-1)
+    trainer = pl_rl.Trainer(
+        accelerator="cpu", logger=logger, max_epochs=until, log_every_n_steps=1, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[checkpoint, *callbacks],
+    )  # fmt: skip
+    trainer.fit(model, ckpt_path=ckpt_path)
+    return run_directory(trainer)
+
+
+def checkpoint(run, iteration):
+    return run / "checkpoints" / f"iteration_{iteration}.ckpt"
+
+
+def wandb_ids():
+    return sorted({path.stem.removeprefix("run-") for path in Path("wandb").glob("*/run-*.wandb")})
+
+
+def wandb_points(run_id):
+    """All points of a run, as ``{metric: [(step, value), ...]}``, in the order in which they were logged."""
+    from pl_rl.trackers.weights_and_biases import rows_of
+
+    points = {}
+    for row in rows_of(Path(), run_id):
+        for name, value in row.items():
+            if "/" in name and name != "trainer/global_step":
+                points.setdefault(name, []).append((row["trainer/global_step"], value))
+    return points
+
+
+def mlflow_uri():
+    return f"sqlite:///{Path.cwd()}/mlflow.db"
+
+
+def mlflow_client():
+    return pytest.importorskip("mlflow").MlflowClient(mlflow_uri())
+
+
+def mlflow_ids():
+    client = mlflow_client()
+    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    return sorted(run.info.run_id for run in runs)
+
+
+def mlflow_points(run_id):
+    client = mlflow_client()
+    names = client.get_run(run_id).data.metrics
+    histories = {name: client.get_metric_history(run_id, name) for name in names if "/" in name}
+    return {name: [(point.step, point.value) for point in points] for name, points in histories.items()}
+
+
+def reproducible(points):
+    """Those that another process makes again."""
+    return {name: values for name, values in points.items() if not name.startswith(UNEQUAL)}

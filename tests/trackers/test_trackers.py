@@ -1,0 +1,84 @@
+"""The run of a tracker is gone on with, and no point is there twice."""
+
+import pytest
+
+from tests.support import read_checkpoint
+from tests.trackers.support import (
+    checkpoint,
+    mlflow_ids,
+    mlflow_logger,
+    mlflow_points,
+    reproducible,
+    train,
+    wandb_ids,
+    wandb_logger,
+    wandb_points,
+)
+
+pytestmark = [
+    # wandb 0.31 and mlflow-skinny 3.17
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning"),
+]
+
+
+class WandB:
+    logger = staticmethod(wandb_logger)
+    ids = staticmethod(wandb_ids)
+    points = staticmethod(wandb_points)
+
+    @staticmethod
+    def end():
+        import wandb
+
+        wandb.finish()
+
+
+class MLflow:
+    logger = staticmethod(mlflow_logger)
+    ids = staticmethod(mlflow_ids)
+    points = staticmethod(mlflow_points)
+
+    @staticmethod
+    def end():
+        pass
+
+
+@pytest.fixture(params=[WandB, MLflow], ids=["wandb", "mlflow"])
+def tracker(request, monkeypatch):
+    pytest.importorskip(request.param.__name__.lower())
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    yield request.param
+    request.param.end()
+
+
+def test_a_resume_goes_on_with_the_trackers_run_and_no_point_is_there_twice(tracker, tmp_path, monkeypatch, capsys):
+    (tmp_path / "whole").mkdir()
+    monkeypatch.chdir(tmp_path / "whole")
+    train(tracker.logger(), 8)
+    tracker.end()
+    [whole] = tracker.ids()
+    expected = tracker.points(whole)
+    monkeypatch.chdir(tmp_path)
+    run = train(tracker.logger(), 5)
+    for iteration, until in ((3, 6), (5, 8)):
+        assert train(tracker.logger(), until, checkpoint(run, iteration)) == run
+    tracker.end()
+    [run_id] = tracker.ids()
+    points = tracker.points(run_id)
+    assert reproducible(points) == reproducible(expected)
+    assert {name: [step for step, _ in values] for name, values in points.items()} == {
+        name: [step for step, _ in values] for name, values in expected.items()
+    }
+    assert len(points) > 20 and len(points["evaluator_iter/return_mean"]) == 9
+    assert capsys.readouterr().out.count("fidelity: exact") == 2
+    [saved] = read_checkpoint(run / "checkpoints" / "last.ckpt")["pl_rl_trackers"]
+    assert saved["run_id"] == run_id
+
+
+def test_a_second_run_in_one_process_is_another_run_of_the_tracker(tracker):
+    train(tracker.logger(), 1)
+    train(tracker.logger(), 1, seed=1)
+    tracker.end()
+    assert len(tracker.ids()) == 2
+    assert [len(tracker.points(run_id)["evaluator_iter/return_mean"]) for run_id in tracker.ids()] == [2, 2]
