@@ -12,6 +12,7 @@ import lightning as L
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.io import CheckpointIO
 from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.loggers import Logger
 
 from pl_rl.agent import Agent
 from pl_rl.callbacks.lookup import callbacks_of_fit, find_callback
@@ -25,6 +26,7 @@ from pl_rl.resume.start import Start, check_start, enter_run_directory, find_sta
 from pl_rl.runs.directory import LOG_ROOT, display_path
 from pl_rl.runs.output import lasting_output
 from pl_rl.runs.signals import SIGNALS, Interruption
+from pl_rl.trackers.words import LoggerName, logger_named
 
 
 class Trainer(L.Trainer):
@@ -35,6 +37,8 @@ class Trainer(L.Trainer):
     Args:
         max_epochs: Iterations (collect and learn) at most; -1 for no limit but the model's ``total_env_steps``.
         plugins: As Lightning's; a ``CheckpointIO`` among them takes the place of :class:`DurableCheckpointIO`.
+        logger: As Lightning's, or a word: ``tensorboard``, ``csv``, ``wandb``, ``mlflow``, or a list of them.
+        default_root_dir: Where ``lightning_logs``, and what such loggers write, is; the working directory by default.
         kwargs: As Lightning's.
 
     Attributes:
@@ -42,12 +46,22 @@ class Trainer(L.Trainer):
         start: What the next fit starts from, if it has been found already.
     """
 
-    def __init__(self, max_epochs: int | None = -1, plugins: Any = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        max_epochs: int | None = -1,
+        plugins: Any = None,
+        logger: LoggerName | bool | Logger | list[LoggerName | Logger] | None = None,
+        default_root_dir: str | Path | None = None,
+        **kwargs: Any,
+    ) -> None:
         _check_slurm_tasks()
         given = plugins if isinstance(plugins, list) else [] if plugins is None else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in given):
             given = [*given, DurableCheckpointIO()]
-        super().__init__(max_epochs=max_epochs, plugins=given, **kwargs)
+        named = _loggers_named(logger, Path(default_root_dir or Path.cwd()))
+        super().__init__(
+            max_epochs=max_epochs, plugins=given, logger=named, default_root_dir=default_root_dir, **kwargs
+        )
         self.command = list(sys.argv)
         self.start: Start | None = None
         self._interruption = Interruption()
@@ -160,6 +174,15 @@ class Trainer(L.Trainer):
                 flush=True,
             )
         return True
+
+
+def _loggers_named(logger: Any, folder: Path) -> Any:
+    """Loggers in the place of words for them."""
+    if isinstance(logger, str):
+        return logger_named(logger, folder)
+    if isinstance(logger, list | tuple):
+        return [_loggers_named(item, folder) for item in logger]
+    return logger
 
 
 def _check_slurm_tasks() -> None:

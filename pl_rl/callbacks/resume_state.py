@@ -192,9 +192,8 @@ def _resume_report(trainer: L.Trainer, agent: Agent, changes: list[str], losses:
         lines.append(f"  annealing goes on towards {agent.total_env_steps:,} env steps, which shifts it from here on")
     lines += [f"  not exact: {loss}" for loss in losses]
     if changes or losses:
-        lines += [
-            f"  {kept} has points from after the checkpoint, which stay" for kept in trackers_ahead(trainer, agent)
-        ]
+        ahead = trackers_ahead(trainer, agent)
+        lines += [f"  {logger} keeps the points that it has from after the checkpoint" for logger in ahead]
     if not losses:
         lines.append("  fidelity: exact")
     return lines

@@ -5,7 +5,7 @@ import contextlib
 import difflib
 import re
 import sys
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, _loaders_dumpers
@@ -16,6 +16,7 @@ from pl_rl.errors import UsageError
 from pl_rl.files.plain_yaml import check_yaml, read_yaml
 from pl_rl.files.terminal import printable, shortened
 from pl_rl.runs.directory import find_config
+from pl_rl.trackers.words import LoggerName
 
 PROG = "python -m pl_rl"
 
@@ -115,6 +116,10 @@ def _sentence(message: str, options: list[str]) -> str:
         return "an environment with settings of its own is named by --model.env.id ID, not by --model.env ID"
     # The type of a network factory, spelled out, helps nobody.
     sentence = re.sub(r"Type collections\.abc\.Callable\S.* expects a function or", "expects", sentence)
+    logger = re.search(r"\"trainer\.logger\": .*Given value: (\S+)$", sentence)
+    if logger is not None:
+        words = ", ".join(get_args(LoggerName))
+        return f"there is no logger {logger[1]!r}; use {words}, a list of them, or the class of one with its settings"
     unknown = re.search(r"(?:does not accept option|[Uu]nrecognized arguments:|Unknown option) '?-*([\w.]+)", sentence)
     if unknown is None:
         return sentence

@@ -40,6 +40,7 @@ from pl_rl.runs.directory import (
     own_run,
 )
 from pl_rl.runs.trust import by_settings, checked_of_file, is_own
+from pl_rl.trackers.words import check_package
 from pl_rl.trainer import Trainer
 
 TIME_LIMIT_STATUS = os.EX_TEMPFAIL
@@ -178,6 +179,9 @@ class CLI(LightningCLI):
         if self.subcommand != "fit":
             config.trainer.logger = False
             self.save_config_callback = None
+        given = config.trainer.logger
+        for logger in given if isinstance(given, list) else [given]:
+            check_package(str(getattr(logger, "class_path", "")))
 
     def _adopt_network(self, config: Any) -> None:
         """Let the model have the settings that fit a file of weights; a resume's are in its checkpoint.

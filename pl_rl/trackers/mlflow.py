@@ -35,7 +35,7 @@ class MLflowTracker(Tracker):
 
     def branch(self, parent: Parent) -> None:
         """Make the run a child of the one before."""
-        tags = {"parent_checkpoint": parent.checkpoint, "parent_env_steps": str(parent.step)}
+        tags = {"parent_checkpoint": parent.checkpoint, "parent_env_steps": str(parent.env_steps)}
         if parent.run_id is not None:
             tags["mlflow.parentRunId"] = parent.run_id
         self.logger.tags = {**(self.logger.tags or {}), **tags}

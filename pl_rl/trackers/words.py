@@ -1,0 +1,59 @@
+"""Words for loggers, as ``--trainer.logger wandb``."""
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal, get_args
+
+from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+
+from pl_rl.errors import UsageError
+
+LoggerName = Literal["tensorboard", "csv", "wandb", "mlflow"]
+PROJECT = "pl_rl"
+NEEDED = {"wandb": ("wandb",), "mlflow": ("mlflow", "sqlalchemy")}
+"""Modules that a word needs, all of which the extra of the same name installs."""
+PACKAGES = {"mlflow": ("mlflow-skinny", "sqlalchemy", "alembic")}
+CLASSES = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}
+
+
+def logger_named(name: str, folder: Path) -> Logger:
+    """A logger with sensible defaults.
+
+    Args:
+        name: A :data:`LoggerName`.
+        folder: For its files, the Trainer's ``default_root_dir``.
+
+    Raises:
+        UsageError: If there is no such word, or its package is missing.
+    """
+    if name not in get_args(LoggerName):
+        raise UsageError(f"there is no logger {name!r}; the words for loggers are {', '.join(get_args(LoggerName))}")
+    check_package(name)
+    if name == "tensorboard":
+        return TensorBoardLogger(folder)
+    if name == "csv":
+        return CSVLogger(folder)
+    if name == "wandb":
+        return WandbLogger(project=os.environ.get("WANDB_PROJECT", PROJECT), save_dir=folder)
+    uri = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{folder.absolute()}/mlflow.db")
+    return MLFlowLogger(experiment_name=os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT), tracking_uri=uri)
+
+
+def check_package(logger: str) -> None:
+    """Refuse a logger whose package is not installed.
+
+    Args:
+        logger: A word, or the path of a class.
+
+    Raises:
+        UsageError: With what to install.
+    """
+    word = CLASSES.get(logger.rpartition(".")[2], logger)
+    missing = [module for module in NEEDED.get(word, ()) if find_spec(module) is None]
+    if missing:
+        packages = " ".join(PACKAGES.get(word, (word,)))
+        raise UsageError(
+            f"the logger {logger} needs the package {missing[0]}, which is not installed; run pip install {packages} "
+            f"(the extra pl-rl[{word}] is the same)"
+        )
