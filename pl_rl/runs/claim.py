@@ -6,6 +6,7 @@ folder are found there in the order in which they began.
 """
 
 import contextlib
+import errno
 import os
 import re
 import sys
@@ -50,6 +51,8 @@ def claim(loggers: list[Logger], log_root: Path, run_id: str) -> Path | None:
                 "version, or make a new Trainer with new loggers"
             )
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise
         raise UsageError(
             f"no run directory can be made under {display_path(error.filename or log_root)!r}: {error.strerror}; mend "
             "that, or choose another folder with --trainer.default_root_dir"

@@ -4,6 +4,7 @@ What a run has is read from the files that wandb writes for each of its processe
 ``wandb/*run-TIME-ID/run-ID.wandb``, records of wandb's own protocol in LevelDB's log format.
 """
 
+import contextlib
 import json
 import os
 import struct
@@ -17,7 +18,7 @@ from pl_rl.trackers.tracker import AXES, Parent, Tracker
 # The run of an earlier fit of this process, which wandb would go on with.
 _ended: set[str] = set()
 
-QUIET_SECONDS = 0.5
+WAIT_SECONDS = 30
 _BLOCK, _HEADER, _FILE_HEADER = 2**15, 7, 7
 _FIRST, _LAST = (1, 2), (1, 4)
 
@@ -50,8 +51,8 @@ class WandbTracker(Tracker):
             return f"the W&B run {run_id} is not gone on with, as this is {given}"
         self.logger._id = self.logger._wandb_init["id"] = run_id
         folder = Path(self.logger.save_dir or os.environ.get("WANDB_DIR", "."))
-        self._is_known = _wait_for_files(folder, run_id)
-        for row in rows_of(folder, run_id):
+        self._is_known = self.logger._experiment is None and wait_for_files(folder, run_id)
+        for row in rows_of(folder, run_id) if self._is_known else []:
             self._next_row = max(self._next_row, int(row.get("_step", -1)) + 1)
             step = row.get("trainer/global_step")
             if isinstance(step, int | float):
@@ -60,7 +61,7 @@ class WandbTracker(Tracker):
 
     @property
     def is_known(self) -> bool:
-        """Whether wandb's own files of the run are there."""
+        """Whether wandb's own files of the run are there, and whole."""
         return self._is_known
 
     def branch(self, parent: Parent) -> None:
@@ -106,15 +107,25 @@ def _files(folder: Path, run_id: str) -> list[Path]:
     return sorted(folder.glob(f"wandb/*run-*-{run_id}/run-{run_id}.wandb"))
 
 
-def _wait_for_files(folder: Path, run_id: str) -> bool:
-    """Wait until nothing is written to the files of a run any more; whether there are any.
+def wait_for_files(folder: Path, run_id: str) -> bool:
+    """Wait until nobody has the files of a run open any more; whether there are any.
 
     wandb writes in a process of its own, which notices the end of ours and closes the file a moment later.
     """
-    files, before = _files(folder, run_id), None
-    while files and before != (before := [path.stat().st_size for path in files]):
-        time.sleep(QUIET_SECONDS)
-    return bool(files)
+    names = {os.path.realpath(path) for path in _files(folder, run_id)}
+    deadline = time.monotonic() + WAIT_SECONDS
+    while _open_files(names) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return bool(names)
+
+
+def _open_files(names: set[str]) -> bool:
+    """Whether a process has one of some files open, as far as the system tells."""
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):  # it is closed by now, or somebody else's
+            if str(descriptor.readlink()) in names:
+                return True
+    return False
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -44,8 +44,9 @@ def wandb_ids():
 
 def wandb_points(run_id):
     """All points of a run, as ``{metric: [(step, value), ...]}``, in the order in which they were logged."""
-    from pl_rl.trackers.weights_and_biases import rows_of
+    from pl_rl.trackers.weights_and_biases import rows_of, wait_for_files
 
+    assert wait_for_files(Path(), run_id)
     points = {}
     for row in rows_of(Path(), run_id):
         for name, value in row.items():
