@@ -1,4 +1,8 @@
-"""Environments: which one, and many copies of it stepped together."""
+"""Environments: making them, stepping many copies together, saving and restoring their state.
+
+What belongs here: the config of an environment, vector environments, replay and snapshots, faults of environments.
+What does not: what is learnt from them (``algorithm/``), statistics of their outputs (``networks/normalization``).
+"""
 
 from pl_rl.envs.config import EnvConfig
 from pl_rl.envs.make import close_single, make_env
