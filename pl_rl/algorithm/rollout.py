@@ -4,6 +4,7 @@ Shapes: ``T`` steps of a rollout, ``N`` environments.
 """
 
 from collections import deque
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -284,3 +285,20 @@ class RolloutCollector:
         for step_and_env, final_value in zip(final_obs, final_values, strict=True):
             next_values[step_and_env] = final_value
         return every_value[:-1], next_values
+
+
+class RolloutLoader:
+    """Collects a rollout when its one batch is asked for.
+
+    It is sized, since Lightning fetches ahead from an unsized loader and would learn from rollouts of an outdated
+    policy.
+    """
+
+    def __init__(self, collect: Callable[[], Rollout]) -> None:
+        self._collect = collect
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[Rollout]:
+        yield self._collect()

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from pl_rl.agent import shape_in_words
 from pl_rl.errors import UsageError
 from pl_rl.networks.actor_critic import ActorCritic, MLPActorCritic
+from pl_rl.networks.description import shape_in_words
 from pl_rl.pretrained.conversion import listed
 from pl_rl.pretrained.policy_weights import PolicyWeights
 
