@@ -178,7 +178,7 @@ class RewardScaler(RunningStatistics):
 
 
 def discounted_sums(rewards: Tensor, ended: Tensor, gamma: float, open_sums: Tensor) -> tuple[Tensor, Tensor]:
-    """What an episode has brought up to each step, a reward of k steps before discounted by gamma^k.
+    """Discounted sum of an episode's rewards up to each step: the reward of k steps before counts gamma^k.
 
     Args:
         rewards: ``[T, N]``.
