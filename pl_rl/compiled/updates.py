@@ -3,10 +3,8 @@
 Shapes: ``B`` samples of a minibatch, ``P`` trained parameters.
 """
 
-import ctypes
 import itertools
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -16,8 +14,9 @@ from torch import Tensor
 
 from pl_rl.algorithm.loss import Coefficients, Minibatch, PPOLoss
 from pl_rl.algorithm.updates import Updater
+from pl_rl.compiled.adam import CompiledAdam, check_optimizer, split_like
 from pl_rl.compiled.flops import count_flops, number_of_chunks
-from pl_rl.compiled.function import Compiled, Library, describe_machine_code
+from pl_rl.compiled.function import Compiled, describe_machine_code
 from pl_rl.compiled.module_state import call_with, has_hook, places_of
 from pl_rl.compiled.rounding import MOST_ROUNDING, length_of_difference, perturbed
 from pl_rl.envs.processors import cores
@@ -41,7 +40,7 @@ class CompiledUpdater(Updater):
 
     def __init__(self, loss: PPOLoss, optimizer: torch.optim.Optimizer, example: Minibatch) -> None:
         super().__init__(loss, optimizer)
-        _check_optimizer(optimizer)
+        check_optimizer(optimizer)
         self.description = describe_machine_code()
         self._parameters = [param for group in optimizer.param_groups for param in group["params"]]
         trained = set(self._parameters)
@@ -62,25 +61,19 @@ class CompiledUpdater(Updater):
         values = [param.detach() for param in self._parameters]
         numbers = torch.zeros(len(Coefficients._fields)).unbind()
         inputs = [*part, *numbers, *values, *(place.tensor.detach() for place in self._others)]
-        compiled = Compiled(self._gradient, inputs, self._threads)
-        adam = Library('#include "adam.cpp"\n')
-        self._step, self._average = adam.load().step, adam.load().average
-        pointer, size = ctypes.c_void_p, ctypes.c_size_t
-        self._step.argtypes, self._step.restype = [pointer, size, pointer, size, ctypes.c_float, pointer], None
-        self._average.argtypes, self._average.restype = [pointer, size, size, pointer], None
-        compiled.load()
         self._gradients = torch.zeros(chunks, sum(param.numel() for param in self._parameters))
         self._mean_gradient = self._gradients[0] if chunks == 1 else torch.zeros_like(self._gradients[0])
-        self._gradient_pieces = _pieces(self._mean_gradient, values)
+        # Both are compiled in parallel.
+        compiled = Compiled(self._gradient, inputs, self._threads)
+        self._adam = CompiledAdam(optimizer, self._mean_gradient)
+        self._adam.load()
+        compiled.load()
+        metrics = torch.zeros(len(PPOLoss.METRICS))
         self._calls = [
-            compiled.bind(inputs, [*_pieces(gradient, values), torch.zeros(len(PPOLoss.METRICS))], i % self._threads)
+            compiled.bind(inputs, [*split_like(gradient, values), metrics], i % self._threads)
             for i, gradient in enumerate(self._gradients)
         ]
         self._pool = ThreadPoolExecutor(max(1, self._threads - 1))
-        self._settings = (_Settings * len(self._parameters))()
-        self._table = (_Parameter * len(self._parameters))()
-        self._addresses: list[int] = []
-        self._shares: list[int] = []
         self._compare(example)
 
     def _gradient(self, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -140,7 +133,7 @@ class CompiledUpdater(Updater):
         if any(one is not other for one, other in itertools.zip_longest(in_groups, self._parameters)):
             return "the optimizer trains other parameters"
         try:
-            _check_optimizer(self.optimizer)
+            check_optimizer(self.optimizer)
         except CompilationError as error:
             return str(error)
         for place in self._places:
@@ -155,21 +148,9 @@ class CompiledUpdater(Updater):
 
     @contextmanager
     def iteration(self, coefficients: Coefficients, max_grad_norm: float | None) -> Iterator[None]:
-        """Looks up addresses of parameters and of Adam's state, and its numbers of steps."""
+        """Looks up where parameters, buffers and Adam's state lie."""
         self._point(coefficients)
-        states = [self._adam_state(param) for param in self._parameters]
-        of_adam = [[state[name] for name in ("exp_avg", "exp_avg_sq", "step")] for state in states]
-        addresses = [tensor.data_ptr() for tensor in (*self._parameters, *itertools.chain(*of_adam))]
-        groups = [number for number, group in enumerate(self.optimizer.param_groups) for _ in group["params"]]
-        # Bias corrections differ between parameters if some were frozen for a while.
-        kinds = [(group, int(state["step"])) for group, state in zip(groups, states, strict=True)]
-        distinct = list(dict.fromkeys(kinds))
-        shares = [distinct.index(kind) for kind in kinds]
-        if (addresses, shares) != (self._addresses, self._shares):
-            self._fill_table(of_adam, shares)
-            self._addresses, self._shares = addresses, shares
-        self._groups = [self.optimizer.param_groups[group] for group, _ in distinct]
-        self._counts = [steps for _, steps in distinct]
+        self._adam.begin()
         with super().iteration(coefficients, max_grad_norm):
             yield
 
@@ -182,17 +163,6 @@ class CompiledUpdater(Updater):
         addresses: list[Any] = [tensor.data_ptr() for tensor in self._arguments]
         for call in self._calls:
             call.arguments[len(self._minibatch) :] = addresses
-
-    def _fill_table(self, of_adam: list[list[Tensor]], shares: list[int]) -> None:
-        """Fill in what the compiled Adam reads: addresses of parameters, states, gradients and settings."""
-        for entry, param, state, gradient, share in zip(
-            self._table, self._parameters, of_adam, self._gradient_pieces, shares, strict=True
-        ):
-            if not all(tensor.is_contiguous() for tensor in state) or {t.numel() for t in state[:2]} != {param.numel()}:
-                raise CompilationError("Adam's averages of a parameter have another shape, or are not contiguous")
-            tensors = (param, *state, gradient)
-            settings = ctypes.addressof(self._settings[share])
-            entry.__init__(*(tensor.data_ptr() for tensor in tensors), settings, param.numel())
 
     def gradient(self, minibatch: Minibatch) -> Tensor:
         """Chunk by chunk, on several threads."""
@@ -214,7 +184,7 @@ class CompiledUpdater(Updater):
         work(0)
         for other in others:
             other.result()
-        self._average(self._gradients.data_ptr(), *self._gradients.shape, self._mean_gradient.data_ptr())
+        self._adam.average(self._gradients)
         return metrics.mean(0)
 
     def _check(self, minibatch: Minibatch) -> None:
@@ -236,80 +206,9 @@ class CompiledUpdater(Updater):
         call.results[len(self._parameters)] = metrics.data_ptr()
 
     def step(self) -> Tensor:
-        """Clip as ``clip_grad_norm_`` does, then Adam."""
-        self._counts = [count + 1 for count in self._counts]
-        # There is room for one per parameter, and mostly one in use.
-        for group, count, settings in zip(self._groups, self._counts, self._settings, strict=False):
-            beta1, beta2 = group["betas"]
-            correction, root_correction = 1 - beta1**count, math.sqrt(1 - beta2**count)
-            settings.__init__(
-                *(group["lr"], 1 - beta1, beta2, 1 - beta2, group["weight_decay"], group["eps"]),
-                *(correction, root_correction),
-            )
-        gradient, norm = self._mean_gradient, torch.empty(())
-        self._step(
-            self._table,
-            len(self._table),
-            gradient.data_ptr(),
-            gradient.numel(),
-            self._max_grad_norm,
-            norm.data_ptr(),
-        )
-        return norm
+        """Clip and step, by :class:`CompiledAdam`."""
+        return self._adam.step(self._max_grad_norm)
 
     def close(self) -> None:
         """Shut the thread pool down."""
         self._pool.shutdown()
-
-    def _adam_state(self, param: Tensor) -> dict[str, Tensor]:
-        """Adam's state of a parameter, initialized as by its first step."""
-        state: dict[str, Tensor] = self.optimizer.state[param]
-        if not state:
-            state["step"] = torch.zeros(())
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(param), torch.zeros_like(param)
-        return state
-
-
-class _Settings(ctypes.Structure):
-    """``Settings`` of ``kernels/adam.cpp``: of parameters in one group with the same number of steps."""
-
-    _fields_ = [
-        (name, ctypes.c_float)
-        for name in (
-            *("rate", "new_in_average", "beta2", "new_in_square"),
-            *("decay", "epsilon", "correction", "root_correction"),
-        )
-    ]
-
-
-class _Parameter(ctypes.Structure):
-    """``Parameter`` of ``kernels/adam.cpp``."""
-
-    _fields_ = [
-        *(
-            (name, ctypes.c_void_p)
-            for name in ("value", "average", "average_of_square", "steps", "gradient", "settings")
-        ),
-        ("count", ctypes.c_size_t),
-    ]
-
-
-def _pieces(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """Views of a flat vector, in the shapes of other tensors."""
-    pieces = flat.split([tensor.numel() for tensor in like])
-    return [piece.view(tensor.shape) for piece, tensor in zip(pieces, like, strict=True)]
-
-
-def _check_optimizer(optimizer: torch.optim.Optimizer) -> None:
-    """Refuse any optimizer but the Adam of ``kernels/adam.cpp``.
-
-    Raises:
-        CompilationError: With the difference.
-    """
-    if type(optimizer) is not torch.optim.Adam:
-        raise CompilationError(f"the optimizer is {type(optimizer).__name__}, and it is made for Adam")
-    expected: dict[str, Any] = {"fused": True, "amsgrad": False, "maximize": False, "decoupled_weight_decay": False}
-    for group in optimizer.param_groups:
-        for name, value in expected.items():
-            if group.get(name, value) != value:
-                raise CompilationError(f"Adam's {name} is {group[name]}, and it is made for {value}")
