@@ -194,7 +194,7 @@ class RolloutCollector:
         the mode that it was in afterwards.
 
         Raises:
-            EnvironmentFailure: If an environment fails, or gives numbers that nothing can be learnt from.
+            EnvironmentFailure: If an environment fails, or gives numbers that are not finite or cannot be normalized.
         """
         with evaluation_mode(self.network, self.normalizer):
             return self._collect()

@@ -17,7 +17,7 @@ from pl_rl.errors import CompilationError
 
 
 class CompiledAdam:
-    """Takes the steps of an optimizer, in its place, on parameters and states where they lie.
+    """Takes the steps of an optimizer in its place; parameters and states are updated in place.
 
     The constructor starts the compiler.
 

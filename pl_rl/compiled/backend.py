@@ -12,7 +12,7 @@ from pl_rl.algorithm.loss import Coefficients, Minibatch, PPOLoss
 from pl_rl.compiled.acting import CompiledActionSelector
 from pl_rl.compiled.flops import count_flops
 from pl_rl.compiled.module_state import ModuleWatch, find_hook
-from pl_rl.compiled.rounding import MOST_ROUNDING, excess_difference, length_of_difference, perturbed
+from pl_rl.compiled.rounding import MOST_ROUNDING, excess_difference, perturbed, relative_error
 from pl_rl.compiled.tracing import first_line
 from pl_rl.compiled.updates import CompiledUpdater
 from pl_rl.errors import CompilationError, RunFailure
@@ -42,7 +42,7 @@ def is_worth_compiling(loss: PPOLoss, num_updates: int, obs_dtype: torch.dtype, 
         return num_updates >= COMPILE_FROM
     try:
         example = make_example(loss.network, obs_dtype, minibatch_size)
-    except Exception:  # a distribution of somebody's own may want other outputs
+    except Exception:  # a custom distribution may need other outputs
         return False
     return num_updates * count_flops(loss, example) >= COMPILE_FROM * FLOPS_OF_A_MILLISECOND
 
@@ -184,7 +184,7 @@ class CompiledLearner:
                     return f"the {name} from PyTorch's by {difference:.1e} of their length"
         sampled = distribution.sample(outputs, noise)
         if actions.is_floating_point():
-            wrong = not length_of_difference(actions, sampled) < MOST_ROUNDING
+            wrong = not relative_error(actions, sampled) < MOST_ROUNDING
         else:  # rounding may decide between two equally probable choices, once
             wrong = int((actions != sampled).sum()) > 1
         return "the actions differ from those that PyTorch samples" if wrong else None

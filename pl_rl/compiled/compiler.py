@@ -137,7 +137,7 @@ def find_compiler() -> str | None:
     """Name and version of the C++ compiler; ``None`` without one, and on systems other than Linux.
 
     Raises:
-        CompilerFailure: If it was killed when it was asked.
+        CompilerFailure: If it was killed.
     """
     return _version(tuple(command())) if sys.platform == "linux" else None
 
@@ -161,7 +161,7 @@ def processor() -> str:
     """The processor that code is compiled for, and the version of the C library, whose mathematics it calls.
 
     Raises:
-        CompilationError: If the processor cannot be told.
+        CompilationError: If ``/proc/cpuinfo`` cannot be read.
     """
     try:
         told = Path("/proc/cpuinfo").read_text(errors="replace")

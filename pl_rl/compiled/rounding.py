@@ -13,7 +13,7 @@ PERTURBATION, MOST_PERTURBATIONS = 1e-4, 10
 SMALLEST_DIFFERENCE = 1e-6
 
 
-def length_of_difference(tensor: Tensor, expected: Tensor) -> float:
+def relative_error(tensor: Tensor, expected: Tensor) -> float:
     """Relative error in the 2-norm."""
     return float((tensor - expected).norm() / expected.norm().clamp(min=1e-6))
 
@@ -32,7 +32,7 @@ def excess_difference(actual: Tensor, expected: Tensor, compute_nearby: Callable
         expected: By PyTorch.
         compute_nearby: By PyTorch with :func:`perturbed` parameters; called only above ``MOST_ROUNDING``.
     """
-    difference = length_of_difference(actual, expected)
+    difference = relative_error(actual, expected)
     absolute = (actual - expected).norm()
     if difference < MOST_ROUNDING or absolute < SMALLEST_DIFFERENCE or not expected.isfinite().all():
         return None

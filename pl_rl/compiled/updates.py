@@ -18,7 +18,7 @@ from pl_rl.compiled.adam import CompiledAdam, check_optimizer, split_like
 from pl_rl.compiled.flops import count_flops, number_of_chunks
 from pl_rl.compiled.function import Compiled, describe_machine_code
 from pl_rl.compiled.module_state import call_with, has_hook, places_of
-from pl_rl.compiled.rounding import MOST_ROUNDING, length_of_difference, perturbed
+from pl_rl.compiled.rounding import MOST_ROUNDING, perturbed, relative_error
 from pl_rl.envs.processors import cores
 from pl_rl.errors import CompilationError
 
@@ -98,9 +98,9 @@ class CompiledUpdater(Updater):
             CompilationError: If it differs by more than rounding.
         """
         coefficients = Coefficients(torch.tensor(0.2), 0.5, 0.01)
-        self._point(coefficients)
+        self._bind_state(coefficients)
         self.gradient(example)
-        difference = length_of_difference(self._mean_gradient, self.eager_gradient(example, coefficients))
+        difference = relative_error(self._mean_gradient, self.eager_gradient(example, coefficients))
         if not difference < MOST_ROUNDING:
             raise CompilationError(f"its gradient differs from PyTorch's by {difference:.1e} of its length")
 
@@ -120,9 +120,9 @@ class CompiledUpdater(Updater):
     def chunk_gradient(self, minibatch: Minibatch, coefficients: Coefficients) -> tuple[Minibatch, Tensor]:
         """The first chunk of a minibatch and its gradient ``[P]``; called between iterations, it changes neither."""
         self._check(minibatch)
-        self._point(coefficients)
+        self._bind_state(coefficients)
         metrics = torch.empty(len(PPOLoss.METRICS))
-        self._aim(0, minibatch, metrics)
+        self._bind_chunk(0, minibatch, metrics)
         self._calls[0]()
         size = len(minibatch.obs) // len(self._calls)
         return Minibatch(*(field[:size] for field in minibatch)), self._gradients[0]
@@ -148,13 +148,13 @@ class CompiledUpdater(Updater):
 
     @contextmanager
     def iteration(self, coefficients: Coefficients, max_grad_norm: float | None) -> Iterator[None]:
-        """Looks up where parameters, buffers and Adam's state lie."""
-        self._point(coefficients)
+        """Looks up the addresses of parameters, buffers and Adam's state."""
+        self._bind_state(coefficients)
         self._adam.begin()
         with super().iteration(coefficients, max_grad_norm):
             yield
 
-    def _point(self, coefficients: Coefficients) -> None:
+    def _bind_state(self, coefficients: Coefficients) -> None:
         """Write the addresses of the coefficients and of all parameters and buffers into the calls."""
         self._checked = False
         numbers = [torch.as_tensor(number, dtype=torch.float32) for number in coefficients]
@@ -171,7 +171,7 @@ class CompiledUpdater(Updater):
             self._checked = True
         metrics = torch.empty(len(self._calls), len(PPOLoss.METRICS))
         for i in range(len(self._calls)):
-            self._aim(i, minibatch, metrics[i])
+            self._bind_chunk(i, minibatch, metrics[i])
         if len(self._calls) == 1:
             self._calls[0]()
             return metrics[0]
@@ -198,7 +198,7 @@ class CompiledUpdater(Updater):
         if not all(field.is_contiguous() for field in minibatch):
             raise CompilationError("a minibatch is not contiguous")
 
-    def _aim(self, chunk: int, minibatch: Minibatch, metrics: Tensor) -> None:
+    def _bind_chunk(self, chunk: int, minibatch: Minibatch, metrics: Tensor) -> None:
         """Write the addresses of a chunk of the minibatch and of its metrics ``[5]`` into its call."""
         call = self._calls[chunk]
         for argument, (field, size) in enumerate(zip(minibatch, self._chunk_bytes, strict=True)):
