@@ -33,6 +33,7 @@ from pl_rl.resume.start import Start, find_start
 from pl_rl.runs.directory import (
     COMMAND_FILE,
     LOG_ROOT,
+    age_of,
     config_number,
     config_of_run,
     display_path,
@@ -128,7 +129,7 @@ class CLI(LightningCLI):
         if path is None:
             return args
         if given is None or Path(given).absolute() != path:
-            print(f"checkpoint: {display_path(path)}", flush=True)
+            print(f"checkpoint: {display_path(path)}, saved {age_of(path)} ago", flush=True)
         unknown = sorted(map(str, checkpoint["hyper_parameters"].keys() - signature(PPO).parameters.keys()))
         if unknown:
             raise UsageError(

@@ -12,7 +12,7 @@ from pl_rl.cli.parsing import PROG, Parser
 from pl_rl.deploy.export import Format, export
 from pl_rl.errors import RunFailure, UsageError
 from pl_rl.files.terminal import printable
-from pl_rl.runs.directory import display_path, find_checkpoint
+from pl_rl.runs.directory import LOG_ROOT, display_path, find_checkpoint, runs_under
 from pl_rl.runs.trust import by_trust_option
 from pl_rl.tools import plotting
 from pl_rl.tools.inspection import describe_checkpoint
@@ -25,10 +25,15 @@ VERIFY_DESCRIPTION = (
 
 def _plot(args: list[str]) -> None:
     parser = Parser(prog=f"{PROG} plot", description="Draw the evaluation curves of runs as PNG files.")
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="Run directories (version_N).")
+    parser.add_argument(
+        "runs", nargs="*", type=Path, metavar="RUN_DIR", help="Run directories (version_N); the newest by default."
+    )
     parser.add_argument("--output", type=Path | None, help="Folder for the files; the first run's by default.")
     config = parser.parse_args(args)
-    for path in plotting.plot_runs(config.runs, config.output or config.runs[0]):
+    runs = config.runs or runs_under(LOG_ROOT)[-1:]
+    if not runs:
+        raise UsageError(f"there is no run under {str(LOG_ROOT)!r}; give a run's version_N directory")
+    for path in plotting.plot_runs(runs, config.output or runs[0]):
         print(display_path(path))
 
 

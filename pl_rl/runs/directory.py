@@ -6,6 +6,7 @@ A run is a ``version_N`` folder under the log root, with its event files, ``conf
 import contextlib
 import os
 import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,15 @@ def own_run(checkpoint: Path, content: Mapping[str, Any]) -> Path | None:
     identity = None if run is None else identity_of(run)
     run_id = run_id_in(content[STATE_KEY])
     return None if identity is not None and run_id is not None and identity.run_id != run_id else run
+
+
+def age_of(path: Path) -> str:
+    """How long ago a file was written, in words."""
+    seconds = max(0, int(time.time() - path.stat().st_mtime))
+    for unit, size in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
+        if seconds >= size:
+            return f"{seconds // size:,} {unit}{'s' if seconds >= 2 * size else ''}"
+    return f"{seconds} second{'s' if seconds != 1 else ''}"
 
 
 def config_of_run(run: Path) -> Path | None:
