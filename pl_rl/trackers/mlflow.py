@@ -23,8 +23,10 @@ class MLflowTracker(Tracker):
             return f"the MLflow run {run_id} is not gone on with, as this is {self.logger._run_id}"
         client = self.logger._mlflow_client
         try:
-            names = client.get_run(run_id).data.metrics
-            for name in names:
+            run = client.get_run(run_id)
+            if run.info.lifecycle_stage == "deleted":
+                return f"the MLflow run {run_id} was deleted, and another has its points"
+            for name in run.data.metrics:
                 self.held[name] = max(point.step for point in client.get_metric_history(run_id, name))
             client.update_run(run_id, status="RUNNING")
         except MlflowException as error:

@@ -1,5 +1,6 @@
 """Runs that a tracker follows, and what it has of them, by its own account."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -22,15 +23,15 @@ def mlflow_logger():
     return MLFlowLogger("test", tracking_uri=mlflow_uri())
 
 
-def train(logger, until, ckpt_path=None, callbacks=(), **settings):
+def train(logger, until, ckpt_path=None, branch=False, **settings):
     """The directory of a run that keeps the checkpoint of each iteration."""
     model = small_ppo(total_env_steps=64_000, compile_update=False, eval_freq=4, eval_episodes=2, **settings)
     checkpoint = RunCheckpoint(last_every_n_iterations=3, keep_every_n_iterations=1, keep_last_n=-1)
     trainer = pl_rl.Trainer(
         accelerator="cpu", logger=logger, max_epochs=until, log_every_n_steps=1, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=[checkpoint, *callbacks],
+        enable_model_summary=False, callbacks=[checkpoint],
     )  # fmt: skip
-    trainer.fit(model, ckpt_path=ckpt_path)
+    trainer.fit(model, ckpt_path=ckpt_path, branch=branch)
     return run_directory(trainer)
 
 
@@ -42,7 +43,7 @@ def wandb_ids():
     return sorted({path.stem.removeprefix("run-") for path in Path("wandb").glob("*/run-*.wandb")})
 
 
-def wandb_points(run_id):
+def wandb_points(run_id, axis="trainer/global_step"):
     """All points of a run, as ``{metric: [(step, value), ...]}``, in the order in which they were logged."""
     from pl_rl.trackers.weights_and_biases import rows_of, wait_for_files
 
@@ -51,8 +52,43 @@ def wandb_points(run_id):
     for row in rows_of(Path(), run_id):
         for name, value in row.items():
             if "/" in name and name != "trainer/global_step":
-                points.setdefault(name, []).append((row["trainer/global_step"], value))
+                points.setdefault(name, []).append((row.get(axis), value))
     return points
+
+
+def wandb_records(run_id, kind):
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    from pl_rl.trackers import weights_and_biases as module
+
+    files = sorted(Path().glob(f"wandb/*-{run_id}/run-{run_id}.wandb"))
+    records = [Record.FromString(content) for path in files for content in module._records(path.read_bytes())]
+    return [getattr(record, kind) for record in records if record.WhichOneof("record_type") == kind]
+
+
+def wandb_axes(run_id):
+    """What each metric is drawn against."""
+    return {metric.name: metric.step_metric for metric in wandb_records(run_id, "metric") if metric.step_metric}
+
+
+def wandb_said(run_id):
+    """What a branch says of its parent."""
+    [run] = wandb_records(run_id, "run")[:1]
+    config = {item.key: json.loads(item.value_json) for item in run.config.update}
+    return {
+        "parent": run.run_group,
+        "checkpoint": config["parent_checkpoint"],
+        "env_steps": config["parent_env_steps"],
+    }
+
+
+def mlflow_said(run_id):
+    tags = mlflow_client().get_run(run_id).data.tags
+    return {
+        "parent": tags["mlflow.parentRunId"],
+        "checkpoint": tags["parent_checkpoint"],
+        "env_steps": int(tags["parent_env_steps"]),
+    }
 
 
 def mlflow_uri():

@@ -6,14 +6,18 @@ from tests.support import read_checkpoint
 from tests.trackers.killed import kill_until_done
 from tests.trackers.support import (
     checkpoint,
+    mlflow_client,
     mlflow_ids,
     mlflow_logger,
     mlflow_points,
+    mlflow_said,
     reproducible,
     train,
+    wandb_axes,
     wandb_ids,
     wandb_logger,
     wandb_points,
+    wandb_said,
 )
 
 pytestmark = [
@@ -26,6 +30,7 @@ class WandB:
     logger = staticmethod(wandb_logger)
     ids = staticmethod(wandb_ids)
     points = staticmethod(wandb_points)
+    said = staticmethod(wandb_said)
 
     @staticmethod
     def end():
@@ -38,6 +43,7 @@ class MLflow:
     logger = staticmethod(mlflow_logger)
     ids = staticmethod(mlflow_ids)
     points = staticmethod(mlflow_points)
+    said = staticmethod(mlflow_said)
 
     @staticmethod
     def end():
@@ -99,3 +105,37 @@ def test_a_killed_run_has_each_point_once(tracker, group, tmp_path, monkeypatch)
     points = tracker.points(run_id)
     assert reproducible(points) == reproducible(expected)
     assert [step for step, _ in points["losses/entropy"]] == [64 * i for i in range(1, steps + 1)]
+
+
+def test_a_branch_is_a_run_of_its_own_that_knows_its_parent(tracker):
+    run = train(tracker.logger(), 2)
+    [parent] = tracker.ids()
+    branch = train(tracker.logger(), 3, checkpoint(run, 1), branch=True)
+    tracker.end()
+    assert branch != run
+    [child] = set(tracker.ids()) - {parent}
+    said = tracker.said(child)
+    assert said["parent"] == parent and said["env_steps"] == 64
+    assert said["checkpoint"] == str(checkpoint(run, 1))
+    assert [step for step, _ in tracker.points(child)["losses/entropy"]] == [128, 192]
+
+
+def test_wandb_draws_each_metric_against_what_its_steps_count():
+    pytest.importorskip("wandb")
+    train(wandb_logger(), 1)
+    WandB.end()
+    axes = wandb_axes(wandb_ids()[0])
+    assert axes["evaluator_iter/return_mean"] == axes["hp_metric"] == "train_iter"
+    assert axes["evaluator_step/return_mean"] == axes["losses/entropy"] == "env_steps"
+    assert wandb_points(wandb_ids()[0], axis="train_iter")["evaluator_iter/return_mean"][-1][0] == 4
+
+
+def test_what_a_tracker_has_lost_is_sent_again(capsys):
+    pytest.importorskip("mlflow")
+    run = train(mlflow_logger(), 3)
+    [run_id] = mlflow_ids()
+    mlflow_client().delete_run(run_id)
+    train(mlflow_logger(), 4, checkpoint(run, 3))
+    [other] = mlflow_ids()
+    assert other != run_id and f"the MLflow run {run_id} was deleted" in capsys.readouterr().out
+    assert [step for step, _ in mlflow_points(other)["losses/entropy"]] == [64, 128, 192, 256]
