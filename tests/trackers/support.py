@@ -61,6 +61,7 @@ def wandb_records(run_id, kind):
 
     from pl_rl.trackers import weights_and_biases as module
 
+    assert module.wait_for_files(Path(), run_id)
     files = sorted(Path().glob(f"wandb/*-{run_id}/run-{run_id}.wandb"))
     records = [Record.FromString(content) for path in files for content in module._records(path.read_bytes())]
     return [getattr(record, kind) for record in records if record.WhichOneof("record_type") == kind]

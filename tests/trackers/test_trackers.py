@@ -94,13 +94,13 @@ def test_a_second_run_in_one_process_is_another_run_of_the_tracker(tracker):
 @pytest.mark.parametrize("group", [False, True], ids=["one process", "all processes"])
 def test_a_killed_run_has_each_point_once(tracker, group, tmp_path, monkeypatch):
     name = tracker.__name__.lower()
-    steps = 150
+    steps = 60
     (tmp_path / "whole").mkdir()
     monkeypatch.chdir(tmp_path / "whole")
     assert kill_until_done(name, steps, kills=0, seed=0) == 0
     expected = tracker.points(tracker.ids()[0])
     monkeypatch.chdir(tmp_path)
-    assert kill_until_done(name, steps, kills=3, seed=1, group=group) > 0
+    assert kill_until_done(name, steps, kills=2, seed=1, group=group) > 0
     [run_id] = tracker.ids()
     points = tracker.points(run_id)
     assert reproducible(points) == reproducible(expected)
