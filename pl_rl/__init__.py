@@ -7,6 +7,8 @@ from pl_rl.networks.actor_critic import ActorCritic, CNNActorCritic, MLPActorCri
 from pl_rl.ppo import PPO
 from pl_rl.trainer import Trainer
 
+__version__ = "0.1.0"
+
 __all__ = [
     "PPO",
     "ActorCritic",
