@@ -9,7 +9,6 @@ from mkdocs.structure.files import File, Files, InclusionLevel
 
 ROOT = Path(__file__).parents[2]
 OWN = ".github/site/"  # is docs_dir's
-SKIPPED = ("tests/data/", ".github/ISSUE_TEMPLATE/", ".github/PULL_REQUEST_TEMPLATE")
 LINK = re.compile(r"\]\(([^)#\s]+)")
 
 
@@ -17,7 +16,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add every page that git knows, every picture, and the source files that a page links to."""
     listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     known = set(subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines())
-    known = {path for path in known if (ROOT / path).is_file() and not path.startswith((OWN, *SKIPPED))}
+    known = {path for path in known if (ROOT / path).is_file() and not path.startswith(OWN)}
     pages = {path for path in known if path.endswith(".md")}
     linked = {target for page in pages for target in _targets(page)}
     for path in sorted(pages | (linked & known)):
