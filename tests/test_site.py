@@ -8,7 +8,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SITE = ROOT / ".github" / "site"
-ROOMS = {"index": "pl_rl", **{room: f"pl_rl.{room}" for room in ("callbacks", "deploy", "envs", "networks", "pretrained")}}
+ROOMS = {
+    "index": "pl_rl",
+    **{room: f"pl_rl.{room}" for room in ("callbacks", "deploy", "envs", "networks", "pretrained")},
+}
 
 
 @pytest.mark.parametrize("page", ROOMS)
