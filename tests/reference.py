@@ -86,13 +86,15 @@ def plain(description: str | None) -> str:
     return text.replace("``", "`").replace("|", "\\|")
 
 
-def described(function: Any, docstring: str | None) -> list[tuple[str, str, str, str]]:
+def described(function: Any) -> list[tuple[str, str, str, str]]:
     """Name, type, default and meaning of each argument that a user can give.
 
     Raises:
         ValueError: If the docstring leaves one out.
     """
-    meanings = {entry.arg_name: entry.description for entry in docstring_parser.parse(docstring or "").params}
+    documented = (function, function.__init__)  # a class may describe its arguments in either
+    entries = [entry for thing in documented for entry in docstring_parser.parse(inspect.getdoc(thing) or "").params]
+    meanings = {entry.arg_name: entry.description for entry in entries}
     rows = []
     for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
         if name in ("self", *SPACES):
@@ -150,10 +152,10 @@ def actions(parser: Any) -> list[str]:
 def render() -> str:
     """The page."""
     lines = [HEAD, "## Continuing a run: `fit`", ""]
-    run = [row for row in described(pl_rl.Trainer.fit, pl_rl.Trainer.fit.__doc__) if row[0] in OF_A_RUN]
+    run = [row for row in described(pl_rl.Trainer.fit) if row[0] in OF_A_RUN]
     lines += table("--", run)
     for title, prefix, cls in CLASSES:
-        rows = described(cls, cls.__doc__)
+        rows = described(cls)
         if cls is PretrainedCheckpoint:
             rows.append(of_the_command_line("pretrained", "adopt_network"))
         lines += [f"## {title}", "", *table(prefix, rows)]

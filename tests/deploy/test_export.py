@@ -218,7 +218,8 @@ def test_the_pages_player_returns_what_an_evaluation_does():
     pytest.importorskip("onnxscript")
     path = checkpoint()
     export(path, "onnx", Path("policy.onnx"))
-    (code,) = (code for code in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL) if "onnxruntime" in code)
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    (code,) = (block for block in blocks if "onnxruntime" in block)
     played = {}
     exec(compile(code, str(PAGE), "exec"), played)
     policy = policy_of(path)
