@@ -94,8 +94,9 @@ def test_the_map_names_every_module():
 
 
 GUARDS = [
-    "algorithm.acting", "algorithm.rollout", "algorithm.updates", "compiled.acting", "compiled.backend",
-    "compiled.function", "compiled.learner", "compiled.module_state", "compiled.updates", "envs.workers",
+    "algorithm.acting", "algorithm.rollout", "algorithm.updates", "compiled.acting", "compiled.adam",
+    "compiled.backend", "compiled.function", "compiled.learner", "compiled.module_state", "compiled.updates",
+    "envs.workers",
 ]  # fmt: skip
 
 
