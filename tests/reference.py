@@ -17,6 +17,7 @@ from unittest.mock import patch
 import docstring_parser
 
 import pl_rl
+from pl_rl import cli
 from pl_rl.callbacks import PretrainedCheckpoint, RunCheckpoint
 from pl_rl.cli.parsing import Parser
 from pl_rl.cli.training import CLI
@@ -131,7 +132,7 @@ def parser_of(verb: str) -> Any:
 
     with patch.object(Parser, "parse_args", caught), patch.object(argparse.ArgumentParser, "parse_known_args", caught):
         try:
-            OWN_VERBS[verb]([])
+            cli.main([verb])
         except CaughtParser as caught_parser:
             return caught_parser.args[0]
     raise ValueError(f"{verb} parses nothing")
