@@ -1,5 +1,6 @@
 """PPO as a PyTorch Lightning module whose runs can be stopped and continued."""
 
+from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
@@ -41,9 +42,14 @@ def __getattr__(name: str) -> Any:
     if name in _LATE:
         globals()[name] = getattr(import_module(_LATE[name]), name)
         return globals()[name]
-    if name in {module.name for module in iter_modules(__path__)}:
+    if name in _modules():
         return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+@cache
+def _modules() -> set[str]:
+    return {module.name for module in iter_modules(__path__)}
 
 
 def __dir__() -> list[str]:

@@ -14,6 +14,18 @@ class TrainerParser(Parser, LightningArgumentParser):
     """A parser to which LightningCLI can add the arguments of classes."""
 
 
+def _cli_for(verb: str) -> type[CLI]:
+    """A command line with a parser for one verb alone, as it takes a while to make one; for all if it is none."""
+    verbs = CLI.subcommands()
+
+    class OneVerb(CLI):
+        @staticmethod
+        def subcommands() -> dict[str, set[str]]:
+            return {verb: verbs[verb]} if verb in verbs else verbs
+
+    return OneVerb
+
+
 def run(args: list[str], description: str) -> None:
     """Run a verb.
 
@@ -27,7 +39,7 @@ def run(args: list[str], description: str) -> None:
     # Flags, where jsonargparse asks for a value.
     args = [f"{arg}=true" if arg in ("--branch", "--auto_resume") else arg for arg in args]
     try:
-        CLI(
+        _cli_for(args[0])(
             PPO,
             save_config_callback=SaveConfig,
             trainer_class=Trainer,

@@ -10,6 +10,7 @@ from lightning.pytorch.cli import LightningCLI
 
 import pl_rl
 from pl_rl import cli
+from pl_rl.cli.training import CLI
 from pl_rl.networks import MLPActorCritic
 from pl_rl.runs.trust import checked
 
@@ -99,3 +100,15 @@ def test_the_verbs_are_those_of_lightning_in_the_words_of_the_trainer():
     assert list(cli.TRAINER_VERBS) == list(LightningCLI.subcommands())
     for verb, description in cli.TRAINER_VERBS.items():
         assert getattr(pl_rl.Trainer, verb).__doc__.splitlines()[0] == description
+
+
+def test_a_verb_makes_no_parser_of_another(monkeypatch, capsys):
+    made, make = [], CLI._prepare_subcommand_parser
+    monkeypatch.setattr(
+        CLI,
+        "_prepare_subcommand_parser",
+        lambda self, *args, **kwargs: made.append(args) or make(self, *args, **kwargs),
+    )
+    with pytest.raises(SystemExit):
+        cli.main(["fit", "--model.env", "CartPole-v1", "--print_config"])
+    assert [verb for _, verb in made] == ["fit"]
