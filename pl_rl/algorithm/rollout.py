@@ -1,9 +1,10 @@
-"""Collecting experience.
+"""Rollouts: stepping the environments with the current policy.
 
 Shapes: ``T`` steps of a rollout, ``N`` environments.
 """
 
 from collections import deque
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,7 +45,7 @@ class Rollout(NamedTuple):
 
 
 class EpisodeStatistics:
-    """Returns and lengths of training episodes: the open ones, and a window of the latest that ended.
+    """Returns and lengths of training episodes: of the open ones, and of a window of the latest that ended.
 
     Args:
         num_envs: ``N``.
@@ -103,14 +104,14 @@ class RolloutCollector:
 
     Args:
         env: Vector environment that resets within the step that ends an episode (see :mod:`pl_rl.envs.vector`).
-        network: Policy and value function; read at each step, so updates between rollouts take effect.
+        network: Policy and value function; read at each step, so that updates between rollouts take effect.
         num_steps: ``T``.
-        generator: Source of the numbers that actions are sampled with.
-        normalizer: Stands between the observations and the network; learns from those of each step before it.
-        reward_scaler: Scales the rewards of a rollout, and learns from them.
+        generator: Random numbers for sampling actions.
+        normalizer: Normalizes observations for the network; updated with those of each step before it is applied.
+        reward_scaler: Scales the rewards of a rollout; updated with them.
 
     Attributes:
-        acting: How the network is asked for actions; another one may take its place between rollouts.
+        acting: Selects the actions; may be replaced between rollouts.
     """
 
     def __init__(
@@ -134,7 +135,7 @@ class RolloutCollector:
 
     @property
     def obs_dtype(self) -> torch.dtype:
-        """Floats as the network has them; integers (images) as they are, until the network converts them."""
+        """The type of observations in a rollout: floats as the parameters, integers (images) as the environment's."""
         dtype = self.env.single_observation_space.dtype
         if dtype is None:
             raise UsageError("the environment's observations have no type of numbers; give its space a dtype")
@@ -149,7 +150,7 @@ class RolloutCollector:
         self.episodes.begin(self.env.num_envs)
 
     def state_dict(self, with_environments: bool = True) -> dict[str, Any]:
-        """Where collecting stands between two rollouts, as plain data; on request without asking the environments."""
+        """The state between two rollouts, as plain data; that of the environments is left out on request."""
         if self._obs is None:
             raise RuntimeError("reset before asking for the state")
         state = {
@@ -166,7 +167,7 @@ class RolloutCollector:
         """The inverse of :meth:`state_dict`.
 
         Args:
-            state: Where collecting stood.
+            state: From :meth:`state_dict`.
             restart_seed: For fresh episodes, should the environments not come back into the state they were in.
 
         Returns:
@@ -193,7 +194,7 @@ class RolloutCollector:
         the mode that it was in afterwards.
 
         Raises:
-            EnvironmentFailure: If an environment fails, or gives numbers that nothing can be learnt from.
+            EnvironmentFailure: If an environment fails, or gives numbers that are not finite or cannot be normalized.
         """
         with evaluation_mode(self.network, self.normalizer):
             return self._collect()
@@ -211,7 +212,7 @@ class RolloutCollector:
         final_obs: dict[tuple[int, int], Tensor] = {}
 
         self.acting.begin(obs, noise)
-        # Taking all rows out of a tensor at once is cheaper than indexing it at each step.
+        # Unbinding all rows at once is cheaper than indexing at each step.
         obs_rows = obs.unbind()
         for t in range(steps):
             if self.normalizer is not None and not self.normalizer.update(self._obs):
@@ -222,7 +223,7 @@ class RolloutCollector:
             try:
                 self._obs, rewards[t], terminated[t], truncated[t], infos = self.env.step(env_actions)
             except EnvironmentFailure as failure:
-                # What it was given may be the consequence of what another one gave.
+                # The action may be the consequence of a number that is not finite: that is the fault to report.
                 check_finite(obs[: t + 1], rewards[:t], self._obs, final_obs)
                 failure.step = t + 1
                 raise
@@ -230,17 +231,11 @@ class RolloutCollector:
             self.episodes.add(rewards[t], ended)
             if ended is not None:
                 for i in np.flatnonzero(truncated[t] & ~terminated[t]):
-                    final = torch.as_tensor(infos["final_obs"][i])
-                    # One that is not finite stays as it is, as the normalizer would clip what is infinite.
-                    seen = self._as_input(final) if final.isfinite().all() else final
-                    final_obs[t, int(i)] = seen.to(obs.dtype)
+                    final_obs[t, int(i)] = self._final_input(infos["final_obs"][i]).to(obs.dtype)
         check_finite(obs, rewards, self._obs, final_obs)
         outputs, values, actions = self.acting.decisions()
         values, next_values = self._with_next_values(values, final_obs)
-        step_rewards = torch.from_numpy(rewards)
-        if self.reward_scaler is not None:
-            ended_steps = torch.from_numpy(terminated | truncated)
-            step_rewards, self._discounted_sums = self.reward_scaler(step_rewards, ended_steps, self._discounted_sums)
+        step_rewards = self._scaled(torch.from_numpy(rewards), torch.from_numpy(terminated | truncated))
         return Rollout(
             obs=obs.to(device),
             actions=actions,
@@ -253,12 +248,25 @@ class RolloutCollector:
         )
 
     def _as_input(self, obs: Any) -> Tensor:
-        """What the network is to see of the environments' observations."""
+        """Observations as the network sees them, normalized or not."""
         tensor = torch.as_tensor(obs)
         if self.normalizer is None:
             return tensor
         normalized: Tensor = self.normalizer(tensor)
         return normalized
+
+    def _final_input(self, obs: Any) -> Tensor:
+        """As :meth:`_as_input`, but what is not finite stays, as clipping would hide it from the check."""
+        final = torch.as_tensor(obs)
+        return self._as_input(final) if final.isfinite().all() else final
+
+    def _scaled(self, rewards: Tensor, ended: Tensor) -> Tensor:
+        """Rewards ``[T, N]``, scaled or not; ``ended`` ``[T, N]`` says which steps ended an episode."""
+        if self.reward_scaler is None:
+            return rewards
+        scaled: Tensor
+        scaled, self._discounted_sums = self.reward_scaler(rewards, ended, self._discounted_sums)
+        return scaled
 
     def _with_next_values(self, values: Tensor, final_obs: dict[tuple[int, int], Tensor]) -> tuple[Tensor, Tensor]:
         """Values and next values, both ``[T, N]``.
@@ -277,3 +285,20 @@ class RolloutCollector:
         for step_and_env, final_value in zip(final_obs, final_values, strict=True):
             next_values[step_and_env] = final_value
         return every_value[:-1], next_values
+
+
+class RolloutLoader:
+    """Collects a rollout when its one batch is asked for.
+
+    It is sized, since Lightning fetches ahead from an unsized loader and would learn from rollouts of an outdated
+    policy.
+    """
+
+    def __init__(self, collect: Callable[[], Rollout]) -> None:
+        self._collect = collect
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[Rollout]:
+        yield self._collect()

@@ -1,9 +1,7 @@
 """The command line: ``python -m pl_rl VERB ...``.
 
-This package is the only place that knows jsonargparse and LightningCLI.
-
-What belongs here: options, and what becomes of them.
-What does not: the work itself. Lightning, and what else takes its time, is imported by the verb that needs it.
+What belongs here: options, help and exit statuses; nothing else knows jsonargparse and LightningCLI.
+What does not: what a verb does (``trainer``, ``tools/``, ``deploy/``), which is imported by the verb that needs it.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""Functions of tensors as graphs of core ATen operations, and what cannot be one."""
+"""Tracing: functions of tensors as graphs of core ATen operations, and the refusal of what a trace would miss."""
 
 from collections.abc import Callable, Sequence
-from functools import reduce
+from functools import cache, reduce
 from typing import Any
 
 import numpy as np
@@ -22,24 +22,35 @@ ARRAY = "the network computes with a NumPy array, which might change unseen; mak
 
 
 def trace(function: Callable[..., Sequence[Tensor]], example: Sequence[Tensor]) -> fx.GraphModule:
-    """The function as a graph of core ATen operations that change nothing.
+    """Trace a function into a functional graph of core ATen operations (nothing is changed in place).
 
     Raises:
-        CompilationError: If it cannot be one, or would not be the same function.
+        CompilationError: If it cannot be traced, or the graph would not be the same function.
     """
     graph = _recorded(function, example)
     _check(graph)
+    decompositions = _decompositions(len(torch._C._dispatch_get_all_op_names()))
+    functional = _recorded(functionalize(graph), example, {**decompositions})
+    functional.graph.eliminate_dead_code()
+    for node in functional.graph.nodes:
+        if node.target is torch.ops.aten.copy_.default:  # those that are left change an argument
+            raise CompilationError("the network changes its own state")
+    return functional
+
+
+@cache
+def _decompositions(operations: int) -> dict[Any, Any]:
+    """What makes core operations of others.
+
+    Args:
+        operations: How many torch knows; a library may add some. To look through them takes 60 ms.
+    """
     decompositions = {**core_aten_decompositions(), **get_decompositions(ALSO_DECOMPOSED)}
     decompositions[torch.ops.aten.native_layer_norm.default] = _layer_norm
     decompositions |= codegen.DECOMPOSITIONS
     for operation in NOT_DECOMPOSED:
         decompositions.pop(operation, None)
-    functional = _recorded(functionalize(graph), example, decompositions)
-    functional.graph.eliminate_dead_code()
-    for node in functional.graph.nodes:
-        if node.target is torch.ops.aten.copy_.default:  # what is left of them changes an argument
-            raise CompilationError("the network changes its own state")
-    return functional
+    return decompositions
 
 
 def _recorded(
@@ -55,7 +66,7 @@ def _recorded(
 
 
 class _NoArrays(TorchFunctionMode):
-    """Refuses tensors that are made of NumPy arrays."""
+    """Refuses tensors made from NumPy arrays."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if any(isinstance(value, np.ndarray) for value in tree_leaves((args, kwargs))):
@@ -66,7 +77,7 @@ class _NoArrays(TorchFunctionMode):
 def _layer_norm(
     x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """By operations that there is source for; also the mean and the inverse of the standard deviation."""
+    """Layer norm by supported operations; also returns the mean and the reciprocal of the standard deviation."""
     dims = list(range(-len(shape), 0))
     mean = x.mean(dims, keepdim=True)
     inverse = (x.var(dims, correction=0, keepdim=True) + eps).rsqrt()
@@ -76,7 +87,7 @@ def _layer_norm(
 
 
 def _check(graph: fx.GraphModule) -> None:
-    """Refuse what draws random numbers, what changes its own state, and what takes numbers from foreign memory.
+    """Refuse random numbers, changes of the network's own state, and constants in foreign memory (NumPy arrays).
 
     Raises:
         CompilationError: With the operation.
@@ -93,5 +104,5 @@ def _check(graph: fx.GraphModule) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """Of what an exception says, after its kind."""
+    """The type of an exception and the first line of its message."""
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

@@ -1,4 +1,4 @@
-"""Making a single environment: importing, wrapping, and a sentence for whatever goes wrong on the way."""
+"""Making a single environment: importing and wrapping it; every failure becomes a sentence."""
 
 import difflib
 import inspect
@@ -25,7 +25,7 @@ def make_env(config: EnvConfig, training: bool = False, render_mode: str | None 
 
     Args:
         config: The environment.
-        training: Whether it also has the wrappers for training alone.
+        training: Whether it also has ``train_wrappers``.
         render_mode: As gymnasium's.
 
     Raises:
@@ -39,7 +39,7 @@ def make_env(config: EnvConfig, training: bool = False, render_mode: str | None 
 
 
 def import_modules(config: EnvConfig) -> None:
-    """Import what registers environments.
+    """Import the modules that register environments.
 
     Raises:
         UsageError: If a module cannot be imported.
@@ -78,7 +78,7 @@ def _make_unwrapped(config: EnvConfig, render_mode: str | None) -> AnyEnv:
 
 
 def _of_drawing(error: BaseException) -> str:
-    """The way out where MuJoCo cannot load the library that it is to draw with, which it does when it is imported."""
+    """The remedy if MuJoCo fails on import because it cannot load the renderer that ``MUJOCO_GL`` names."""
     library = os.environ.get("MUJOCO_GL")
     modules = {frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)}
     if library is None or "mujoco" not in modules:
@@ -109,7 +109,7 @@ def wrap(env: AnyEnv, wrapper: ClassPath) -> AnyEnv:
 
 
 def _made(make: Callable[..., AnyEnv], arguments: dict[str, Any]) -> AnyEnv:
-    """An environment with its arguments as a config file has them, or else with tuples for lists, which it has not.
+    """An environment from a config's arguments; if that fails, with tuples for lists, as YAML has no tuples.
 
     Raises:
         BaseException: Whatever the first of the two attempts raised, if both fail.
@@ -127,7 +127,7 @@ def _made(make: Callable[..., AnyEnv], arguments: dict[str, Any]) -> AnyEnv:
 
 
 def _as_annotated(value: Any, make: Callable[..., AnyEnv], name: str) -> Any:
-    """With tuples for lists if the argument is said to take tuples."""
+    """With tuples for lists if the argument is annotated with tuples."""
     parameter = inspect.signature(make).parameters.get(name)
     annotation = "" if parameter is None else str(parameter.annotation)
     return _tuples(value) if re.search(r"\btuple\b", annotation, re.IGNORECASE) else value
@@ -140,8 +140,30 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
+def make_single(config: EnvConfig) -> AnyEnv:
+    """A training environment, for its spaces.
+
+    Raises:
+        UsageError: If the wrappers for training alone change the spaces, so that the network would not fit elsewhere.
+    """
+    evaluated = make_env(config)
+    if not config.train_wrappers:
+        return evaluated
+    trained = make_env(config, training=True)
+    for name in ("observation_space", "action_space"):
+        there, here = getattr(evaluated, name), getattr(trained, name)
+        if there != here:
+            change = " ".join(f"{name} from {there} to {here}".split())
+            raise UsageError(
+                f"train_wrappers change the {change}, but evaluations go without them; name the wrapper that does so "
+                "under wrappers"
+            )
+    close_single(evaluated, config.id)
+    return trained
+
+
 def close_single(env: AnyEnv, env_id: str) -> None:
-    """Close an environment that was made for a look at it.
+    """Close an environment that was made for inspection.
 
     Raises:
         RunFailure: If it raises an exception.
@@ -188,7 +210,7 @@ def _wrapper_class(path: str) -> type[gym.Wrapper[Any, Any, Any, Any]]:
 
 
 def _in_words(error: BaseException) -> str:
-    """What an exception says, on one line, with its type where that adds something."""
+    """The message of an exception, on one line, with its type where that adds something."""
     if isinstance(error, SystemExit):
         return f"it {error_in_words(error)}"
     text = " ".join(str(error).split())

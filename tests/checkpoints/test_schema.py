@@ -234,6 +234,8 @@ OPTIMIZERS = {
     "no number": lambda c: adam(c)["state"][0].update(exp_avg=None),
     "no count": lambda c: adam(c)["state"][0].update(step="x"),
     "no state": lambda c: adam(c)["state"].update({0: torch.zeros(3)}),
+    "a state that is none": lambda c: adam(c)["state"].update({0: None}),
+    "a state of no parameter": lambda c: adam(c)["state"].update({99: None}),
     "rate": lambda c: adam(c)["param_groups"][0].update(lr=float("nan")),
     "negative rate": lambda c: adam(c)["param_groups"][0].update(lr=-1.0),
     "text for a rate": lambda c: adam(c)["param_groups"][0].update(lr="0.1"),
@@ -270,7 +272,7 @@ def test_a_callback_whose_settings_changed_has_a_state_that_is_none():
     content["pl_rl"]["callback_settings"][stopping.state_key] = {"patience": 99}
     content["callbacks"][stopping.state_key] = torch.zeros(3)
     torch.save(content, "broken.ckpt")
-    with pytest.raises(pl_rl.UsageError, match="cannot be continued here: callbacks.EarlyStopping"):
+    with pytest.raises(pl_rl.UsageError, match=r"cannot be continued here: callbacks.EarlyStopping"):
         resumed("CartPole-v1", "broken.ckpt", pl_rl.Trainer, [stopping])
 
 
