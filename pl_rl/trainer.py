@@ -26,7 +26,8 @@ from pl_rl.resume.start import Start, check_start, enter_run_directory, find_sta
 from pl_rl.runs.directory import LOG_ROOT, display_path
 from pl_rl.runs.output import lasting_output
 from pl_rl.runs.signals import SIGNALS, Interruption
-from pl_rl.trackers.words import LoggerName, logger_named
+from pl_rl.trackers import LoggerName
+from pl_rl.trackers.words import logger_named
 
 
 class Trainer(L.Trainer):

@@ -10,13 +10,12 @@ from typing import Any, NoReturn, get_args
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, _loaders_dumpers
 from jsonargparse._loaders_dumpers import get_yaml_default_loader
-from lightning.pytorch.cli import LightningArgumentParser
 
+from pl_rl.cli.configs import find_config
 from pl_rl.errors import UsageError
 from pl_rl.files.plain_yaml import check_yaml, read_yaml
 from pl_rl.files.terminal import printable, shortened
-from pl_rl.runs.directory import find_config
-from pl_rl.trackers.words import LoggerName
+from pl_rl.trackers import LoggerName
 
 PROG = "python -m pl_rl"
 
@@ -59,7 +58,7 @@ class ConfigFile(ActionConfigFile):
         self.apply_config(parser, namespace, self.dest, str(path))
 
 
-class Parser(LightningArgumentParser):
+class Parser(ArgumentParser):
     """Says in one sentence what is wrong with an argument."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:

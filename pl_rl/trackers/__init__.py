@@ -3,3 +3,8 @@
 What belongs here: one module for each kind of tracker, and what they have in common.
 What does not: files in a run's directory (``runs/``).
 """
+
+from typing import Literal
+
+LoggerName = Literal["tensorboard", "csv", "wandb", "mlflow"]
+"""A word for a logger."""

@@ -3,13 +3,13 @@
 import os
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from pl_rl.errors import UsageError
+from pl_rl.trackers import LoggerName
 
-LoggerName = Literal["tensorboard", "csv", "wandb", "mlflow"]
 PROJECT = "pl_rl"
 NEEDED = {"wandb": ("wandb",), "mlflow": ("mlflow", "sqlalchemy")}
 """Modules that a word needs, all of which the extra of the same name installs."""
