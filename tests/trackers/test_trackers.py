@@ -91,6 +91,7 @@ def test_a_second_run_in_one_process_is_another_run_of_the_tracker(tracker):
     assert [len(tracker.points(run_id)["evaluator_iter/return_mean"]) for run_id in tracker.ids()] == [2, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", [False, True], ids=["one process", "all processes"])
 def test_a_killed_run_has_each_point_once(tracker, group, tmp_path, monkeypatch):
     name = tracker.__name__.lower()
