@@ -13,6 +13,7 @@ import sys
 import threading
 import warnings
 
+from pl_rl import __version__
 from pl_rl.cli.parsing import PROG, fail, setting
 from pl_rl.cli.verbs import OWN_VERBS
 from pl_rl.errors import RunFailure, UsageError
@@ -53,7 +54,7 @@ def _run(args: list[str]) -> None:
         if args[0] in OWN_VERBS:
             OWN_VERBS[args[0]].run(args[1:])
             return
-        if args[0] in ("-h", "--help"):
+        if args[0] in ("-h", "--help", "--version"):
             _parser_of_verbs().parse_args(args)
         # Late, as Lightning takes seconds.
         from pl_rl.cli.trainer_verbs import run
@@ -78,8 +79,12 @@ def _run(args: list[str]) -> None:
 def _parser_of_verbs() -> argparse.ArgumentParser:
     """For what can be asked without a verb: each verb has a parser of its own."""
     parser = argparse.ArgumentParser(
-        prog=PROG, usage="%(prog)s [-h] VERB ...", description=DESCRIPTION, epilog=f"{PROG} VERB --help says more."
+        prog=PROG,
+        usage="%(prog)s [-h] [--version] VERB ...",
+        description=DESCRIPTION,
+        epilog=f"{PROG} VERB --help says more.",
     )
+    parser.add_argument("--version", action="version", version=f"pl_rl {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     for name, description in VERBS.items():
         verbs.add_parser(name, help=description)
