@@ -1,8 +1,7 @@
 """The command line: ``python -m pl_rl VERB ...``.
 
 What belongs here: options, help and exit statuses; nothing else knows jsonargparse and LightningCLI.
-What does not: what a verb does (``trainer``, ``tools/``, ``deploy/``). Lightning, and what else takes its time, is
-imported by the verb that needs it.
+What does not: what a verb does (``trainer``, ``tools/``, ``deploy/``), which is imported by the verb that needs it.
 """
 
 import argparse
