@@ -1,6 +1,7 @@
 """PPO as a PyTorch Lightning module whose runs can be stopped and continued."""
 
 from pl_rl.agent import Agent
+from pl_rl.deploy.loading import load_policy
 from pl_rl.envs import EnvConfig
 from pl_rl.errors import RunFailure, UsageError
 from pl_rl.networks.actor_critic import ActorCritic, CNNActorCritic, MLPActorCritic
@@ -17,4 +18,5 @@ __all__ = [
     "RunFailure",
     "Trainer",
     "UsageError",
+    "load_policy",
 ]

@@ -224,6 +224,17 @@ class Agent(L.LightningModule):
         if collector is not None:
             collector.env.close()
 
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Nothing: how a policy acts is asked of :func:`pl_rl.load_policy`.
+
+        Raises:
+            UsageError: Always, with what to call instead.
+        """
+        raise UsageError(
+            f"a {type(self).__name__} is trained and not called on observations; act by "
+            "pl_rl.load_policy(checkpoint).act(obs)"
+        )
+
     def train_dataloader(self) -> "RolloutLoader":
         """One rollout of the current policy for each epoch."""
         return RolloutLoader(self._collect)

@@ -214,7 +214,7 @@ def _play(
     step = 0
     while remaining.any():
         step += 1
-        actions = _act(network, _to_tensor(obs, parameter, normalizer), generator, deterministic)
+        actions = choose_actions(network, network_input(obs, parameter, normalizer), generator, deterministic)
         try:
             obs, rewards, terminated, truncated, _ = env.step(network.distribution.to_env(to_numpy(actions)))
             if not (np.isfinite(rewards).all() and (obs.dtype.kind != "f" or np.isfinite(obs).all())):
@@ -241,7 +241,15 @@ def _play(
     return episodes
 
 
-def _act(network: ActorCritic, obs: Tensor, generator: torch.Generator, deterministic: bool) -> Tensor:
+def choose_actions(network: ActorCritic, obs: Tensor, generator: torch.Generator, deterministic: bool) -> Tensor:
+    """What a network does, ``[B]`` or ``[B, A]``, before :meth:`ActionDistribution.to_env`.
+
+    Args:
+        network: The policy, in evaluation mode.
+        obs: Its input ``[B, ...]``, as :func:`network_input` gives it.
+        generator: Of sampled actions, on the CPU.
+        deterministic: Take the most probable actions rather than sampled ones.
+    """
     outputs = network.policy(obs)
     if deterministic:
         return network.distribution.mode(outputs)
@@ -249,8 +257,14 @@ def _act(network: ActorCritic, obs: Tensor, generator: torch.Generator, determin
     return network.distribution.sample(outputs, noise.to(outputs.device))
 
 
-def _to_tensor(obs: Any, parameter: Tensor, normalizer: ObservationNormalizer | None) -> Tensor:
-    """Observations on the network's device: floats, normalized or not, in its type, integers as they are."""
+def network_input(obs: Any, parameter: Tensor, normalizer: ObservationNormalizer | None) -> Tensor:
+    """Observations ``[B, ...]`` of environments on a network's device.
+
+    Args:
+        obs: A NumPy array.
+        parameter: One of the network, for its device and type, which floats are given; integers stay as they are.
+        normalizer: Stands between the observations and the network.
+    """
     tensor = torch.from_numpy(obs)
     if normalizer is not None:
         tensor = normalizer(tensor)

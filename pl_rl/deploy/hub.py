@@ -45,14 +45,12 @@ A policy trained with pl_rl's PPO: {env_steps:,} env steps, {train_iter:,} gradi
 ## Use
 
 ```python
-import torch
-from pl_rl.deploy.hub import HubPolicy
+import pl_rl
 
-policy = HubPolicy.from_pretrained("OWNER/NAME")  # this repository, or a folder with its files
+policy = pl_rl.load_policy("OWNER/NAME")  # this repository, or a folder with its files
 env = policy.make_env()
 obs, _ = env.reset()
-with torch.no_grad():
-    action = policy(torch.from_numpy(obs).unsqueeze(0))[0][0].numpy()
+action = policy.act(obs)
 ```
 
 `python -m pl_rl fit --pretrained.path model.safetensors ...` starts a training run from it.
