@@ -5,30 +5,22 @@ One Lightning epoch is one batch is one rollout.
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
-from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import lightning as L
 import torch
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.utilities import rank_zero_info
 
 from pl_rl.algorithm.evaluation import LIMIT_EPISODES, LONGEST_EPISODE, Episodes, evaluate, format_return, record
-from pl_rl.algorithm.rollout import Rollout, RolloutCollector
-from pl_rl.checkpoints.format import STATE_KEY, check_content
-from pl_rl.checkpoints.restoring import check_restorable
-from pl_rl.checkpoints.schema import check_checkpoint
-from pl_rl.envs import EnvConfig, close_single, make_env, make_vector_env, vectorization_of
-from pl_rl.errors import EnvironmentFailure, RunFailure, UsageError
-from pl_rl.files.schema import Misfit
-from pl_rl.networks.actor_critic import ActorCritic
-from pl_rl.networks.changes import changed_network, changed_structure, structure_of
+from pl_rl.algorithm.rollout import Rollout, RolloutCollector, RolloutLoader
+from pl_rl.envs import EnvConfig, close_single, make_single, make_vector_env, vectorization_of
+from pl_rl.errors import EnvironmentFailure, UsageError
+from pl_rl.networks.changes import structure_of
+from pl_rl.networks.description import NetworkFactory
 from pl_rl.networks.normalization import ObservationNormalizer, RewardScaler
 from pl_rl.seeding.streams import Stream, derive_seed
 
@@ -38,8 +30,6 @@ NUM_THREADS = 1
 
 # Settings, and how the names of their statistics begin in a checkpoint.
 STATISTICS = {"norm_obs": "normalizer.", "norm_reward": "reward_scaler."}
-
-NetworkFactory = Callable[[gym.Space[Any], gym.Space[Any]], ActorCritic]
 
 
 class Agent(L.LightningModule):
@@ -98,7 +88,7 @@ class Agent(L.LightningModule):
         self.eval_num_envs = eval_num_envs
         self.eval_episodes = eval_episodes
         self.eval_deterministic = eval_deterministic
-        single = _single(env)
+        single = make_single(env)
         with _threads(NUM_THREADS):
             self.network = network(single.observation_space, single.action_space)
         close_single(single, env.id)
@@ -121,7 +111,6 @@ class Agent(L.LightningModule):
         self._elapsed_before = 0.0
         self._started = (time.monotonic(), 0)
         self._told_of_endless = False
-        self._is_checked = False
 
     @property
     def collector(self) -> RolloutCollector:
@@ -178,7 +167,6 @@ class Agent(L.LightningModule):
         self.trainer.precision_plugin.convert_module(self)
         if stage == "fit":
             self.note_structure()
-            self._is_checked = False
             # Evaluation follows eval_freq, in train iterations, which Lightning's validation loop cannot.
             self._before_fit = (self.trainer.limit_val_batches, torch.get_num_threads())
             self.trainer.limit_val_batches = 0
@@ -235,7 +223,7 @@ class Agent(L.LightningModule):
             "pl_rl.load_policy(checkpoint).act(obs)"
         )
 
-    def train_dataloader(self) -> "RolloutLoader":
+    def train_dataloader(self) -> RolloutLoader:
         """One rollout of the current policy for each epoch."""
         return RolloutLoader(self._collect)
 
@@ -298,86 +286,6 @@ class Agent(L.LightningModule):
         """End training after this iteration and remember why."""
         self.stop_reason = reason
         self.trainer.should_stop = True
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Look at the first checkpoint of a fit, which callbacks have added their parts to, as a resume will.
-
-        Raises:
-            RunFailure: If nobody could continue it.
-        """
-        if self._is_checked or not self.has_environments or STATE_KEY not in checkpoint:
-            return
-        self._is_checked = True
-        try:
-            check_checkpoint(checkpoint)
-        except Misfit as error:
-            raise RunFailure(
-                f"no checkpoint of this run could be continued: {error}; keep what the model and callbacks save "
-                "to what each entry is for, own ones to plain data"
-            ) from error
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another network, before Lightning fails over its tensors one by one."""
-        if STATE_KEY in checkpoint:  # a file of weights alone has no format of ours
-            check_content("the checkpoint", checkpoint)  # the first hook that sees what Lightning read
-            if self._trainer is not None:
-                check_restorable(checkpoint, self.trainer)
-        self.check_fit(checkpoint, branch=self.branching)
-
-    def check_fit(self, checkpoint: Mapping[str, Any], branch: bool = False, fitting: bool = False) -> None:
-        """Whether a checkpoint's weights are weights of this network, learnt from what it would learn from here.
-
-        Args:
-            checkpoint: Its content.
-            branch: Whether a run of its own begins at it, whose network may compute something else from the weights.
-            fitting: Whether one could begin, which is then named as a way out.
-
-        Raises:
-            UsageError: With the first setting or tensor that does not fit.
-        """
-        here, there = self.state_dict(), checkpoint["state_dict"]
-        for setting, prefix in STATISTICS.items():
-            before, after = (any(name.startswith(prefix) for name in tensors) for tensors in (there, here))
-            if before != after:
-                raise UsageError(
-                    f"{setting} is {str(before).lower()} in the checkpoint and {str(after).lower()} in the model; what "
-                    f"the network has learnt depends on it, so leave {setting} as it was"
-                )
-        for name in sorted(here.keys() | there.keys()):
-            shapes = [tuple(tensors[name].shape) if name in tensors else None for tensors in (there, here)]
-            if shapes[0] != shapes[1]:
-                there_shape, here_shape = map(shape_in_words, shapes)
-                raise UsageError(
-                    f"{name} is {there_shape} in the checkpoint and {here_shape} in the model; a run's "
-                    "spaces and network cannot change when it is continued, so leave env and network as they were"
-                )
-        there_network, here_network = checkpoint.get("hyper_parameters", {}).get("network"), self.hparams.get("network")
-        # load_from_checkpoint has put there what it was given, if it was.
-        if branch or not isinstance(there_network, Mapping) or not isinstance(here_network, Mapping):
-            return
-        change = changed_network(there_network, here_network, type(self.network))
-        state = checkpoint.get(STATE_KEY, {})
-        # A script may edit what load_from_checkpoint gives. Other versions may say the same in other words.
-        resumes = fitting or self._trainer is not None
-        if change is None and resumes and state.get("platform", {}).get("torch") == version("torch"):
-            change = changed_structure(state.get("network") or [], structure_of(self.network))
-        if change is not None:
-            own = ", or begin a run of its own with --branch" if fitting else ""
-            raise UsageError(
-                f"network.{change[0]} is {change[1]!r} in the checkpoint and {change[2]!r} in the model; what the "
-                f"network has learnt depends on it, so leave it as it was{own}"
-            )
-
-    def adopt_settings(self, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-        """Take over settings that changed while a checkpoint's run trained, unless the user has changed them since.
-
-        Args:
-            checkpoint: Its content, of the present format.
-
-        Returns:
-            Those that were taken over.
-        """
-        return {}
 
     def note_structure(self) -> None:
         """Add the network's layers to :attr:`structures`, if they are others by now."""
@@ -481,28 +389,6 @@ class Agent(L.LightningModule):
         self.log_dict(statistics, batch_size=1)
 
 
-def _single(config: EnvConfig) -> gym.Env[Any, Any]:
-    """A training environment, for its spaces.
-
-    Raises:
-        UsageError: If the wrappers for training alone change the spaces, so that the network would not fit elsewhere.
-    """
-    evaluated = make_env(config)
-    if not config.train_wrappers:
-        return evaluated
-    trained = make_env(config, training=True)
-    for name in ("observation_space", "action_space"):
-        there, here = getattr(evaluated, name), getattr(trained, name)
-        if there != here:
-            change = " ".join(f"{name} from {there} to {here}".split())
-            raise UsageError(
-                f"train_wrappers change the {change}, but evaluations go without them; name the wrapper that does so "
-                "under wrappers"
-            )
-    close_single(evaluated, config.id)
-    return trained
-
-
 @contextmanager
 def _threads(number: int) -> Iterator[None]:
     before = torch.get_num_threads()
@@ -511,66 +397,6 @@ def _threads(number: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def shape_in_words(shape: tuple[int, ...] | None) -> str:
-    """A tensor's shape for people; ``None`` if there is no such tensor."""
-    return "absent" if shape is None else "x".join(map(str, shape)) or "a number"
-
-
-class RolloutLoader:
-    """Collects a rollout when its one batch is asked for.
-
-    It is sized, since Lightning fetches ahead from an unsized loader and would learn from rollouts of an outdated
-    policy.
-    """
-
-    def __init__(self, collect: Callable[[], Rollout]) -> None:
-        self._collect = collect
-
-    def __len__(self) -> int:
-        return 1
-
-    def __iter__(self) -> Iterator[Rollout]:
-        yield self._collect()
-
-
-def describe_network(factory: NetworkFactory, network: ActorCritic) -> dict[str, Any]:
-    """A network's ``class_path`` and ``init_args``, as a config file would state them.
-
-    The arguments are ``None`` where the factory is neither a class nor a ``functools.partial`` of one, and so known to
-    itself alone.
-    """
-    cls = type(network)
-    init_args: dict[str, Any] | None = None
-    if isinstance(factory, partial) and cls in (factory.func, *factory.args):
-        init_args = dict(factory.keywords)
-    elif factory is cls:
-        init_args = {}
-    return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": init_args}
-
-
-def network_from_description(description: Mapping[str, Any]) -> NetworkFactory:
-    """The inverse of :func:`describe_network`.
-
-    Raises:
-        UsageError: If it cannot be told how the network was made, or the class is not a network that can be imported.
-    """
-    path, init_args = description["class_path"], description["init_args"]
-    if init_args is None:
-        raise UsageError(
-            f"the network, a {path}, was made by a function that only its script knows; pass network=... there, or "
-            "make it by a class or a functools.partial of one"
-        )
-    module, _, name = path.rpartition(".")
-    try:
-        cls = getattr(import_module(module), name)
-    except Exception as error:  # whatever the module does
-        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise UsageError(f"the network class {path!r} cannot be imported: {what}") from error
-    if not (isinstance(cls, type) and issubclass(cls, ActorCritic)):
-        raise UsageError(f"{path!r} is not a network; it must be a subclass of pl_rl.ActorCritic")
-    return partial(cls, **init_args)
 
 
 def as_agent(module: L.LightningModule) -> Agent:

@@ -1,8 +1,10 @@
 """What a user can get wrong, said in one sentence.
 
 The command line turns a :class:`UsageError` into exit status 2 and a :class:`RunFailure` into exit status 1;
-in a script they are ordinary exceptions.
+in a script they are ordinary exceptions. :class:`Interrupted` is what ends a run that a signal asks to leave.
 """
+
+import signal
 
 
 class UsageError(ValueError):
@@ -46,3 +48,20 @@ class EnvironmentFailure(RunFailure):
         when = f", {self.when}" if self.when else ""
         way_out = f"; {self.way_out}" if self.way_out else ""
         return f"environment {self.index} {self.what}{when}{way_out}"
+
+
+class Interrupted(SystemExit):
+    """Ends the process with the status that the signal has; 0 for SIGALRM, by which a time limit ends a run.
+
+    Attributes:
+        signum: The signal.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(0 if signum == signal.SIGALRM else 128 + signum)
+        self.signum = signum
+
+    @property
+    def name(self) -> str:
+        """The signal for people."""
+        return "max_time" if self.signum == signal.SIGALRM else signal.Signals(self.signum).name

@@ -15,29 +15,15 @@ from lightning.pytorch.callbacks import Timer
 
 from pl_rl.agent import Agent
 from pl_rl.callbacks.lookup import find_callback, find_callbacks
-from pl_rl.callbacks.pretrained import PretrainedCheckpoint
 from pl_rl.callbacks.run_checkpoint import RunCheckpoint
-from pl_rl.callbacks.run_directory import RunDirectory
 from pl_rl.callbacks.stop_on_signal import StopOnSignal, requeue_signal
-from pl_rl.checkpoints.format import read_checkpoint
 from pl_rl.checkpoints.saving import DurableCheckpointIO
-from pl_rl.errors import UsageError
-from pl_rl.files.writing import LOG_FILES, check_names
-from pl_rl.resume.auto_resume import checkpoint_of_command, requeued
+from pl_rl.errors import Interrupted, UsageError
 from pl_rl.resume.finished import end_at, take_over
-from pl_rl.runs.directory import (
-    LOG_ROOT,
-    display_path,
-    find_checkpoint,
-    note_command,
-    own_run,
-    run_begun_by,
-    run_of_checkpoint,
-)
-from pl_rl.runs.lock import locked
-from pl_rl.runs.logs import open_csv
+from pl_rl.resume.start import Start, check_start, enter_run_directory, find_start
+from pl_rl.runs.directory import LOG_ROOT, display_path
 from pl_rl.runs.output import lasting_output
-from pl_rl.runs.signals import SIGNALS, Interrupted, Interruption
+from pl_rl.runs.signals import SIGNALS, Interruption
 
 
 class Trainer(L.Trainer):
@@ -52,6 +38,7 @@ class Trainer(L.Trainer):
 
     Attributes:
         command: What was typed to begin this process, by which ``auto_resume`` knows its run again.
+        start: What the next fit starts from, if it has been found already.
     """
 
     def __init__(self, max_epochs: int | None = -1, plugins: Any = None, **kwargs: Any) -> None:
@@ -61,6 +48,7 @@ class Trainer(L.Trainer):
             given = [*given, DurableCheckpointIO()]
         super().__init__(max_epochs=max_epochs, plugins=given, **kwargs)
         self.command = list(sys.argv)
+        self.start: Start | None = None
         self._interruption = Interruption()
         if find_callback(self, RunCheckpoint) is not None:
             callbacks: list[L.Callback] = cast(Any, self).callbacks  # set by Lightning without declaring it
@@ -98,74 +86,23 @@ class Trainer(L.Trainer):
             UsageError: If the checkpoint, or a file of pre-trained weights, cannot be used, or another process trains
                 in the directory.
         """
-        log_root = Path(self.default_root_dir, LOG_ROOT)
-        auto_resume = auto_resume or requeued()
-        # The command line has found it already, as a run's checkpoint knows its settings.
-        found = ckpt_path is not None and run_of_checkpoint(Path(ckpt_path)) == run_begun_by(self.command, log_root)
-        if auto_resume and not found:
-            begun_before = checkpoint_of_command(self.command, log_root)
-            if begun_before is not None:
-                ckpt_path, branch = begun_before, False
+        start = self.start
+        if start is None:
+            start = find_start(ckpt_path, auto_resume, self.command, Path(self.default_root_dir, LOG_ROOT))
+        self.start, branch = None, branch and not start.of_command
         if isinstance(model, Agent):
             # Before processes are launched for several devices and before anything is written.
             model.check_trainer(self)
             model.branching = branch
-        path, checkpoint = None, None
-        if ckpt_path is not None:
-            path = find_checkpoint(str(ckpt_path), log_root)
-            checkpoint = read_checkpoint(path)
-            self._check(model, checkpoint)
-            if self._is_over(model, path, checkpoint, auto_resume):
-                return
-        elif branch:
-            raise UsageError("a branch begins at a checkpoint; add --ckpt_path last, or the path of one")
-        elif isinstance(model, Agent):
-            for callback in find_callbacks(self, PretrainedCheckpoint):
-                callback.check(model)
+        check_start(start, self, model, branch)
+        if start.path is not None and self._is_over(model, start.path, start):
+            return
         with ExitStack() as locks:
-            self._enter_run_directory(model, None if branch else path, checkpoint, locks)
+            enter_run_directory(start, self, model, branch, self.command, locks)
             # A continued run's hyperparameters are in its logs; once more would be a second point at step 0.
-            self.enable_autolog_hparams = self.enable_autolog_hparams and (path is None or branch)
+            self.enable_autolog_hparams = self.enable_autolog_hparams and (start.path is None or branch)
             with self._stopped_by_signals(), _closed_in_the_end(model):
-                super().fit(model, train_dataloaders, val_dataloaders, datamodule, path, weights_only)
-
-    def _enter_run_directory(
-        self, model: L.LightningModule, path: Path | None, checkpoint: dict[str, Any] | None, locks: ExitStack
-    ) -> None:
-        """Lock the directory that the run is in or will be, continue its logs, note the command that began it.
-
-        Args:
-            model: The agent.
-            path: Of the checkpoint of the run that is continued.
-            checkpoint: Its content.
-            locks: Keeps the locks.
-
-        Raises:
-            UsageError: If another process trains there, or it cannot be written.
-        """
-        if cast(Any, self).fast_dev_run:  # writes nothing
-            return
-        continued = None
-        if path is not None and checkpoint is not None:
-            continued = own_run(path, checkpoint)
-            if continued is not None:
-                locks.enter_context(locked(continued))
-            missing_logs = RunDirectory.reuse(self, path, checkpoint)
-            if isinstance(model, Agent):
-                model.missing_logs = missing_logs
-        if "://" in str(self.log_dir or self.default_root_dir):  # a remote store has neither locks nor one writer
-            return
-        run = Path(self.log_dir or self.default_root_dir).absolute()
-        if continued is not None and run.exists() and run.samefile(continued):
-            return
-        fresh = not run.exists() or not any(run.iterdir())
-        locks.enter_context(locked(run))
-        if fresh:
-            open_csv(self.loggers)
-        elif self.loggers:
-            check_names(run, LOG_FILES)
-        if run.parent.resolve() == Path(self.default_root_dir, LOG_ROOT).resolve():
-            note_command(run, self.command)
+                super().fit(model, train_dataloaders, val_dataloaders, datamodule, start.path, weights_only)
 
     def validate(self, *args: Any, **kwargs: Any) -> Any:
         """Repeat the evaluation that training made at a checkpoint."""
@@ -199,18 +136,18 @@ class Trainer(L.Trainer):
             # One that came when the run was over: the process is still to end.
             self._interruption.leave()
 
-    def _is_over(self, model: L.LightningModule, path: Path, checkpoint: dict[str, Any], auto_resume: bool) -> bool:
+    def _is_over(self, model: L.LightningModule, path: Path, start: Start) -> bool:
         """Whether nothing is left to train; says why, and gives a script the trained model all the same."""
         model.trainer = self
         brought = model.configure_callbacks()
         callbacks = [*find_callbacks(self, L.Callback), *(brought if isinstance(brought, Sequence) else [brought])]
-        end = end_at(self, model, callbacks, checkpoint)
+        end = end_at(self, model, callbacks, start.checkpoint)
         if end is None:
             return False
-        take_over(self, model, callbacks, path, checkpoint)
+        take_over(self, model, callbacks, path, start.checkpoint)
         if isinstance(model, Agent) and end.finished:
             model.stop_reason = end.reason
-        if auto_resume and end.finished:
+        if start.auto_resume and end.finished:
             print(f"auto_resume: {display_path(path.parent.parent)} is finished: {end.reason}", flush=True)
         else:
             print(
@@ -218,15 +155,6 @@ class Trainer(L.Trainer):
                 flush=True,
             )
         return True
-
-    def _check(self, model: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Refuse what cannot be continued while the run's logs are still as they were.
-
-        Raises:
-            UsageError: If the network is another one.
-        """
-        if isinstance(model, Agent):
-            model.check_fit(checkpoint, branch=model.branching, fitting=True)
 
 
 def _check_slurm_tasks() -> None:

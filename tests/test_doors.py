@@ -40,9 +40,9 @@ READING = {
 }  # fmt: skip
 # Modules that read what may be a stranger's, and the doors, or functions behind doors, that lead to them.
 MODULES_THAT_READ = {
-    "pl_rl.agent": "compares what Lightning has read, by all of its doors",
     "pl_rl.callbacks.pretrained": "fit --pretrained.path",
     "pl_rl.checkpoints.saving": "compares a file with what was written",
+    "pl_rl.checkpoints.compatibility": "compares what Lightning has read, by all of its doors",
     "pl_rl.checkpoints.format": "read_checkpoint, by all others",
     "pl_rl.cli.parsing": "--config, which the user gives",
     "pl_rl.cli.training": "fit, validate, test, predict",
@@ -52,11 +52,11 @@ MODULES_THAT_READ = {
     "pl_rl.tools.inspection": "inspect",
     "pl_rl.resume.loading": "PPO.load_from_checkpoint",
     "pl_rl.deploy.policy": "TrainedPolicy",
-    "pl_rl.ppo": "PPO.load_from_checkpoint",
+    "pl_rl.resume.resumable": "PPO.load_from_checkpoint",
+    "pl_rl.resume.start": "pl_rl.Trainer.fit",
     "pl_rl.runs.directory": "counters of checkpoints, the command that began a run",
-    "pl_rl.trainer": "pl_rl.Trainer.fit",
     "pl_rl.tools.verification": "verify",
-    "pl_rl.pretrained": "read_weights",
+    "pl_rl.pretrained.reading": "read_weights",
     "pl_rl.pretrained.files": "read_weights",
     "pl_rl.pretrained.formats.own_checkpoint": "read_weights",
     "pl_rl.pretrained.formats.vec_normalize": "fit --pretrained.normalizer",
@@ -79,7 +79,7 @@ def test_every_module_that_reads_files_is_behind_a_door():
 
 def test_what_makes_things_of_plain_data_asks_the_guard():
     importing = {module for module in MODULES if any(name in IMPORTING for name, _ in calls_in(module))}
-    assert importing == {"pl_rl.agent", "pl_rl.envs.make", *LOOKING_FOR_PACKAGES}
+    assert importing == {"pl_rl.networks.description", "pl_rl.envs.make", *LOOKING_FOR_PACKAGES}
     for module in MODULES:
         for name, call in calls_in(module):
             unpacks = any(keyword.arg is None for keyword in call.keywords)

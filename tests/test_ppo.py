@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from pl_rl import PPO, CNNActorCritic, EnvConfig, MLPActorCritic, UsageError
+from pl_rl.compiled.choice import choose_compilation
 from tests.example_networks import LinearValue
 from tests.support import (
     MemoryLogger,
@@ -584,16 +585,15 @@ def test_shorter_runs_of_larger_networks_compile_too(monkeypatch):
 
 
 def test_compiling_is_no_training_time(monkeypatch):
-    def slow(self, learner):
+    def slow(*args):
         time.sleep(0.5)
-        return compile_updates(self, learner)
+        choose_compilation(*args)
 
     class Clock(L.Callback):
         def on_train_start(self, trainer, pl_module):
             assert pl_module.elapsed_seconds < 0.4
 
-    compile_updates = PPO._compile
-    monkeypatch.setattr(PPO, "_compile", slow)
+    monkeypatch.setattr("pl_rl.ppo.choose_compilation", slow)
     fit(small_ppo(), max_epochs=1, callbacks=[Clock()])
 
 

@@ -43,6 +43,35 @@ def test_imports_have_no_cycle():
     TopologicalSorter(graph).prepare()
 
 
+# From the lowest up: a module imports from its own room and from those before it. Names of folders and modules.
+ROOMS = [
+    *("errors", "files", "seeding", "networks", "envs", "algorithm", "compiled", "agent", "checkpoints", "runs"),
+    *("pretrained", "callbacks", "resume", "ppo", "trainer", "deploy", "tools", "cli", "__init__", "__main__"),
+]
+
+
+def room_of(name):
+    return name.split(".")[1] if "." in name else "__init__"
+
+
+def test_rooms_import_from_lower_rooms_only():
+    assert {room_of(name) for name in MODULES} == set(ROOMS)
+    upwards = [
+        (name, imported)
+        for name in MODULES
+        for imported in imports_of(name) & set(MODULES)
+        if ROOMS.index(room_of(imported)) > ROOMS.index(room_of(name))
+    ]
+    assert not upwards
+
+
+def test_each_room_says_what_belongs_there():
+    for name, path in MODULES.items():
+        if path.name == "__init__.py" and name not in ("pl_rl", "pl_rl.compiled.generator"):
+            words = ast.get_docstring(ast.parse(path.read_text()))
+            assert "What belongs here:" in words and "What does not:" in words, name
+
+
 def test_only_the_command_line_knows_the_argument_parser():
     knowing = {
         name for name in MODULES if any("jsonargparse" in i or i == "lightning.pytorch.cli" for i in imports_of(name))
@@ -65,8 +94,8 @@ def test_the_readme_names_every_module():
 
 
 GUARDS = [
-    "algorithm.acting", "algorithm.rollout", "algorithm.updates", "compiled.backend", "compiled.function",
-    "compiled.learner", "compiled.module_state", "envs.workers",
+    "algorithm.acting", "algorithm.rollout", "algorithm.updates", "compiled.acting", "compiled.backend",
+    "compiled.function", "compiled.learner", "compiled.module_state", "compiled.updates", "envs.workers",
 ]  # fmt: skip
 
 

@@ -46,26 +46,6 @@ def gae(
     return advantages
 
 
-def discounted_sums(rewards: Tensor, ended: Tensor, gamma: float, open_sums: Tensor) -> tuple[Tensor, Tensor]:
-    """What an episode has brought up to each step, a reward of k steps before discounted by gamma^k.
-
-    Args:
-        rewards: ``[T, N]``.
-        ended: ``[T, N]`` bool, whether the step ended an episode; the next one begins at zero.
-        gamma: Discount factor.
-        open_sums: ``[N]``, the sums of the episodes that were open before the first step.
-
-    Returns:
-        The sums ``[T, N]``, and those of the episodes ``[N]`` that are open after the last step.
-    """
-    decay = gamma * ~torch.cat([torch.zeros_like(ended[:1]), ended[:-1]])
-    current, sums = open_sums, []
-    for reward, factor in zip(rewards.unbind(), decay.unbind(), strict=True):
-        current = torch.addcmul(reward, factor, current)
-        sums.append(current)
-    return torch.stack(sums), current * ~ended[-1]
-
-
 def normalize(advantages: Tensor) -> Tensor:
     """Zero mean and unit (sample) standard deviation over each minibatch, ``[..., B]``, ``B >= 2``."""
     std, mean = torch.std_mean(advantages, -1, keepdim=True)

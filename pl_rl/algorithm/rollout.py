@@ -4,6 +4,7 @@ Shapes: ``T`` steps of a rollout, ``N`` environments.
 """
 
 from collections import deque
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -230,17 +231,11 @@ class RolloutCollector:
             self.episodes.add(rewards[t], ended)
             if ended is not None:
                 for i in np.flatnonzero(truncated[t] & ~terminated[t]):
-                    final = torch.as_tensor(infos["final_obs"][i])
-                    # One that is not finite stays as it is, as the normalizer would clip what is infinite.
-                    seen = self._as_input(final) if final.isfinite().all() else final
-                    final_obs[t, int(i)] = seen.to(obs.dtype)
+                    final_obs[t, int(i)] = self._final_input(infos["final_obs"][i]).to(obs.dtype)
         check_finite(obs, rewards, self._obs, final_obs)
         outputs, values, actions = self.acting.decisions()
         values, next_values = self._with_next_values(values, final_obs)
-        step_rewards = torch.from_numpy(rewards)
-        if self.reward_scaler is not None:
-            ended_steps = torch.from_numpy(terminated | truncated)
-            step_rewards, self._discounted_sums = self.reward_scaler(step_rewards, ended_steps, self._discounted_sums)
+        step_rewards = self._scaled(torch.from_numpy(rewards), torch.from_numpy(terminated | truncated))
         return Rollout(
             obs=obs.to(device),
             actions=actions,
@@ -260,6 +255,19 @@ class RolloutCollector:
         normalized: Tensor = self.normalizer(tensor)
         return normalized
 
+    def _final_input(self, obs: Any) -> Tensor:
+        """As :meth:`_as_input`; but the normalizer would clip what is infinite, which is to be found."""
+        final = torch.as_tensor(obs)
+        return self._as_input(final) if final.isfinite().all() else final
+
+    def _scaled(self, rewards: Tensor, ended: Tensor) -> Tensor:
+        """Rewards ``[T, N]`` as they are learnt from; ``ended`` ``[T, N]`` says which steps ended an episode."""
+        if self.reward_scaler is None:
+            return rewards
+        scaled: Tensor
+        scaled, self._discounted_sums = self.reward_scaler(rewards, ended, self._discounted_sums)
+        return scaled
+
     def _with_next_values(self, values: Tensor, final_obs: dict[tuple[int, int], Tensor]) -> tuple[Tensor, Tensor]:
         """Values and next values, both ``[T, N]``.
 
@@ -277,3 +285,20 @@ class RolloutCollector:
         for step_and_env, final_value in zip(final_obs, final_values, strict=True):
             next_values[step_and_env] = final_value
         return every_value[:-1], next_values
+
+
+class RolloutLoader:
+    """Collects a rollout when its one batch is asked for.
+
+    It is sized, since Lightning fetches ahead from an unsized loader and would learn from rollouts of an outdated
+    policy.
+    """
+
+    def __init__(self, collect: Callable[[], Rollout]) -> None:
+        self._collect = collect
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[Rollout]:
+        yield self._collect()

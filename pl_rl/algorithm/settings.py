@@ -8,10 +8,10 @@ from typing import Any, cast
 import numpy as np
 from torch import Tensor
 
-from pl_rl.agent import describe_network
-from pl_rl.checkpoints.format import plain_data
 from pl_rl.errors import UsageError
+from pl_rl.files.plain_data import plain_data
 from pl_rl.networks.actor_critic import ActorCritic
+from pl_rl.networks.description import describe_network
 
 # What a model is made of.
 FIXED = {
@@ -46,6 +46,10 @@ OPTIONAL = ("max_grad_norm", "target_kl", "stop_value", "compile_update")
 POSITIVE = ("learning_rate", "clip_coef", "max_grad_norm", "target_kl")
 # A schedule may end at zero.
 ZERO_IN_FIT = ("learning_rate", "clip_coef")
+
+SETTINGS = frozenset({*WHOLE, *SWITCHES, *NUMBERS, "env", "env_config", "network"})
+LIVE_SETTINGS = sorted(SETTINGS - FIXED.keys() - FIXED_IN_FIT.keys() - {"learning_rate"})
+"""Those that may change while a run trains; the learning rate has a state of its own."""
 
 
 def plain_number(name: str, value: Any) -> Any:

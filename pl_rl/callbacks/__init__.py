@@ -1,4 +1,8 @@
-"""Callbacks, one file for each job."""
+"""Callbacks, one file for each job.
+
+What belongs here: what happens at a hook of Lightning's.
+What does not: the work itself where it can be done without a Trainer (``checkpoints/``, ``runs/``, ``pretrained/``).
+"""
 
 from pl_rl.callbacks.evaluation import PeriodicEvaluation
 from pl_rl.callbacks.pretrained import PretrainedCheckpoint

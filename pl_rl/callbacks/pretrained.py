@@ -12,8 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from pl_rl.agent import Agent, as_agent
-from pl_rl.checkpoints.format import changed_settings
 from pl_rl.errors import UsageError
+from pl_rl.files.plain_data import changed_settings
 from pl_rl.files.terminal import printable
 from pl_rl.networks.actor_critic import MLPActorCritic
 from pl_rl.pretrained import Normalizer, PolicyWeights, read_weights

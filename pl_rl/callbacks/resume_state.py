@@ -19,10 +19,11 @@ from pl_rl.callbacks.settings import (
     note_left,
     settings_of,
 )
-from pl_rl.checkpoints.format import FORMAT_VERSION, STATE_KEY, changed_settings, plain_data
+from pl_rl.checkpoints.format import FORMAT_VERSION, STATE_KEY
 from pl_rl.checkpoints.restoring import check_optimizers
 from pl_rl.checkpoints.training_state import restore_training_state, save_after_failure, save_training_state
 from pl_rl.errors import UsageError
+from pl_rl.files.plain_data import changed_settings, plain_data
 from pl_rl.files.terminal import printable
 from pl_rl.runs.directory import display_path
 

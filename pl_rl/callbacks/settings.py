@@ -19,7 +19,8 @@ from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
 from pl_rl.callbacks.evaluation import PeriodicEvaluation
 from pl_rl.callbacks.pretrained import PretrainedCheckpoint
-from pl_rl.checkpoints.format import STATE_KEY, plain_data
+from pl_rl.checkpoints.format import STATE_KEY
+from pl_rl.files.plain_data import plain_data
 
 # The model's settings speak for the one; the other's are those of a run's beginning.
 SPOKEN_FOR = (PeriodicEvaluation, PretrainedCheckpoint)

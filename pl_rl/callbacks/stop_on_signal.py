@@ -19,8 +19,9 @@ from pl_rl.callbacks.lookup import find_callback, find_callbacks
 from pl_rl.callbacks.run_checkpoint import RunCheckpoint
 from pl_rl.callbacks.summary import RunSummary, print_commands
 from pl_rl.checkpoints.format import STATE_KEY
+from pl_rl.errors import Interrupted
 from pl_rl.runs.directory import display_path
-from pl_rl.runs.signals import Interrupted, Interruption
+from pl_rl.runs.signals import Interruption
 
 # Nobody minds to wait so long, and to copy the state before a longer iteration costs next to nothing.
 LONG_SECONDS = 1.0

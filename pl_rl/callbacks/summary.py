@@ -13,8 +13,8 @@ from pl_rl.algorithm.evaluation import format_return
 from pl_rl.callbacks.evaluation import PeriodicEvaluation, evaluation_of
 from pl_rl.callbacks.lookup import find_callback
 from pl_rl.callbacks.run_checkpoint import RunCheckpoint
+from pl_rl.errors import Interrupted
 from pl_rl.runs.directory import display_path
-from pl_rl.runs.signals import Interrupted
 from pl_rl.runs.trust import is_own
 
 

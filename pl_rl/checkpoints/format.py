@@ -4,11 +4,9 @@ import hashlib
 import io
 import pickle
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from pl_rl.checkpoints.schema import check_checkpoint
 from pl_rl.errors import UsageError
@@ -161,37 +159,6 @@ def migrate(checkpoint: dict[str, Any]) -> None:
     while state["format_version"] < FORMAT_VERSION:
         MIGRATIONS[state["format_version"]](checkpoint)
         state["format_version"] += 1
-
-
-def plain_data(value: Any) -> Any:
-    """Settings as a checkpoint may hold them: builtins, NumPy's numbers and arrays as such, anything else as text."""
-    if isinstance(value, Mapping):
-        return {str(name): plain_data(item) for name, item in value.items()}
-    if isinstance(value, np.ndarray | np.generic):
-        return plain_data(value.tolist())
-    if isinstance(value, list | tuple | set | frozenset):
-        return [plain_data(item) for item in value]
-    return value if value is None or isinstance(value, str | int | float) else str(value)
-
-
-def changed_settings(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Each setting that differs, as ``name: before -> after``; nested ones by their dotted names."""
-    old, new = _flat(before), _flat(after)
-    return [
-        f"{name}: {old.get(name)} -> {new.get(name)}"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name)
-    ]
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
-    return flat
 
 
 def _reason(error: Exception) -> str:

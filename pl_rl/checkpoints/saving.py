@@ -14,7 +14,8 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from pl_rl.checkpoints.format import STATE_KEY, Damaged, check_content, damage_of, load_sound, with_checksum
 from pl_rl.errors import RunFailure
 from pl_rl.files.writing import create, flush, is_regular, kind_of
-from pl_rl.runs.directory import LAST, PREVIOUS
+
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 
 # Larger files are written by a thread of their own. A smaller one is on the disk in some ten milliseconds.
 LARGE = 8 * 2**20

@@ -1,6 +1,7 @@
 """The command line: ``python -m pl_rl VERB ...``.
 
-This package is the only place that knows jsonargparse and LightningCLI.
+What belongs here: options, help and exit statuses; nothing else knows jsonargparse and LightningCLI.
+What does not: what a verb does (``trainer``, ``tools/``, ``deploy/``).
 """
 
 import errno

@@ -14,7 +14,6 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from rich.console import Console
 from rich.table import Table
 
-from pl_rl.agent import network_from_description
 from pl_rl.algorithm.evaluation import Episodes
 from pl_rl.callbacks import PretrainedCheckpoint, RunCheckpoint, RunProgressBar, RunSummary
 from pl_rl.callbacks.lookup import find_callback
@@ -26,19 +25,18 @@ from pl_rl.errors import UsageError
 from pl_rl.files.plain_yaml import parse_yaml, read_yaml
 from pl_rl.files.terminal import printable
 from pl_rl.networks.actor_critic import ACTIVATIONS, MLPActorCritic
+from pl_rl.networks.description import network_from_description
 from pl_rl.ppo import PPO
 from pl_rl.pretrained import read_weights
 from pl_rl.pretrained.matching import fitting_settings
-from pl_rl.resume.auto_resume import requeued
+from pl_rl.resume.start import Start, find_start
 from pl_rl.runs.directory import (
     LOG_ROOT,
     config_number,
     config_of_run,
     display_path,
     find_checkpoint,
-    newest_sound_checkpoint,
     own_run,
-    run_begun_by,
 )
 from pl_rl.runs.trust import by_settings, checked_of_file, is_own
 from pl_rl.trainer import Trainer
@@ -113,19 +111,24 @@ class CLI(LightningCLI):
 
     def _with_checkpoint(self, args: list[str]) -> list[str]:
         """The arguments with the checkpoint's full path and, unless a config is given, the run's own."""
+        self.start: Start | None = None
+        if args[0] not in self._subcommand_parsers:
+            return args
         given = setting(args, "ckpt_path")
         log_root = Path(setting(args, "trainer.default_root_dir") or ".", LOG_ROOT)
-        if args[0] == "fit" and (setting(args, "auto_resume") == "true" or requeued()):
-            begun_before = run_begun_by(self.command, log_root)
-            if begun_before is not None and any((begun_before / "checkpoints").glob("*.ckpt")):
-                given = str(newest_sound_checkpoint(begun_before))
-                args = [*args, "--branch=false"]
-        if given is None or args[0] not in self._subcommand_parsers:
+        auto_resume = str(setting(args, "auto_resume")).lower() == "true"
+        if args[0] == "fit":
+            self.start = find_start(given, auto_resume, self.command, log_root)
+            path, checkpoint = self.start.path, self.start.checkpoint
+        elif given is not None:
+            path = find_checkpoint(given, log_root)
+            checkpoint = read_checkpoint(path)
+        else:
+            path = None
+        if path is None:
             return args
-        path = find_checkpoint(given, log_root)
-        if Path(given).absolute() != path:
+        if given is None or Path(given).absolute() != path:
             print(f"checkpoint: {display_path(path)}", flush=True)
-        checkpoint = read_checkpoint(path)
         unknown = sorted(map(str, checkpoint["hyper_parameters"].keys() - signature(PPO).parameters.keys()))
         if unknown:
             raise UsageError(
@@ -218,7 +221,7 @@ class CLI(LightningCLI):
             raise
         except (ValueError, TypeError, RuntimeError, ImportError) as error:  # as Lightning refuses its arguments
             raise UsageError(f"the trainer cannot be made so: {' '.join(str(error).split())}") from error
-        trainer.command = self.command
+        trainer.command, trainer.start = self.command, self.start
         return trainer
 
     def before_predict(self) -> None:

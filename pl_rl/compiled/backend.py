@@ -8,13 +8,13 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from pl_rl.algorithm.acting import CompiledActionSelector
 from pl_rl.algorithm.loss import Coefficients, Minibatch, PPOLoss
-from pl_rl.algorithm.updates import CompiledUpdater
+from pl_rl.compiled.acting import CompiledActionSelector
 from pl_rl.compiled.flops import count_flops
 from pl_rl.compiled.module_state import ModuleWatch, find_hook
 from pl_rl.compiled.rounding import MOST_ROUNDING, excess_difference, length_of_difference, perturbed
 from pl_rl.compiled.tracing import first_line
+from pl_rl.compiled.updates import CompiledUpdater
 from pl_rl.errors import CompilationError, RunFailure
 from pl_rl.networks.actor_critic import ActorCritic
 from pl_rl.networks.modes import evaluation_mode, training_mode

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pl_rl.compiled import code_cache, compiler, tracing
 from pl_rl.compiled import generator as codegen
+from pl_rl.compiled.comments import strip_cpp, strip_python
 from pl_rl.compiled.compiler import Compiler, find_compiler
 from pl_rl.errors import CompilationError, RunFailure
 
@@ -177,9 +178,12 @@ def compile_function(
 
 
 def describe_machine_code() -> str:
-    """What the bits of results depend on: the compiler, and a digest of what writes C++ and for which processor."""
+    """What the bits of results depend on: the compiler, and a digest of what writes C++ and for which processor.
+
+    Comments and docstrings do not count.
+    """
     writers = [Path(tracing.__file__), *sorted(Path(codegen.__file__).parent.glob("*.py"))]
-    parts = [*(path.read_text() for path in writers), _included(), compiler.flags(), compiler.processor()]
+    parts = [*(strip_python(path.read_text()) for path in writers), _included(), compiler.flags(), compiler.processor()]
     return f"compiled by {find_compiler()}, code {_digest(parts)[:8]}"
 
 
@@ -189,7 +193,7 @@ def _key(source: str) -> str:
 
 
 def _included() -> list[str]:
-    return [path.read_text() for path in sorted(compiler.KERNELS.iterdir())]
+    return [strip_cpp(path.read_text()) for path in sorted(compiler.KERNELS.iterdir())]
 
 
 def _digest(parts: list[Any]) -> str:

@@ -1,7 +1,7 @@
 """What makes a run's updates: eager, or compiled as long as that computes the same."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pl_rl.algorithm.acting import EagerActionSelector
 from pl_rl.algorithm.loss import Coefficients, Minibatch, PPOLoss
@@ -94,22 +94,3 @@ class Learner:
         if self._compiled is not None:
             self._compiled.updates.close()
             self._compiled = None
-
-
-def lost_number(network: nn.Module, metrics: Tensor, grad_norms: Tensor) -> str | None:
-    """What is infinite or not a number after updates, in words.
-
-    Args:
-        network: With parameters as they are now.
-        metrics: ``[U, 5]`` of ``U`` updates.
-        grad_norms: ``[U]``
-    """
-    parameters = torch.cat([param.detach().flatten() for param in network.parameters()])
-    # In one question: it costs some 25 us, and a sum is finite only if all terms are.
-    if (parameters.sum() + metrics.sum() + grad_norms.sum()).isfinite():
-        return None
-    for name, values in {"the loss": metrics, "the gradient": grad_norms, "a parameter": parameters}.items():
-        lost = values[~values.isfinite()]
-        if len(lost):
-            return f"{name} became {lost[0]}"
-    return None  # only the sum overflowed

@@ -72,15 +72,14 @@ def export(
         with _placed(target) as partial:
             _write_hub(trained, checkpoint, trust, way_out, partial)
         return f"Wrote the folder {display_path(target)}: the policy for {env_id}, its settings and a model card."
+    content = f"{count} tensors of the policy for {env_id}"
     if to == "onnx":
         data, names = _onnx(trained, checkpoint, trust, way_out)
         content = f"the deterministic policy for {env_id}, from obs to {', '.join(names)}"
     elif to == "safetensors":
         data = safetensors.dump(trained.tensors, file_metadata(trained.settings, trained.training))
-        content = f"{count} tensors of the policy for {env_id}"
     else:
         data = _state_dict(trained)
-        content = f"{count} tensors of the policy for {env_id}"
     with _placed(target) as partial:
         partial.write_bytes(data)
     return f"Wrote {display_path(target)}: {content}; {len(data):,} bytes."

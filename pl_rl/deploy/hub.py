@@ -10,7 +10,6 @@ from typing import Any
 
 import yaml
 
-from pl_rl.checkpoints.format import plain_data
 from pl_rl.deploy.policy import (
     TrainedPolicy,
     TrainedWeights,
@@ -21,6 +20,7 @@ from pl_rl.deploy.policy import (
     what_is_needed,
 )
 from pl_rl.errors import UsageError
+from pl_rl.files.plain_data import plain_data
 from pl_rl.files.writing import write_whole
 from pl_rl.pretrained import safetensors
 from pl_rl.runs.directory import display_path

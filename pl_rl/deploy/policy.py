@@ -17,13 +17,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from pl_rl.agent import NetworkFactory, network_from_description
 from pl_rl.algorithm.evaluation import choose_actions, network_input
 from pl_rl.checkpoints.format import STATE_KEY, read_checkpoint
 from pl_rl.envs import EnvConfig, make_env
 from pl_rl.envs.spaces import Space, describe_spaces, make_spaces
 from pl_rl.errors import UsageError
 from pl_rl.networks.actor_critic import ActorCritic
+from pl_rl.networks.description import NetworkFactory, network_from_description
 from pl_rl.networks.distributions import Categorical, DiagonalGaussian, MultiCategorical, to_numpy
 from pl_rl.networks.normalization import ObservationNormalizer
 from pl_rl.runs.trust import WayOut, checked, checked_of_file, in_python, is_own

@@ -14,8 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pl_rl.errors import EnvironmentFailure
-from pl_rl.runs.signals import Interrupted
+from pl_rl.errors import EnvironmentFailure, Interrupted
 
 Fault = tuple[int, str, str]
 """Index of the environment, what it did, and its traceback (empty where there is none)."""

@@ -140,6 +140,28 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
+def make_single(config: EnvConfig) -> AnyEnv:
+    """A training environment, for its spaces.
+
+    Raises:
+        UsageError: If the wrappers for training alone change the spaces, so that the network would not fit elsewhere.
+    """
+    evaluated = make_env(config)
+    if not config.train_wrappers:
+        return evaluated
+    trained = make_env(config, training=True)
+    for name in ("observation_space", "action_space"):
+        there, here = getattr(evaluated, name), getattr(trained, name)
+        if there != here:
+            change = " ".join(f"{name} from {there} to {here}".split())
+            raise UsageError(
+                f"train_wrappers change the {change}, but evaluations go without them; name the wrapper that does so "
+                "under wrappers"
+            )
+    close_single(evaluated, config.id)
+    return trained
+
+
 def close_single(env: AnyEnv, env_id: str) -> None:
     """Close an environment that was made for a look at it.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from pl_rl.checkpoints.format import plain_data
+from pl_rl.files.plain_data import plain_data
 
 
 def changed_network(there: Mapping[str, Any], here: Mapping[str, Any], cls: type) -> tuple[str, Any, Any] | None:

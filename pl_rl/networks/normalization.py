@@ -16,7 +16,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from pl_rl.algorithm import functional as F
 from pl_rl.errors import UsageError
 
 # As in gymnasium's NormalizeObservation and NormalizeReward, and in Stable-Baselines3's VecNormalize.
@@ -161,7 +160,7 @@ class RewardScaler(RunningStatistics):
             The rewards ``[T, N]`` in units of the standard deviation, clipped to 10 of them; and the sums ``[N]`` of
             the episodes that are open after the rollout.
         """
-        sums, sums_after = F.discounted_sums(rewards.double(), ended, self.gamma, open_sums)
+        sums, sums_after = discounted_sums(rewards.double(), ended, self.gamma, open_sums)
         if not sums.isfinite().all():
             return (rewards / self.scale).clamp(-CLIP, CLIP), open_sums
         # Moments about a point among the sums, where their difference loses no digits.
@@ -176,3 +175,23 @@ class RewardScaler(RunningStatistics):
         self.var.copy_(var[-1])
         self.count.copy_(count[-1])
         return (rewards / scale).clamp(-CLIP, CLIP), sums_after
+
+
+def discounted_sums(rewards: Tensor, ended: Tensor, gamma: float, open_sums: Tensor) -> tuple[Tensor, Tensor]:
+    """What an episode has brought up to each step, a reward of k steps before discounted by gamma^k.
+
+    Args:
+        rewards: ``[T, N]``.
+        ended: ``[T, N]`` bool, whether the step ended an episode; the next one begins at zero.
+        gamma: Discount factor.
+        open_sums: ``[N]``, the sums of the episodes that were open before the first step.
+
+    Returns:
+        The sums ``[T, N]``, and those of the episodes ``[N]`` that are open after the last step.
+    """
+    decay = gamma * ~torch.cat([torch.zeros_like(ended[:1]), ended[:-1]])
+    current, sums = open_sums, []
+    for reward, factor in zip(rewards.unbind(), decay.unbind(), strict=True):
+        current = torch.addcmul(reward, factor, current)
+        sums.append(current)
+    return torch.stack(sums), current * ~ended[-1]

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from pl_rl.agent import shape_in_words
 from pl_rl.errors import UsageError
 from pl_rl.networks.actor_critic import ActorCritic, MLPActorCritic
+from pl_rl.networks.description import shape_in_words
 from pl_rl.pretrained.conversion import listed
 from pl_rl.pretrained.policy_weights import PolicyWeights
 
@@ -73,13 +73,34 @@ def match(path: str, weights: PolicyWeights, network: ActorCritic, rules: Rules)
     model = network.state_dict()
     for option, patterns in [("include", rules.include), ("exclude", rules.exclude)]:
         check_patterns(option, patterns or [], {**model, **weights.tensors})
+    tensors, groups, misfits = _compare(model, weights.tensors, rules)
+    if misfits:
+        name, more = misfits[0], len(misfits) - 1
+        others = f" ({more} more differ)" if more else ""
+        raise UsageError(
+            f"{name} is {_shape(weights.tensors.get(name))} in {path!r} and {_shape(model.get(name))} in the "
+            f"model{others}; {_remedy(network, weights, misfits)}"
+        )
+    notes = _check_function(path, weights, network, rules)
+    if not tensors:
+        raise UsageError(
+            f"{path!r} has nothing to load: of its tensors {listed(weights.tensors)}, none that is selected has the "
+            f"name and shape of one of the model's {listed(model)}; use a policy of this network"
+        )
+    return Match(tensors, groups, notes)
+
+
+def _compare(
+    model: Mapping[str, Tensor], given: Mapping[str, Tensor], rules: Rules
+) -> tuple[dict[str, Tensor], dict[str, dict[str, str]], list[str]]:
+    """Tensors and groups as in :class:`Match`, and the names of weights that break a rule."""
     tensors: dict[str, Tensor] = {}
     groups: dict[str, dict[str, str]] = {
         name: {} for name in ("loaded", "reshaped", "skipped", "missing", "unexpected")
     }
     misfits: list[str] = []
-    for name in {**model, **weights.tensors}:
-        here, there = model.get(name), weights.tensors.get(name)
+    for name in {**model, **given}:
+        here, there = model.get(name), given.get(name)
         if not rules.select(name):
             groups["skipped"][name] = _shape(there if here is None else here)
         elif here is None or there is None:
@@ -96,20 +117,7 @@ def match(path: str, weights: PolicyWeights, network: ActorCritic, rules: Rules)
             groups["skipped"][name] = f"{_shape(here)} ({_shape(there)} in the file)"
             if rules.shapes != "skip":
                 misfits.append(name)
-    if misfits:
-        name, more = misfits[0], len(misfits) - 1
-        others = f" ({more} more differ)" if more else ""
-        raise UsageError(
-            f"{name} is {_shape(weights.tensors.get(name))} in {path!r} and {_shape(model.get(name))} in the "
-            f"model{others}; {_remedy(network, weights, misfits)}"
-        )
-    notes = _check_function(path, weights, network, rules)
-    if not tensors:
-        raise UsageError(
-            f"{path!r} has nothing to load: of its tensors {listed(weights.tensors)}, none that is selected has the "
-            f"name and shape of one of the model's {listed(model)}; use a policy of this network"
-        )
-    return Match(tensors, groups, notes)
+    return tensors, groups, misfits
 
 
 def matches(name: str, patterns: list[str]) -> bool:

@@ -12,6 +12,7 @@ from pl_rl.callbacks.run_checkpoint import RunCheckpoint
 from pl_rl.callbacks.run_directory import own_files
 from pl_rl.callbacks.settings import ENDED_BY_EARLY_STOPPING, Change, changes_of, ended_by_early_stopping, settings_of
 from pl_rl.checkpoints.format import STATE_KEY
+from pl_rl.resume.resumable import ResumableAgent
 from pl_rl.runs.directory import run_of_checkpoint
 
 
@@ -40,7 +41,7 @@ def end_at(
         callbacks: Of the trainer and the model.
         checkpoint: Its content, in which the states of callbacks are given the settings that were changed.
     """
-    if isinstance(model, Agent):
+    if isinstance(model, ResumableAgent):
         model.adopt_settings(checkpoint)
     changes = changes_of(callbacks, settings_of(callbacks), checkpoint)
     evaluations = [callback for callback in callbacks if isinstance(callback, PeriodicEvaluation)]

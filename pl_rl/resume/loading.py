@@ -46,27 +46,8 @@ def load_module(
     if device is not None and not isinstance(device, str | int | torch.device):
         raise UsageError(f"map_location={device!r} is not supported; name a device, such as 'cpu'")
     checkpoint = _read(source)
-    parameters = inspect.signature(cls.__init__).parameters
-    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    settings = {
-        name: value
-        for name, value in checkpoint.get("hyper_parameters", {}).items()
-        if name not in instead and (name in parameters or takes_all) and not name.startswith("_")
-    }
-    if isinstance(source, str | Path) and "://" not in str(source):
-        settings = checked_of_file(settings, Path(source), trust)
-    else:
-        settings = checked(settings, trust, f"{source}")
-    try:
-        inspect.signature(cls).bind(**settings, **instead)
-    except TypeError as error:
-        raise UsageError(
-            f"{source} has not the settings of a {cls.__qualname__}: {error}; pass it as an argument"
-        ) from error
-    try:
-        model = cls(**settings, **instead)
-    except TypeError as error:
-        raise UsageError(f"{source} has a setting that no {cls.__qualname__} can be made with: {error}") from error
+    settings = _settings(cls, checkpoint.get("hyper_parameters", {}), source, trust, instead)
+    model = _make(cls, {**settings, **instead}, source)
     described = {name: model.hparams[name] for name in instead if name in model.hparams}
     # What is given is meant to differ; tensors are compared all the same.
     checkpoint = {**checkpoint, "hyper_parameters": {**checkpoint.get("hyper_parameters", {}), **described}}
@@ -75,6 +56,35 @@ def load_module(
     model.on_load_checkpoint(checkpoint)
     model.load_state_dict(checkpoint["state_dict"], strict=model.strict_loading if strict is None else strict)
     return model if device is None else model.to(device)
+
+
+def _settings(
+    cls: type[Module], stored: Mapping[str, Any], source: Any, trust: Iterable[str], instead: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the class takes of a checkpoint's settings, once all that they name is trusted."""
+    parameters = inspect.signature(cls.__init__).parameters
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    settings = {
+        name: value
+        for name, value in stored.items()
+        if name not in instead and (name in parameters or takes_all) and not name.startswith("_")
+    }
+    if isinstance(source, str | Path) and "://" not in str(source):
+        return checked_of_file(settings, Path(source), trust)
+    return checked(settings, trust, f"{source}")
+
+
+def _make(cls: type[Module], settings: Mapping[str, Any], source: Any) -> Module:
+    try:
+        inspect.signature(cls).bind(**settings)
+    except TypeError as error:
+        raise UsageError(
+            f"{source} has not the settings of a {cls.__qualname__}: {error}; pass it as an argument"
+        ) from error
+    try:
+        return cls(**settings)
+    except TypeError as error:
+        raise UsageError(f"{source} has a setting that no {cls.__qualname__} can be made with: {error}") from error
 
 
 def _read(source: str | Path | IO[bytes]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from pl_rl.checkpoints.format import STATE_KEY, Damaged, read_checkpoint
+from pl_rl.checkpoints.saving import LAST
 from pl_rl.errors import UsageError
 from pl_rl.files.plain_yaml import read_yaml
 from pl_rl.files.terminal import printable
@@ -21,7 +22,6 @@ from pl_rl.runs.identity import identity_of, run_id_in
 
 LOG_ROOT = Path("lightning_logs")
 COMMAND_FILE = "command.yaml"
-LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 
 
 def packaged_configs() -> dict[str, Path]:

@@ -14,27 +14,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from pl_rl.errors import Interrupted
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 # Within which a signal to a group of processes has reached all of them.
 GROUP_SECONDS = 0.05
-
-
-class Interrupted(SystemExit):
-    """Ends the process with the status that the signal has; 0 for SIGALRM, by which a time limit ends a run.
-
-    Attributes:
-        signum: The signal.
-    """
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(0 if signum == signal.SIGALRM else 128 + signum)
-        self.signum = signum
-
-    @property
-    def name(self) -> str:
-        """The signal for people."""
-        return "max_time" if self.signum == signal.SIGALRM else signal.Signals(self.signum).name
 
 
 class Interruption:

@@ -270,7 +270,7 @@ def test_a_callback_whose_settings_changed_has_a_state_that_is_none():
     content["pl_rl"]["callback_settings"][stopping.state_key] = {"patience": 99}
     content["callbacks"][stopping.state_key] = torch.zeros(3)
     torch.save(content, "broken.ckpt")
-    with pytest.raises(pl_rl.UsageError, match="cannot be continued here: callbacks.EarlyStopping"):
+    with pytest.raises(pl_rl.UsageError, match=r"cannot be continued here: callbacks.EarlyStopping"):
         resumed("CartPole-v1", "broken.ckpt", pl_rl.Trainer, [stopping])
 
 

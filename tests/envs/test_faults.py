@@ -18,7 +18,7 @@ from pl_rl.algorithm import evaluation as evaluation_module
 from pl_rl.callbacks import RunCheckpoint
 from pl_rl.cli import main
 from pl_rl.envs import make_vector_env
-from pl_rl.runs.signals import Interrupted
+from pl_rl.errors import Interrupted
 from tests.support import counters_in, fit, is_running, same_bits, small_ppo
 
 ANYWHERE = {

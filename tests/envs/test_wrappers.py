@@ -9,8 +9,8 @@ import yaml
 
 import tests.uncertain_environments  # noqa: F401  (registers environments)
 from pl_rl import EnvConfig, UsageError
-from pl_rl.agent import network_from_description
 from pl_rl.envs import make_env, make_vector_env
+from pl_rl.networks.description import network_from_description
 from tests.environments import Counter
 from tests.envs.test_replay import assert_restored_after
 from tests.support import fit, small_ppo

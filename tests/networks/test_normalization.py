@@ -9,11 +9,10 @@ import torch
 import pl_rl
 import tests.uncertain_environments  # noqa: F401  (registers environments)
 from pl_rl import RunFailure
-from pl_rl.algorithm import functional as F
 from pl_rl.algorithm.rollout import RolloutCollector
 from pl_rl.callbacks import PretrainedCheckpoint, RunCheckpoint
 from pl_rl.envs import make_vector_env
-from pl_rl.networks.normalization import ObservationNormalizer, RewardScaler
+from pl_rl.networks.normalization import ObservationNormalizer, RewardScaler, discounted_sums
 from pl_rl.pretrained import read_weights
 from pl_rl.tools.inspection import describe_checkpoint
 from pl_rl.tools.verification import compare_runs
@@ -138,11 +137,11 @@ def test_statistics_of_another_library_give_its_outputs_and_go_on_learning(clip)
 def test_discounted_sums_begin_afresh_with_each_episode_and_carry_over_rollouts():
     rewards = torch.tensor([[1.0, 1.0], [1.0, 2.0], [1.0, 4.0]])
     ended = torch.tensor([[False, False], [True, False], [False, False]])
-    sums, open_sums = F.discounted_sums(rewards, ended, 0.5, torch.tensor([8.0, 0.0]))
+    sums, open_sums = discounted_sums(rewards, ended, 0.5, torch.tensor([8.0, 0.0]))
     # 1 + 0.5 * 8, 1 + 0.5 * 5, which ends the episode; 1, 2 + 0.5 * 1, 4 + 0.5 * 2.5.
     assert sums.tolist() == [[5.0, 1.0], [3.5, 2.5], [1.0, 5.25]]
     assert open_sums.tolist() == [1.0, 5.25]
-    sums, open_sums = F.discounted_sums(rewards[:1], torch.tensor([[True, False]]), 0.5, open_sums)
+    sums, open_sums = discounted_sums(rewards[:1], torch.tensor([[True, False]]), 0.5, open_sums)
     assert (sums.tolist(), open_sums.tolist()) == ([[1.5, 3.625]], [0.0, 3.625])
 
 

@@ -18,7 +18,8 @@ from lightning.pytorch.callbacks import Timer
 
 import pl_rl
 from pl_rl.callbacks import RunCheckpoint
-from pl_rl.runs.signals import Interrupted, Interruption
+from pl_rl.errors import Interrupted
+from pl_rl.runs.signals import Interruption
 from pl_rl.tools.verification import compare_runs
 from tests.resume.test_resume import RUN, differences, last_of, run_of, train
 from tests.support import SMALL, counters_in, is_running, same_bits

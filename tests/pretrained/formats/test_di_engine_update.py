@@ -11,7 +11,8 @@ import torch
 
 from pl_rl import MLPActorCritic
 from pl_rl.algorithm.loss import Coefficients, Minibatch, PPOLoss
-from pl_rl.algorithm.updates import CompiledUpdater, EagerUpdater
+from pl_rl.algorithm.updates import EagerUpdater
+from pl_rl.compiled.updates import CompiledUpdater
 from pl_rl.pretrained import read_weights
 from tests.pretrained.support import files, network_of, reference_of
 

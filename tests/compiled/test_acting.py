@@ -1,4 +1,4 @@
-"""ActionSelector: one compiled function decides what the modules of the network do."""
+"""CompiledActionSelector: one compiled function decides what the modules of the network do."""
 
 import gymnasium as gym
 import pytest
@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from pl_rl import MLPActorCritic
-from pl_rl.algorithm.acting import CompiledActionSelector, EagerActionSelector
+from pl_rl.algorithm.acting import EagerActionSelector
+from pl_rl.compiled.acting import CompiledActionSelector
 from pl_rl.errors import CompilationError
 from pl_rl.networks.actor_critic import CNNActorCritic
 from tests.support import fit, small_ppo
