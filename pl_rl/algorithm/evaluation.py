@@ -18,7 +18,7 @@ from torch import Tensor
 from pl_rl.envs import AnyVectorEnv, EnvConfig, make_env, make_vector_env
 from pl_rl.envs.faults import STOPS, check_finite, close_each, closing, number_of
 from pl_rl.envs.parallel import SyncEnvs
-from pl_rl.errors import EnvironmentFailure, UsageError
+from pl_rl.errors import EnvironmentFailure, UsageError, installation, missing_package
 from pl_rl.networks.actor_critic import ActorCritic
 from pl_rl.networks.distributions import to_numpy
 from pl_rl.networks.modes import evaluation_mode
@@ -98,7 +98,7 @@ def record(
         EnvironmentFailure: If it fails.
     """
     if find_spec("moviepy") is None:
-        raise UsageError("recording videos needs a package more; pip install 'pl-rl[video]'")
+        raise UsageError(f"recording videos needs one more package; {installation('video')}")
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame draws without a screen
     if sys.platform == "linux" and "DISPLAY" not in os.environ:
         os.environ.setdefault("MUJOCO_GL", "egl")  # and so does MuJoCo
@@ -142,7 +142,8 @@ def _check_drawable(env_config: EnvConfig) -> None:
         env.reset()
         env.render()
     except gym.error.DependencyNotInstalled as error:
-        raise UsageError(f"recording {env_config.id!r} needs a package more: {error}") from error
+        missing = missing_package(error) or str(error)
+        raise UsageError(f"recording {env_config.id!r} needs one more package: {missing}") from error
     except STOPS:
         raise
     except BaseException as error:  # simulators raise all sorts

@@ -16,6 +16,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningCLI
 
 from pl_rl.cli.parsing import PROG, Parser, fail, setting
+from pl_rl.cli.sentences import said_by_library
 from pl_rl.cli.training import CLI, SaveConfig
 from pl_rl.cli.verbs import OWN_VERBS
 from pl_rl.errors import RunFailure, UsageError
@@ -40,6 +41,7 @@ def main(args: list[str] | None = None) -> None:
         args: Arguments, those of the process by default.
     """
     args = sys.argv[1:] if args is None else args
+    Parser.given = args
     open_standard_descriptors()
     _quieten_lightning()
     threading.excepthook = _quiet_about_the_disk
@@ -85,6 +87,11 @@ def _run(args: list[str]) -> None:
         fail(f"{error}; the checkpoints that are there are whole: continue with --ckpt_path last", status=1)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+    except Exception as error:
+        sentence = said_by_library(error)
+        if sentence is None:
+            raise
+        fail(sentence, status=2)
 
 
 def _check_verb(args: list[str]) -> None:
@@ -112,6 +119,8 @@ def _quiet_about_the_disk(failure: threading.ExceptHookArgs) -> None:
 def _quieten_lightning() -> None:
     """Leave out Lightning's advertisements and the devices that are not used."""
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    logger.addFilter(lambda record: not re.match(r"💡|GPU available|TPU available|HPU available", record.getMessage()))
+    logger.addFilter(
+        lambda record: not re.match(r"💡|GPU avail|TPU avail|HPU avail|Restor|Loaded model", record.getMessage())
+    )
     logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", r".*LeafSpec", category=FutureWarning)

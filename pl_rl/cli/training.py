@@ -1,6 +1,7 @@
 """The verbs of Lightning's Trainer: fit, validate, test, predict."""
 
 import os
+import secrets
 import shlex
 import sys
 from inspect import signature
@@ -11,15 +12,14 @@ import lightning as L
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
-from rich.console import Console
-from rich.table import Table
 
 from pl_rl.algorithm.evaluation import Episodes
 from pl_rl.callbacks import PretrainedCheckpoint, RunCheckpoint, RunProgressBar, RunSummary
 from pl_rl.callbacks.lookup import find_callback
 from pl_rl.callbacks.run_directory import LOGS_KEY
 from pl_rl.checkpoints.format import read_checkpoint
-from pl_rl.cli.parsing import ConfigFile, option, setting
+from pl_rl.cli.parsing import ConfigFile, option, setting, with_whole_numbers
+from pl_rl.cli.tables import print_episodes, print_statistics
 from pl_rl.cli.trust import names_said
 from pl_rl.errors import UsageError
 from pl_rl.files.plain_yaml import parse_yaml, read_yaml
@@ -107,7 +107,7 @@ class CLI(LightningCLI):
         if not isinstance(args, list):
             raise UsageError(f"the command line must be a list of words, and is a {type(args).__name__}; pass a list")
         self.command = [arg for arg in args if not arg.startswith("--auto_resume")]
-        self.config = parser.parse_args(self._with_checkpoint(args))
+        self.config = parser.parse_args(with_whole_numbers(self._with_checkpoint(args)))
 
     def _with_checkpoint(self, args: list[str]) -> list[str]:
         """The arguments with the checkpoint's full path and, unless a config is given, the run's own."""
@@ -157,6 +157,13 @@ class CLI(LightningCLI):
         """Nothing: the checkpoint's hyperparameters are defaults; LightningCLI would let them override the user."""
 
     def _set_seed(self) -> None:
+        config = self.config[self.subcommand]
+        if config.seed_everything is True:
+            config.seed_everything = secrets.randbelow(2**32)
+            if config.get("ckpt_path") is None or config.get("branch"):  # another run goes on with its own
+                print(
+                    f"seed: {config.seed_everything}, drawn; --seed_everything {config.seed_everything} repeats the run"
+                )
         seed = self._get(self.config, "seed_everything")
         if not 0 <= seed < 2**32:  # False and True, which are no seed and any, lie within
             raise UsageError(f"seed_everything={seed} is no seed; use a number from 0 to {2**32 - 1}")
@@ -176,6 +183,8 @@ class CLI(LightningCLI):
             self._adopt_network(config)
         if self.subcommand != "fit":
             config.trainer.logger = False
+            if not config.trainer.callbacks:  # one of them may be a bar
+                config.trainer.enable_progress_bar = False
             self.save_config_callback = None
 
     def _adopt_network(self, config: Any) -> None:
@@ -228,19 +237,24 @@ class CLI(LightningCLI):
         """Tell the model where videos go."""
         self.model.video_dir = self.config.predict.video
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's verbs, and their arguments that are no options: for data and for its own table."""
+        return {verb: {*skipped, "verbose"} for verb, skipped in LightningCLI.subcommands().items()}
+
+    def validate(self, model: PPO, **kwargs: Any) -> None:
+        """Repeat an evaluation and print its statistics."""
+        for logged in self.trainer.validate(model, verbose=False, **kwargs):
+            print_statistics(logged, model.eval_episodes)
+
+    def test(self, model: PPO, **kwargs: Any) -> None:
+        """Evaluate on other episodes and print their statistics."""
+        for logged in self.trainer.test(model, verbose=False, **kwargs):
+            print_statistics(logged, model.eval_episodes)
+
     def predict(self, model: PPO, **kwargs: Any) -> None:
         """Play episodes and print their returns."""
         for episodes in self.trainer.predict(model, **kwargs) or []:
-            _print_episodes(cast(Episodes, episodes))
+            print_episodes(cast(Episodes, episodes))
         if model.video_dir is not None:
             print(f"videos: {display_path(model.video_dir)}")
-
-
-def _print_episodes(episodes: Episodes) -> None:
-    table = Table("episode", "return", "length")
-    for number, (episode_return, length) in enumerate(zip(*episodes, strict=True)):
-        table.add_row(str(number), f"{episode_return:.2f}", f"{length:,}")
-    statistics = episodes.statistics()
-    table.add_section()
-    table.add_row("mean", f"{statistics['return_mean']:.2f}", f"{statistics['length_mean']:,.1f}")
-    Console().print(table)

@@ -19,7 +19,7 @@ from pl_rl.deploy.policy import (
     read_trained,
     what_is_needed,
 )
-from pl_rl.errors import UsageError
+from pl_rl.errors import UsageError, installation
 from pl_rl.files.plain_data import plain_data
 from pl_rl.files.writing import write_whole
 from pl_rl.pretrained import safetensors
@@ -29,7 +29,7 @@ from pl_rl.runs.trust import WayOut, checked, in_python
 try:
     from huggingface_hub import EvalResult, ModelCard, ModelCardData, PyTorchModelHubMixin
 except ImportError as error:
-    raise ImportError("a model hub needs packages more; pip install 'pl-rl[hub]'") from error
+    raise ImportError(f"a model hub needs more packages; {installation('hub')}") from error
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 # Of config.json, which can hold two bounds for each number in an observation.

@@ -4,6 +4,7 @@ A run is a ``version_N`` folder under the log root, with its event files, ``conf
 """
 
 import contextlib
+import difflib
 import os
 import re
 from collections.abc import Mapping
@@ -44,7 +45,12 @@ def find_config(name: str) -> Path:
     for candidate in (name, f"{name}.yaml"):
         if candidate in packaged:
             return packaged[candidate]
-    raise UsageError(f"there is no config file {name!r} here, and the configs shipped are {', '.join(packaged)}")
+    if Path(name).is_dir():
+        inside = sorted(str(path) for path in Path(name).glob("*.yaml"))
+        raise UsageError(f"config {name!r} is a folder; name a file{f' in it, as {inside[0]}' if inside else ''}")
+    nearest = difflib.get_close_matches(Path(name).stem, [Path(config).stem for config in packaged], n=1, cutoff=0.7)
+    hint = f" (did you mean {nearest[0]}.yaml?)" if nearest else ""
+    raise UsageError(f"there is no config file {name!r} here{hint}, and the configs shipped are {', '.join(packaged)}")
 
 
 def find_checkpoint(name: str, log_root: Path = LOG_ROOT) -> Path:
@@ -59,6 +65,8 @@ def find_checkpoint(name: str, log_root: Path = LOG_ROOT) -> Path:
     Raises:
         UsageError: If there is none.
     """
+    if not name:
+        raise UsageError("the name of the checkpoint is empty; give the path of one, or last")
     path = Path(os.path.normpath(Path(name).absolute()))
     if path.is_file():
         return path
@@ -75,8 +83,10 @@ def find_checkpoint(name: str, log_root: Path = LOG_ROOT) -> Path:
     if file_name == LAST and any(folder.glob("*.ckpt")):
         return newest_sound_checkpoint(runs[-1])
     if not (folder / file_name).is_file():
+        there = ", ".join(sorted(path.stem for path in folder.glob("*.ckpt"))) or "none"
         raise UsageError(
-            f"the newest run, {display_path(runs[-1])}, has no {file_name}; give the path of another run's"
+            f"the newest run, {display_path(runs[-1])}, has no {file_name} (its checkpoints: {there}); give the path "
+            "of another run's"
         )
     return folder / file_name
 
