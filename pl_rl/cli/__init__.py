@@ -104,7 +104,7 @@ def _check_verb(args: list[str]) -> None:
     if not args or (args[0] not in verbs and not args[0].startswith("-")):
         given = f"there is no verb {args[0]!r}" if args else "a verb is missing"
         raise UsageError(f"{given}; the verbs are {', '.join(verbs)}")
-    asks = {"-h", "--help", "--print_config"}.intersection(arg.partition("=")[0] for arg in args)
+    asks = {"-h", "--help", "--help_trainer", "--print_config"}.intersection(arg.partition("=")[0] for arg in args)
     if args[0] in ("validate", "test", "predict") and not asks and setting(args, "ckpt_path") is None:
         raise UsageError(f"{args[0]} needs a trained policy; add --ckpt_path last, or the path of a checkpoint")
 

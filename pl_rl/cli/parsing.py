@@ -11,6 +11,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, _loaders_dumpers
 from jsonargparse._loaders_dumpers import get_yaml_default_loader
 from lightning.pytorch.cli import LightningArgumentParser
 
+from pl_rl.cli.help import help_of, without_markup
 from pl_rl.cli.sentences import sentence_of
 from pl_rl.errors import UsageError
 from pl_rl.files.plain_yaml import check_yaml, lines_of, read_yaml
@@ -79,9 +80,19 @@ class Parser(LightningArgumentParser):
 
     Attributes:
         given: What was typed, which a parser within the parser does not know.
+        is_of_trainer: Whether it has the options of Lightning's Trainer.
     """
 
     given: ClassVar[list[str]] = []
+    is_of_trainer = False
+
+    def full_help(self) -> str:
+        """The help with all options."""
+        return without_markup(super().format_help())
+
+    def format_help(self, *args: Any, **kwargs: Any) -> str:
+        """The help; a verb of Lightning's Trainer leaves out the Trainer's options."""
+        return help_of(self, self.full_help) if self.is_of_trainer else self.full_help()
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the sentence and exit with status 2."""

@@ -18,7 +18,8 @@ from pl_rl.callbacks import PretrainedCheckpoint, RunCheckpoint, RunProgressBar,
 from pl_rl.callbacks.lookup import find_callback
 from pl_rl.callbacks.run_directory import LOGS_KEY
 from pl_rl.checkpoints.format import read_checkpoint
-from pl_rl.cli.parsing import ConfigFile, option, setting, with_whole_numbers
+from pl_rl.cli.help import TrainerHelp
+from pl_rl.cli.parsing import ConfigFile, Parser, option, setting, with_whole_numbers
 from pl_rl.cli.tables import print_episodes, print_statistics
 from pl_rl.cli.trust import names_said
 from pl_rl.errors import UsageError
@@ -37,12 +38,18 @@ from pl_rl.runs.directory import (
     display_path,
     find_checkpoint,
     own_run,
+    packaged_configs,
 )
 from pl_rl.runs.trust import by_settings, checked_of_file, is_own
 from pl_rl.trainer import Trainer
 
 TIME_LIMIT_STATUS = os.EX_TEMPFAIL
 """Exit status of a run that its time limit ended: the command is to be given again."""
+
+
+CONFIG_HELP = (
+    f"Path of a configuration file, or one shipped: {', '.join(Path(name).stem for name in packaged_configs())}."
+)
 
 
 class SaveConfig(SaveConfigCallback):
@@ -82,7 +89,7 @@ class CLI(LightningCLI):
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """A parser whose ``--config`` finds shipped configs."""
         parser = self.parser_class(**kwargs)
-        parser.add_argument("-c", "--config", action=ConfigFile, help="Path or shipped name of a configuration file.")
+        parser.add_argument("-c", "--config", action=ConfigFile, help=CONFIG_HELP)
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -98,6 +105,10 @@ class CLI(LightningCLI):
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        cast(Parser, parser).is_of_trainer = True
+        parser.add_argument(
+            "--help_trainer", action=TrainerHelp, help="Show the options of Lightning's Trainer and exit."
+        )
         if subcommand == "predict":
             parser.add_argument("--video", type=Path | None, help="Folder for an MP4 file of each episode.")
         return parser
