@@ -15,6 +15,7 @@ from pl_rl.files.terminal import printable
 from pl_rl.runs.directory import display_path, find_checkpoint
 from pl_rl.runs.trust import by_trust_option
 from pl_rl.tools import plotting
+from pl_rl.tools.aggregation import Aggregate
 from pl_rl.tools.inspection import describe_checkpoint
 from pl_rl.tools.verification import verify
 
@@ -24,11 +25,25 @@ VERIFY_DESCRIPTION = (
 
 
 def _plot(args: list[str]) -> None:
-    parser = Parser(prog=f"{PROG} plot", description="Draw the evaluation curves of runs as PNG files.")
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="Run directories (version_N).")
+    parser = Parser(prog=f"{PROG} plot", description="Draw the evaluation curves of runs.")
+    parser.add_argument(
+        "runs",
+        nargs="*",
+        type=Path,
+        metavar="RUN_DIR",
+        help="Run directories (version_N), or folders of such; the newest run by default.",
+    )
     parser.add_argument("--output", type=Path | None, help="Folder for the files; the first run's by default.")
+    parser.add_argument(
+        "--aggregate",
+        choices=get_args(Aggregate),
+        default="iqm",
+        help="What is drawn of runs that differ by their seeds: their interquartile mean, their mean, or each.",
+    )
+    parser.add_argument("--format", choices=get_args(plotting.Format), default="png", help="Of the pictures.")
     config = parser.parse_args(args)
-    for path in plotting.plot_runs(config.runs, config.output or config.runs[0]):
+    runs = plotting.find_runs(config.runs)
+    for path in plotting.plot_runs(runs, config.output or runs[0], config.aggregate, config.format):
         print(display_path(path))
 
 
