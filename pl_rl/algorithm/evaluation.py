@@ -102,7 +102,7 @@ def record(
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame draws without a screen
     if sys.platform == "linux" and "DISPLAY" not in os.environ:
         os.environ.setdefault("MUJOCO_GL", "egl")  # and so does MuJoCo
-    _check_drawable(env_config)
+    _check_drawable(env_config, "rgb_array")
     prefix = env_config.id.replace("/", "-")
     _make_room(directory / f"{prefix}-episode-{episode}.mp4" for episode in range(num_episodes))
     recorded = gym.wrappers.RecordVideo(
@@ -113,6 +113,26 @@ def record(
         disable_logger=True,
     )
     env = SyncEnvs([lambda: gym.wrappers.TransformReward(recorded, number_of)])
+    with closing(env):
+        return play(network, env, num_episodes, seed, deterministic, normalizer)
+
+
+def watch(
+    network: ActorCritic,
+    env_config: EnvConfig,
+    num_episodes: int,
+    seed: int,
+    deterministic: bool = True,
+    normalizer: ObservationNormalizer | None = None,
+) -> Episodes:
+    """Play episodes one after another in a window, at the speed at which the environment draws.
+
+    Raises:
+        UsageError: If the environment has no window, or there is no screen.
+        EnvironmentFailure: If it fails.
+    """
+    _check_drawable(env_config, "human")
+    env = SyncEnvs([lambda: gym.wrappers.TransformReward(make_env(env_config, render_mode="human"), number_of)])
     with closing(env):
         return play(network, env, num_episodes, seed, deterministic, normalizer)
 
@@ -133,24 +153,37 @@ def _make_room(videos: Iterable[Path]) -> None:
             ) from error
 
 
-def _check_drawable(env_config: EnvConfig) -> None:
-    """Draw one picture, before a folder for videos is made."""
-    env = make_env(env_config, render_mode="rgb_array")
-    if env.render_mode != "rgb_array":
-        raise UsageError(f"environment {env_config.id!r} does not render images, so there is nothing to record")
+def _check_drawable(env_config: EnvConfig, render_mode: str) -> None:
+    """Draw one picture, before a folder for videos is made.
+
+    Args:
+        env_config: The environment.
+        render_mode: ``rgb_array`` for images, ``human`` for a window.
+
+    Raises:
+        UsageError: If it cannot be drawn so.
+    """
+    env = make_env(env_config, render_mode=render_mode)
+    if env.render_mode != render_mode:
+        what = "images, so there is nothing to record" if render_mode == "rgb_array" else "into a window"
+        raise UsageError(f"environment {env_config.id!r} does not render {what}")
     try:
         env.reset()
         env.render()
     except gym.error.DependencyNotInstalled as error:
         missing = missing_package(error) or str(error)
-        raise UsageError(f"recording {env_config.id!r} needs one more package: {missing}") from error
+        raise UsageError(f"drawing {env_config.id!r} needs one more package: {missing}") from error
     except STOPS:
         raise
     except BaseException as error:  # simulators raise all sorts
         _drop_quietly(error)
+        way_out = (
+            "without a screen, MuJoCo's need EGL or, with MUJOCO_GL=osmesa, OSMesa"
+            if render_mode == "rgb_array"
+            else "a window needs a screen; without one, --video FOLDER makes films"
+        )
         raise UsageError(
-            f"environment {env_config.id!r} cannot be drawn here, {type(error).__name__}: {error}; without a screen, "
-            "MuJoCo's need EGL or, with MUJOCO_GL=osmesa, OSMesa"
+            f"environment {env_config.id!r} cannot be drawn here, {type(error).__name__}: {error}; {way_out}"
         ) from error
     finally:
         close_each([(0, env)])  # what is wrong with that is said when it has been recorded

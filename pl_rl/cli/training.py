@@ -110,6 +110,7 @@ class CLI(LightningCLI):
             "--help_trainer", action=TrainerHelp, help="Show the options of Lightning's Trainer and exit."
         )
         if subcommand == "predict":
+            parser.add_argument("--render", action="store_true", help="Show the episodes in a window.")
             parser.add_argument("--video", type=Path | None, help="Folder for an MP4 file of each episode.")
         return parser
 
@@ -245,8 +246,14 @@ class CLI(LightningCLI):
         return trainer
 
     def before_predict(self) -> None:
-        """Tell the model where videos go."""
-        self.model.video_dir = self.config.predict.video
+        """Tell the model where its episodes are drawn.
+
+        Raises:
+            UsageError: If that is two places.
+        """
+        self.model.video_dir, self.model.in_window = self.config.predict.video, self.config.predict.render
+        if self.model.video_dir is not None and self.model.in_window:
+            raise UsageError("--render and --video are two ways to watch; leave one of them out")
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:

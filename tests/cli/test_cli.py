@@ -188,7 +188,7 @@ def test_print_config_prints_what_fit_would_use(config, capsys):
         (["fit", "--help"], ["--model.total_env_steps", "Length of a run in transitions", "--checkpoint.keep_last_n"]),
         (["fit", "--help"], ["halfcheetah", "--help_trainer", "--pretrained.path", "--auto_resume"]),
         (["fit", "--help_trainer"], ["--trainer.precision", "--trainer.logger"]),
-        (["predict", "--help"], ["--video", "Folder for an MP4 file of each episode"]),
+        (["predict", "--help"], ["--render", "--video", "Folder for an MP4 file of each episode"]),
         (["plot", "--help"], ["RUN_DIR", "--output"]),
     ],
 )

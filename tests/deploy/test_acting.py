@@ -149,5 +149,5 @@ def test_a_file_from_elsewhere_asks_for_trust_in_its_environment(monkeypatch):
 
 def test_a_model_that_is_called_says_what_acts():
     model = PPO.load_from_checkpoint(checkpoint())
-    with pytest.raises(UsageError, match=r"act by pl_rl.load_policy\(checkpoint\).act\(obs\)"):
+    with pytest.raises(UsageError, match=r"use pl_rl.load_policy\(checkpoint\).act\(obs\)"):
         model(torch.zeros(4))
