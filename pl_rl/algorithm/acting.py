@@ -1,4 +1,4 @@
-"""Choosing actions during a rollout.
+"""Action selection during a rollout.
 
 Shapes: ``T`` steps of a rollout, ``N`` environments, ``P`` outputs of the policy.
 """
@@ -12,7 +12,7 @@ from pl_rl.networks.actor_critic import ActorCritic
 
 
 class ActionSelector(ABC):
-    """A network's decisions over one rollout after another, in evaluation mode.
+    """Selects the actions of one rollout after another; the network is in evaluation mode.
 
     Args:
         network: The policy and the value function; read at each step.
@@ -23,35 +23,40 @@ class ActionSelector(ABC):
 
     @abstractmethod
     def begin(self, obs: Tensor, noise: Tensor) -> None:
-        """A rollout begins: the observations ``[T, N, ...]``, still to be filled in, and the noise ``[T, N, ...]``."""
+        """Begin a rollout.
+
+        Args:
+            obs: ``[T, N, ...]``, filled in step by step.
+            noise: ``[T, N, ...]``, random numbers for :meth:`ActionDistribution.sample`.
+        """
 
     @abstractmethod
     def act(self, t: int) -> Tensor:
-        """Actions ``[N]`` or ``[N, A]`` of step ``t``, whose observations are there by now."""
+        """Actions ``[N]`` or ``[N, A]`` of step ``t``, whose observations have been filled in."""
 
     @abstractmethod
     def decisions(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the whole rollout: the policy's outputs ``[T, N, P]``, values ``[T, N]`` and actions ``[T, N, ...]``."""
+        """Policy outputs ``[T, N, P]``, values ``[T, N]`` and actions ``[T, N, ...]`` of the whole rollout."""
 
 
 class EagerActionSelector(ActionSelector):
-    """Any network, any device."""
+    """Calls the network as a module; for any network and device."""
 
     def begin(self, obs: Tensor, noise: Tensor) -> None:
-        """Take all rows out at once, which is cheaper than indexing at each step."""
+        """Unbind all rows at once, which is cheaper than indexing at each step."""
         device = next(self.network.parameters()).device
         self._obs, self._noise = obs.unbind(), noise.to(device).unbind()
         self._decided: list[tuple[Tensor, Tensor, Tensor]] = []
         self._device = device
 
     def act(self, t: int) -> Tensor:
-        """By the modules of the network."""
+        """One forward pass and one sample."""
         outputs, values = self.network(self._obs[t].to(self._device))
         actions = self.network.distribution.sample(outputs, self._noise[t])
         self._decided.append((outputs, values, actions))
         return actions
 
     def decisions(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Steps stacked."""
+        """The steps, stacked."""
         outputs, values, actions = (torch.stack(tensors) for tensors in zip(*self._decided, strict=True))
         return outputs, values, actions

@@ -1,4 +1,4 @@
-"""Playing whole episodes."""
+"""Evaluation: playing whole episodes."""
 
 import dataclasses
 import os
@@ -25,7 +25,7 @@ from pl_rl.networks.modes import evaluation_mode
 from pl_rl.networks.normalization import ObservationNormalizer
 from pl_rl.seeding.random_state import restore_random_state, save_random_state
 
-# Atari's own limit, the largest in common use, is 27,000 steps of four frames.
+# The largest limit in common use is Atari's, 27,000 steps of four frames.
 LONGEST_EPISODE = 100_000
 LIMIT_EPISODES = "give the environment a limit with --model.env.kwargs '{\"max_episode_steps\": N}'"
 
@@ -50,7 +50,7 @@ class Episodes(NamedTuple):
 
 
 def format_return(value: float) -> str:
-    """A return in words: three decimals below 10, as those of many environments lie between 0 and 1, else one."""
+    """A return as text: three decimals below 10, as many environments' returns lie between 0 and 1, else one."""
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
 
 
@@ -70,10 +70,10 @@ def evaluate(
         env_config: The environment; worker processes are not started for it.
         num_envs: Environments that are stepped together.
         num_episodes: Episodes in all. Each environment plays a share fixed beforehand, so that short episodes do not
-            crowd out long ones.
+            bias the mean.
         seed: Of the environments and of sampled actions.
         deterministic: Take the most probable actions rather than sampled ones.
-        normalizer: Stands between the observations and the network.
+        normalizer: Normalizes observations for the network; not updated.
     """
     if env_config.vectorization == "async":
         env_config = dataclasses.replace(env_config, vectorization="auto")
@@ -99,7 +99,7 @@ def record(
     """
     if find_spec("moviepy") is None:
         raise UsageError(f"recording videos needs one more package; {installation('video')}")
-    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame draws without a screen
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame renders without a display
     if sys.platform == "linux" and "DISPLAY" not in os.environ:
         os.environ.setdefault("MUJOCO_GL", "egl")  # and so does MuJoCo
     _check_drawable(env_config, "rgb_array")
@@ -154,7 +154,7 @@ def _make_room(videos: Iterable[Path]) -> None:
 
 
 def _check_drawable(env_config: EnvConfig, render_mode: str) -> None:
-    """Draw one picture, before a folder for videos is made.
+    """Render one frame, before a folder for videos is made.
 
     Args:
         env_config: The environment.
@@ -186,11 +186,11 @@ def _check_drawable(env_config: EnvConfig, render_mode: str) -> None:
             f"environment {env_config.id!r} cannot be drawn here, {type(error).__name__}: {error}; {way_out}"
         ) from error
     finally:
-        close_each([(0, env)])  # what is wrong with that is said when it has been recorded
+        close_each([(0, env)])  # a fault there is reported after the recording
 
 
 def _drop_quietly(error: BaseException) -> None:
-    """Let go of the half-made things that raised it: MuJoCo's print a traceback of their own when they go."""
+    """Free the half-made objects in its traceback; MuJoCo's finalizers would print a traceback of their own."""
     hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
         traceback.clear_frames(error.__traceback__)
@@ -209,14 +209,14 @@ def play(
 ) -> Episodes:
     """Play ``num_episodes`` episodes in ``env`` from a seeded reset on; arguments as in :func:`evaluate`.
 
-    The network acts in evaluation mode. Afterwards its parts are in the modes in which they were, and the global
-    random generators, which an environment or a network of somebody's own may draw from, in their states: evaluating
-    more often changes nothing in training, and the same weights give the same episodes outside of it.
+    The network is in evaluation mode. Afterwards the modes of its submodules and the states of the global random
+    generators are restored, as an environment or a custom network may draw from these: evaluating more often changes
+    nothing in training, and the same weights give the same episodes anywhere.
 
     An episode that has not ended after 100,000 steps counts as it is, and is the last of its environment.
 
     Raises:
-        EnvironmentFailure: If an environment fails, or gives numbers that mean nothing.
+        EnvironmentFailure: If an environment fails, or gives numbers that are not finite.
     """
     random_state = save_random_state()
     try:

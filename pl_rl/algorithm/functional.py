@@ -35,8 +35,8 @@ def gae(
     """
     deltas = rewards + gamma * next_values * ~terminated - values
     decay = gamma * gae_lambda * ~(terminated | truncated)
-    # A_t = delta_t + decay_t A_{t+1}, for all t at once: in each round, sums over twice as many steps (a scan, as in
-    # https://www.cs.cmu.edu/~guyb/papers/Ble93.pdf). Step by step, T small operations would take T times a call.
+    # A_t = delta_t + decay_t A_{t+1} as a parallel scan (https://www.cs.cmu.edu/~guyb/papers/Ble93.pdf): each of the
+    # log2(T) rounds doubles the number of steps that are summed. A loop over t would call T small operations.
     advantages, reach = deltas, 1
     while reach < len(deltas):
         further = torch.addcmul(advantages[:-reach], decay[:-reach], advantages[reach:])
@@ -84,7 +84,7 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip
         returns: ``[B]``.
         clip_coef: Largest change that counts.
     """
-    # As above, of the declaration.
+    # As above.
     clipped = old_values + (values - old_values).clamp(-clip_coef, clip_coef)  # type: ignore[arg-type]
     return 0.5 * torch.maximum((values - returns).square(), (clipped - returns).square()).mean()
 

@@ -1,4 +1,4 @@
-"""What PPO minimizes over a minibatch.
+"""The PPO loss of a minibatch.
 
 Shapes: ``B`` samples of a minibatch.
 """
@@ -13,7 +13,7 @@ from pl_rl.networks.actor_critic import ActorCritic
 
 
 class Minibatch(NamedTuple):
-    """Samples of a rollout, time and environment no longer told apart."""
+    """Samples of a rollout, flattened over time and environments."""
 
     obs: Tensor
     """``[B, *observation_space.shape]``"""
@@ -30,7 +30,7 @@ class Minibatch(NamedTuple):
 
 
 class Coefficients(NamedTuple):
-    """The loss's numbers, which may change from one iteration to the next; scalars."""
+    """Coefficients of the loss, scalars; they may change between iterations."""
 
     clip_coef: Tensor
     """Half-width of the clipping interval of the probability ratio."""
@@ -41,7 +41,7 @@ class Coefficients(NamedTuple):
 
 
 class PPOLoss(nn.Module):
-    """The loss of a network, https://arxiv.org/abs/1707.06347 equation 9.
+    """Policy loss, value loss and entropy bonus of a network, https://arxiv.org/abs/1707.06347 equation 9.
 
     Args:
         network: The policy and the value function.
@@ -56,7 +56,7 @@ class PPOLoss(nn.Module):
         self.clip_vloss = clip_vloss
 
     def forward(self, minibatch: Minibatch, coefficients: Coefficients) -> tuple[Tensor, Tensor]:
-        """The loss, a scalar, and ``METRICS``, which tell how the policy moves, as one tensor without gradient."""
+        """The loss, a scalar, and ``METRICS``, ``[5]`` without gradient."""
         clip_coef, vf_coef, ent_coef = coefficients
         outputs, values = self.network(minibatch.obs)
         values = values.to(minibatch.values.dtype)

@@ -1,4 +1,4 @@
-"""Collecting experience.
+"""Rollouts: stepping the environments with the current policy.
 
 Shapes: ``T`` steps of a rollout, ``N`` environments.
 """
@@ -45,7 +45,7 @@ class Rollout(NamedTuple):
 
 
 class EpisodeStatistics:
-    """Returns and lengths of training episodes: the open ones, and a window of the latest that ended.
+    """Returns and lengths of training episodes: of the open ones, and of a window of the latest that ended.
 
     Args:
         num_envs: ``N``.
@@ -104,14 +104,14 @@ class RolloutCollector:
 
     Args:
         env: Vector environment that resets within the step that ends an episode (see :mod:`pl_rl.envs.vector`).
-        network: Policy and value function; read at each step, so updates between rollouts take effect.
+        network: Policy and value function; read at each step, so that updates between rollouts take effect.
         num_steps: ``T``.
-        generator: Source of the numbers that actions are sampled with.
-        normalizer: Stands between the observations and the network; learns from those of each step before it.
-        reward_scaler: Scales the rewards of a rollout, and learns from them.
+        generator: Random numbers for sampling actions.
+        normalizer: Normalizes observations for the network; updated with those of each step before it is applied.
+        reward_scaler: Scales the rewards of a rollout; updated with them.
 
     Attributes:
-        acting: How the network is asked for actions; another one may take its place between rollouts.
+        acting: Selects the actions; may be replaced between rollouts.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class RolloutCollector:
 
     @property
     def obs_dtype(self) -> torch.dtype:
-        """Floats as the network has them; integers (images) as they are, until the network converts them."""
+        """The type of observations in a rollout: floats as the parameters, integers (images) as the environment's."""
         dtype = self.env.single_observation_space.dtype
         if dtype is None:
             raise UsageError("the environment's observations have no type of numbers; give its space a dtype")
@@ -150,7 +150,7 @@ class RolloutCollector:
         self.episodes.begin(self.env.num_envs)
 
     def state_dict(self, with_environments: bool = True) -> dict[str, Any]:
-        """Where collecting stands between two rollouts, as plain data; on request without asking the environments."""
+        """The state between two rollouts, as plain data; that of the environments is left out on request."""
         if self._obs is None:
             raise RuntimeError("reset before asking for the state")
         state = {
@@ -167,7 +167,7 @@ class RolloutCollector:
         """The inverse of :meth:`state_dict`.
 
         Args:
-            state: Where collecting stood.
+            state: From :meth:`state_dict`.
             restart_seed: For fresh episodes, should the environments not come back into the state they were in.
 
         Returns:
@@ -194,7 +194,7 @@ class RolloutCollector:
         the mode that it was in afterwards.
 
         Raises:
-            EnvironmentFailure: If an environment fails, or gives numbers that nothing can be learnt from.
+            EnvironmentFailure: If an environment fails, or gives numbers that are not finite or cannot be normalized.
         """
         with evaluation_mode(self.network, self.normalizer):
             return self._collect()
@@ -212,7 +212,7 @@ class RolloutCollector:
         final_obs: dict[tuple[int, int], Tensor] = {}
 
         self.acting.begin(obs, noise)
-        # Taking all rows out of a tensor at once is cheaper than indexing it at each step.
+        # Unbinding all rows at once is cheaper than indexing at each step.
         obs_rows = obs.unbind()
         for t in range(steps):
             if self.normalizer is not None and not self.normalizer.update(self._obs):
@@ -223,7 +223,7 @@ class RolloutCollector:
             try:
                 self._obs, rewards[t], terminated[t], truncated[t], infos = self.env.step(env_actions)
             except EnvironmentFailure as failure:
-                # What it was given may be the consequence of what another one gave.
+                # The action may be the consequence of a number that is not finite: that is the fault to report.
                 check_finite(obs[: t + 1], rewards[:t], self._obs, final_obs)
                 failure.step = t + 1
                 raise
@@ -248,7 +248,7 @@ class RolloutCollector:
         )
 
     def _as_input(self, obs: Any) -> Tensor:
-        """What the network is to see of the environments' observations."""
+        """Observations as the network sees them, normalized or not."""
         tensor = torch.as_tensor(obs)
         if self.normalizer is None:
             return tensor
@@ -256,12 +256,12 @@ class RolloutCollector:
         return normalized
 
     def _final_input(self, obs: Any) -> Tensor:
-        """As :meth:`_as_input`; but the normalizer would clip what is infinite, which is to be found."""
+        """As :meth:`_as_input`, but what is not finite stays, as clipping would hide it from the check."""
         final = torch.as_tensor(obs)
         return self._as_input(final) if final.isfinite().all() else final
 
     def _scaled(self, rewards: Tensor, ended: Tensor) -> Tensor:
-        """Rewards ``[T, N]`` as they are learnt from; ``ended`` ``[T, N]`` says which steps ended an episode."""
+        """Rewards ``[T, N]``, scaled or not; ``ended`` ``[T, N]`` says which steps ended an episode."""
         if self.reward_scaler is None:
             return rewards
         scaled: Tensor

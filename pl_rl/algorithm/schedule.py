@@ -1,4 +1,4 @@
-"""When something that happens every so often is due, and how fast is learnt."""
+"""When periodic events are due, and the learning rates of an optimizer's groups."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,17 +10,17 @@ from torch import Tensor
 def is_due(before: int, after: int, every: int) -> bool:
     """Whether a counter that went from ``before`` to ``after`` passed or reached a multiple of ``every``.
 
-    It depends on the counter alone, so a resumed run keeps the rhythm of the run that it continues. ``every=0`` is
-    never due.
+    It depends on the counter alone, so a resumed run keeps the schedule of the one it continues. ``every=0`` is never
+    due.
     """
     return every > 0 and after // every > before // every
 
 
 class LearningRates:
-    """The rates of an optimizer's groups: each group's own, all of them times the factor of annealing.
+    """Learning rates of an optimizer's groups: the rate of each group times the annealing factor.
 
-    What is set from outside takes effect: the ``lr`` of a group, which is meant as annealed so far, or the model's
-    ``learning_rate``, which moves all other groups in proportion.
+    Assignments from outside take effect: to the ``lr`` of a group, which is taken as annealed already, or to the
+    model's ``learning_rate``, which scales all other groups in proportion.
 
     Args:
         optimizer: As ``configure_optimizers`` made it, before a checkpoint's state comes in.
@@ -39,7 +39,7 @@ class LearningRates:
         """Write the rates of an iteration into the groups.
 
         Args:
-            optimizer: As in the iteration before, but for what was set from outside.
+            optimizer: As in the iteration before, but for assignments from outside.
             setting: The model's ``learning_rate``.
             factor: Of annealing, between 1 and 0.
         """
@@ -73,14 +73,14 @@ class LearningRates:
         }
 
     def load_state_dict(self, state: Mapping[str, Any] | None, in_groups: Sequence[float]) -> bool:
-        """Go on from a checkpoint, unless the optimizer is made with other rates now: then these.
+        """Continue the rates of a checkpoint, unless the optimizer has been made with other rates now: then these.
 
         Args:
             state: From :meth:`state_dict`; ``None`` if the checkpoint has none.
             in_groups: The ``lr`` of each of the checkpoint's groups, which come back with the optimizer's state.
 
         Returns:
-            Whether it goes on.
+            Whether the checkpoint's rates are continued.
         """
         self._written = list(in_groups)
         if state is None:

@@ -1,4 +1,4 @@
-"""PPO's settings: which values can work, and which may change while a run trains."""
+"""Validation of PPO's settings, and which of them may change while a run trains."""
 
 import dataclasses
 import math
@@ -13,14 +13,14 @@ from pl_rl.files.plain_data import plain_data
 from pl_rl.networks.actor_critic import ActorCritic
 from pl_rl.networks.description import describe_network
 
-# What a model is made of.
+# Fixed when a model is made, with the reason.
 FIXED = {
     "env": "the environment is chosen when a model is made; make another one",
     "norm_obs": "it is decided when a model is made; make another one",
     "norm_reward": "it is decided when a model is made; make another one",
 }
 _ELSEWHERE = "set it before fit, or continue the run from a checkpoint with another value"
-# What a run is made of, once it trains.
+# Fixed during fit.
 FIXED_IN_FIT = {
     "env_config": "its environments have been made; set it before fit",
     "network": "the optimizer trains the parameters of the one that it began with; set it before fit",
@@ -44,7 +44,7 @@ NUMBERS = (
 )
 OPTIONAL = ("max_grad_norm", "target_kl", "stop_value", "compile_update")
 POSITIVE = ("learning_rate", "clip_coef", "max_grad_norm", "target_kl")
-# A schedule may end at zero.
+# Zero is allowed during fit, as the end of a schedule.
 ZERO_IN_FIT = ("learning_rate", "clip_coef")
 
 SETTINGS = frozenset({*WHOLE, *SWITCHES, *NUMBERS, "env", "env_config", "network"})
@@ -53,10 +53,10 @@ LIVE_SETTINGS = sorted(SETTINGS - FIXED.keys() - FIXED_IN_FIT.keys() - {"learnin
 
 
 def plain_number(name: str, value: Any) -> Any:
-    """NumPy's and torch's numbers, of a sweep say, would end up in checkpoints, which hold plain data only.
+    """Convert a scalar of NumPy or torch, as sweeps pass, to a Python number: checkpoints hold plain data only.
 
     Raises:
-        UsageError: For a parameter, which would be trained no more.
+        UsageError: For a parameter, which would no longer be trained.
     """
     if isinstance(value, Tensor) and value.requires_grad:
         raise UsageError(f"{name} cannot be learnt: it is a setting; give it a number, and a parameter another name")
@@ -66,18 +66,18 @@ def plain_number(name: str, value: Any) -> Any:
 def change_setting(
     ppo: Any, name: str, value: Any, assign: Callable[[Any], None], before_run: dict[str, Any], fitting: bool
 ) -> None:
-    """Give a setting of a model that is made another value.
+    """Assign another value to a setting of a model.
 
     Args:
         ppo: The model.
         name: Of the setting.
         value: The new one.
-        assign: What does it.
-        before_run: Values that the next run begins with, of settings that a run has changed; kept up to date.
+        assign: Sets the attribute.
+        before_run: Values from before the run, of settings that it has changed; kept up to date.
         fitting: Whether the model is being trained.
 
     Raises:
-        UsageError: If it cannot change any more, or the value cannot work; it stays as it was then.
+        UsageError: If the setting cannot change any more, or the value is invalid; the setting keeps its value.
     """
     before = getattr(ppo, name, None)
     same = value is before or (type(value) is type(before) and isinstance(value, str | int | float) and value == before)
@@ -100,14 +100,14 @@ def change_setting(
 
 
 def _described(name: str, value: Any) -> dict[str, Any]:
-    """A setting as a checkpoint has it; how a network was made cannot be told from it."""
+    """A setting as a checkpoint stores it."""
     if name == "network":
         return {name: describe_network(lambda observations, actions: cast(ActorCritic, value), value)}
     return {"env": dataclasses.asdict(value)} if name == "env_config" else {name: value}
 
 
 def check_settings(ppo: Any, fitting: bool = False) -> None:
-    """Refuse values that cannot work, each in a sentence.
+    """Refuse invalid values, each in a sentence.
 
     Args:
         ppo: The model.

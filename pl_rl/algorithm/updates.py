@@ -15,14 +15,14 @@ from pl_rl.algorithm.loss import Coefficients, Minibatch, PPOLoss
 
 
 class Updater(ABC):
-    """Lowers a loss by gradient updates.
+    """Makes gradient updates: the gradient of a minibatch's loss, clipping, a step of the optimizer.
 
     Args:
         loss: The loss, with the network in it.
         optimizer: Takes the steps.
 
     Attributes:
-        description: What the results depend on; other words, other rounding.
+        description: How updates are computed. Where it differs, results may differ by rounding.
     """
 
     description: str
@@ -33,7 +33,7 @@ class Updater(ABC):
 
     @contextmanager
     def iteration(self, coefficients: Coefficients, max_grad_norm: float | None) -> Iterator[None]:
-        """Surrounds the updates of an iteration; network and optimizer are up to date after it.
+        """Surrounds the updates of one iteration; afterwards the network and the optimizer are up to date.
 
         Args:
             coefficients: Of the loss.
@@ -46,25 +46,25 @@ class Updater(ABC):
 
     @abstractmethod
     def gradient(self, minibatch: Minibatch) -> Tensor:
-        """Compute the loss's gradient; returns ``PPOLoss.METRICS``."""
+        """Compute the gradient of the loss; returns ``PPOLoss.METRICS``, ``[5]``."""
 
     @abstractmethod
     def step(self) -> Tensor:
-        """Move along the gradient; returns its norm before clipping."""
+        """Clip the gradient and step; returns its norm before clipping, a scalar."""
 
     def close(self) -> None:
-        """Let go of threads."""
+        """Free threads."""
         return
 
 
 class EagerUpdater(Updater):
-    """Any network, any optimizer, any device."""
+    """Autograd and the optimizer's own step; for any network, optimizer and device."""
 
     description = "eager"
 
     @contextmanager
     def iteration(self, coefficients: Coefficients, max_grad_norm: float | None) -> Iterator[None]:
-        """Finds out which parameters are trained, in the network's order."""
+        """Looks up the trained parameters, in the network's order."""
         with super().iteration(coefficients, max_grad_norm):
             of_optimizer = dict.fromkeys(param for group in self.optimizer.param_groups for param in group["params"])
             in_order = dict.fromkeys(param for param in self.loss.parameters() if param in of_optimizer)
@@ -73,7 +73,7 @@ class EagerUpdater(Updater):
             yield
 
     def gradient(self, minibatch: Minibatch) -> Tensor:
-        """By backpropagation into the ``grad`` of the parameters that are trained; all others have none."""
+        """Backpropagate into the ``grad`` of the trained parameters; all others have none."""
         for param in self._trained:
             param.grad = None
         metrics: Tensor
@@ -82,26 +82,26 @@ class EagerUpdater(Updater):
         return metrics
 
     def step(self) -> Tensor:
-        """Clip and let the optimizer step."""
+        """Clip by ``clip_grad_norm_``, and let the optimizer step."""
         norm = nn.utils.clip_grad_norm_(self._trained, self._max_grad_norm)
         self.optimizer.step()
         return norm
 
 
 def lost_number(network: nn.Module, metrics: Tensor, grad_norms: Tensor) -> str | None:
-    """What is infinite or not a number after updates, in words.
+    """The first infinite number or NaN after updates, in words; ``None`` if all numbers are finite.
 
     Args:
-        network: With parameters as they are now.
-        metrics: ``[U, 5]`` of ``U`` updates.
+        network: With its parameters after the updates.
+        metrics: ``[U, 5]``, ``PPOLoss.METRICS`` of each update.
         grad_norms: ``[U]``
     """
     parameters = torch.cat([param.detach().flatten() for param in network.parameters()])
-    # In one question: it costs some 25 us, and a sum is finite only if all terms are.
+    # One check (some 25 us) for all: a sum is finite only if its terms are.
     if (parameters.sum() + metrics.sum() + grad_norms.sum()).isfinite():
         return None
     for name, values in {"the loss": metrics, "the gradient": grad_norms, "a parameter": parameters}.items():
         lost = values[~values.isfinite()]
         if len(lost):
             return f"{name} became {lost[0]}"
-    return None  # only the sum overflowed
+    return None  # finite terms, whose sum overflowed

@@ -23,16 +23,16 @@ from pl_rl.errors import Interrupted
 from pl_rl.runs.directory import display_path
 from pl_rl.runs.signals import Interruption
 
-# Nobody minds to wait so long, and to copy the state before a longer iteration costs next to nothing.
+# Shorter iterations are finished; before a longer one the state is copied, which is cheap beside it.
 LONG_SECONDS = 1.0
 
 
 class StopOnSignal(Checkpoint):
-    """Ends a run that is asked to, after the iteration if that is short, else in the middle of it.
+    """Ends a run on a signal: after the current iteration if that is short, else in the middle of it.
 
-    Before an iteration that is expected to take long, evaluation included, it keeps a copy of the checkpoint as it
-    would be saved then. An interruption saves that copy and leaves: as an iteration is a function of the state before
-    it, to do it again is exact. Short iterations are finished instead.
+    Before an iteration that is expected to be long, evaluation included, it keeps a snapshot of the checkpoint in
+    memory. An interruption saves the snapshot and leaves: an iteration is a function of the state before it, so
+    repeating it is exact. Short iterations are finished instead.
 
     :class:`pl_rl.Trainer` adds it behind :class:`RunCheckpoint`, which has saved by then what is due.
 

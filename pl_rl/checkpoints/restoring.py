@@ -94,11 +94,13 @@ def _check_optimizer(saved: dict[str, Any], optimizer: torch.optim.Optimizer, pl
     if [len(group["params"]) for group in there] != [len(group["params"]) for group in here]:
         _refuse(Misfit(f"{place}.param_groups", there, "of as many parameters as the model's groups"))
     needed = _ADAM if isinstance(optimizer, torch.optim.Adam) else ()
+    schemas: dict[int, Schema] = {}
     for index, (group_there, group_here) in enumerate(zip(there, here, strict=True)):
         _check(_group(group_here), group_there, f"{place}.param_groups[{index}]")
         for key, parameter in zip(group_there["params"], group_here["params"], strict=True):
-            if saved["state"].get(key) is not None:
-                _check(_parameter_state(parameter, needed), saved["state"][key], f"{place}.state.{key}")
+            schemas[key] = _parameter_state(parameter, needed)
+    for key, state in saved["state"].items():
+        _check(schemas.get(key, mapping(PLAIN, names=PLAIN)), state, f"{place}.state.{key}")
 
 
 def _counts(progress: Any) -> Schema:

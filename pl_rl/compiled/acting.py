@@ -1,4 +1,4 @@
-"""Choosing actions during a rollout, network and sampling as one compiled function.
+"""Action selection during a rollout, network and sampling as one compiled function.
 
 Shapes: ``T`` steps of a rollout, ``N`` environments, ``P`` outputs of the policy.
 """
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from pl_rl.algorithm.acting import ActionSelector
 from pl_rl.compiled.function import Compiled
-from pl_rl.compiled.module_state import call_with, found, places_of
+from pl_rl.compiled.module_state import call_with, places_of
 from pl_rl.errors import CompilationError
 from pl_rl.networks.actor_critic import ActorCritic
 from pl_rl.networks.modes import evaluation_mode
 
 
 class _Decision(nn.Module):
-    """A network and its distribution as one module, whose parameters a compiled function takes as arguments."""
+    """A network and its distribution as one module; a compiled function takes its parameters as arguments."""
 
     def __init__(self, network: ActorCritic) -> None:
         super().__init__()
@@ -30,10 +30,10 @@ class _Decision(nn.Module):
 
 
 class CompiledActionSelector(ActionSelector):
-    """Network and sampling as one function, for one number of environments, from and into the rollout's own memory.
+    """Network and sampling as one compiled function for a fixed ``N``; reads and writes the rollout's memory in place.
 
     Args:
-        network: As for all.
+        network: The policy and the value function.
         obs: Observations ``[N, ...]``, for their shape and type.
 
     Raises:
@@ -57,24 +57,24 @@ class CompiledActionSelector(ActionSelector):
         self._compiled.load()
 
     def _tensors(self) -> list[Tensor]:
-        """The network's parameters and buffers, as they are now.
+        """The network's current parameters and buffers.
 
         Raises:
-            CompilationError: If one has another form.
+            CompilationError: If one has another shape or type.
         """
-        return [found(place) for place in self._places]
+        return [place.current() for place in self._places]
 
     def _act(self, obs: Tensor, noise: Tensor, *state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What is compiled."""
+        """The function that is compiled."""
         names = [place.name for place in self._places]
         decided = call_with(self._decision, dict(zip(names, state, strict=True)), (obs, noise))
         return cast(tuple[Tensor, Tensor, Tensor], decided)
 
     def begin(self, obs: Tensor, noise: Tensor) -> None:
-        """Prepare a call for the first step; the others differ by their addresses."""
+        """Prepare the call of the first step; those of the other steps differ in their addresses alone."""
         steps = len(obs)
         self._decided = tuple(torch.empty(steps, *like.shape, dtype=like.dtype) for like in self._compiled.results)
-        if not (obs.is_contiguous() and noise.is_contiguous()):  # machine code would read something else
+        if not (obs.is_contiguous() and noise.is_contiguous()):  # machine code would read other elements
             raise CompilationError("observations or noise are not contiguous")
         rows = [tensor[0] for tensor in self._decided]
         self._call = self._compiled.bind([obs[0], noise[0], *self._tensors()], rows)
@@ -92,6 +92,6 @@ class CompiledActionSelector(ActionSelector):
         return self._actions[t]
 
     def decisions(self) -> tuple[Tensor, Tensor, Tensor]:
-        """As it was written."""
+        """The tensors that the calls wrote into."""
         outputs, values, actions = self._decided
         return outputs, values, actions

@@ -1,4 +1,4 @@
-"""Whether a run's updates and rollouts are compiled, and whether what was compiled still is what PyTorch computes."""
+"""When to compile a run's updates and action selection, and the audit that they compute what PyTorch does."""
 
 from functools import partial
 from typing import cast
@@ -12,7 +12,7 @@ from pl_rl.algorithm.loss import Coefficients, Minibatch, PPOLoss
 from pl_rl.compiled.acting import CompiledActionSelector
 from pl_rl.compiled.flops import count_flops
 from pl_rl.compiled.module_state import ModuleWatch, find_hook
-from pl_rl.compiled.rounding import MOST_ROUNDING, excess_difference, length_of_difference, perturbed
+from pl_rl.compiled.rounding import MOST_ROUNDING, excess_difference, perturbed, relative_error
 from pl_rl.compiled.tracing import first_line
 from pl_rl.compiled.updates import CompiledUpdater
 from pl_rl.errors import CompilationError, RunFailure
@@ -20,8 +20,8 @@ from pl_rl.networks.actor_critic import ActorCritic
 from pl_rl.networks.modes import evaluation_mode, training_mode
 from pl_rl.seeding.random_state import restore_random_state, save_random_state
 
-# Compiling takes a few seconds, once for a network and a machine. It saves about a millisecond of an update, and of a
-# large one a millisecond for each so many floating-point operations.
+# Compiling takes a few seconds, once per network and machine. It saves about 1 ms per update of a small network, and
+# about 1 ms per 2**27 FLOP of a large one; so it pays from a saving of about a second on.
 COMPILE_FROM = 1000
 FLOPS_OF_A_MILLISECOND = 2**27
 
@@ -30,20 +30,27 @@ ITERATIONS_BETWEEN_AUDITS = 100
 
 
 def is_worth_compiling(loss: PPOLoss, num_updates: int, obs_dtype: torch.dtype, minibatch_size: int) -> bool:
-    """By a run's number of updates and the work of one, neither of which changes when the run is repeated."""
+    """By a run's number of updates and the FLOPs of one, neither of which changes when the run is repeated.
+
+    Args:
+        loss: With the network in it.
+        num_updates: Of the whole run.
+        obs_dtype: Of observations in a rollout.
+        minibatch_size: Samples of an update.
+    """
     if num_updates >= COMPILE_FROM or next(loss.parameters()).device.type != "cpu":
         return num_updates >= COMPILE_FROM
     try:
         example = make_example(loss.network, obs_dtype, minibatch_size)
-    except Exception:  # of a distribution that is not like ours
+    except Exception:  # a custom distribution may need other outputs
         return False
     return num_updates * count_flops(loss, example) >= COMPILE_FROM * FLOPS_OF_A_MILLISECOND
 
 
 def make_example(network: ActorCritic, obs_dtype: torch.dtype, minibatch_size: int) -> Minibatch:
-    """A minibatch of the right shapes and types, with a gradient."""
+    """A minibatch of random numbers in the shapes and types of a run's, whose gradient is not zero."""
     generator = torch.Generator().manual_seed(0)
-    largest = 256 if obs_dtype == torch.uint8 else 1  # black images would have no gradient
+    largest = 256 if obs_dtype == torch.uint8 else 1  # black images would give no gradient
     shape = (minibatch_size, *cast(tuple[int, ...], network.observation_space.shape))
     obs = (largest * torch.rand(shape, generator=generator)).to(obs_dtype)
     distribution = network.distribution
@@ -55,21 +62,21 @@ def make_example(network: ActorCritic, obs_dtype: torch.dtype, minibatch_size: i
 
 
 class CompiledLearner:
-    """A network's updates and its acting as compiled functions, and the watch over both.
+    """Compiled updates and action selection of a network, and the audit of both.
 
     Args:
         loss: With the network in it.
         optimizer: Takes the steps.
         obs_dtype: Of observations in a rollout.
         minibatch_size: Samples of an update.
-        num_envs: Environments that are acted in at once.
+        num_envs: ``N``, environments that are stepped together.
 
     Attributes:
         updates: Compiled in training mode.
-        acting: Compiled in evaluation mode, as rollouts are collected.
+        acting: Compiled in evaluation mode, in which rollouts are collected.
 
     Raises:
-        CompilationError: If this network, this optimizer or this machine does not allow it, whatever goes wrong.
+        CompilationError: If this network, this optimizer or this machine does not allow it, for whatever reason.
     """
 
     def __init__(
@@ -89,11 +96,11 @@ class CompiledLearner:
                     self._compile(optimizer, make_example(self._network, obs_dtype, minibatch_size), num_envs)
                     change = self._watch.change()
                 finally:
-                    self._watch.undo()  # a trace leaves tensors behind that are none
+                    self._watch.undo()  # a trace may leave fake tensors in attributes
                     restore_random_state(random_state)
         except (CompilationError, RunFailure):
             raise
-        except Exception as error:  # networks are anybody's code
+        except Exception as error:  # a network is a user's code
             raise CompilationError(first_line(error)) from error
         if change is not None:
             raise CompilationError(f"each time that the network runs, {change}")
@@ -104,12 +111,12 @@ class CompiledLearner:
         if hook is not None:
             raise CompilationError(f"{hook}, which would not run")
         obs = example.obs[torch.arange(num_envs) % len(example.obs)]
-        # Both are compiled side by side.
+        # Both are compiled in parallel.
         self.acting = CompiledActionSelector(self._network, obs)
         try:
             self.updates = CompiledUpdater(self._loss, optimizer, example)
         except Exception:
-            self.acting.load()  # or its compiler would be left behind
+            self.acting.load()  # or its compiler would go on running
             raise
         self.acting.load()
         fault = self._audit_acting(obs)
@@ -117,7 +124,7 @@ class CompiledLearner:
             raise CompilationError(fault)
 
     def change(self, optimizer: torch.optim.Optimizer) -> str | None:
-        """Why this is out of date, in words: a change that the compiled functions do not see."""
+        """A change that the compiled functions would miss, in words; ``None`` if there is none."""
         if optimizer is not self.updates.optimizer:
             return "the optimizer is another one"
         with training_mode(self._network):
@@ -125,20 +132,20 @@ class CompiledLearner:
         return change or _find_step_hook(optimizer) or self.updates.change()
 
     def audit_is_due(self, iteration: int) -> bool:
-        """Whether the latest audit was long ago, by the run's count of iterations."""
+        """Whether the last audit was ``ITERATIONS_BETWEEN_AUDITS`` ago, or there was none."""
         return self._iteration is None or iteration - self._iteration >= ITERATIONS_BETWEEN_AUDITS
 
     def audit(self, minibatch: Minibatch | None, obs: Tensor, coefficients: Coefficients, iteration: int) -> str | None:
-        """Compute a gradient and decisions by PyTorch too; training is as if nobody had asked.
+        """Compare a gradient, policy outputs, values and actions with PyTorch's; it changes nothing in training.
 
         Args:
-            minibatch: A real one, of which the first chunk is looked at; ``None`` if updates are eager for now.
+            minibatch: A real one, of which the first chunk is compared; ``None`` if updates are eager for now.
             obs: Real observations ``[N, ...]``.
             coefficients: Of the loss.
             iteration: The run's count.
 
         Returns:
-            What differs by more than rounding, in words.
+            What differs by more than rounding, in words; ``None`` if nothing.
         """
         fault = None if minibatch is None else self._audit_gradient(minibatch, coefficients)
         fault = fault or self._audit_acting(obs)
@@ -177,20 +184,20 @@ class CompiledLearner:
                     return f"the {name} from PyTorch's by {difference:.1e} of their length"
         sampled = distribution.sample(outputs, noise)
         if actions.is_floating_point():
-            wrong = not length_of_difference(actions, sampled) < MOST_ROUNDING
-        else:  # two choices may be as good as equal, once
+            wrong = not relative_error(actions, sampled) < MOST_ROUNDING
+        else:  # rounding may decide between two equally probable choices, once
             wrong = int((actions != sampled).sum()) > 1
         return "the actions differ from those that PyTorch samples" if wrong else None
 
     def _decide_nearby(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """The policy's outputs and values with slightly other parameters."""
+        """Policy outputs and values at slightly perturbed parameters."""
         parameters = dict(self._network.named_parameters())
         moved = dict(zip(parameters, perturbed(list(parameters.values())), strict=True))
         return cast(tuple[Tensor, Tensor], functional_call(self._network, moved, (obs,)))
 
 
 def _find_step_hook(optimizer: torch.optim.Optimizer) -> str | None:
-    """Whether something waits for the optimizer's steps, in words."""
+    """The hook on the optimizer's steps, in words; ``None`` if there is none."""
     hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
     if any((*hooks, _global_optimizer_pre_hooks, _global_optimizer_post_hooks)):
         return "the optimizer has a hook"

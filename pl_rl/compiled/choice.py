@@ -1,4 +1,4 @@
-"""Whether the updates of a run are compiled: as the user says, as a resumed run did before, or by a rule."""
+"""Whether to compile the updates of a run: by the setting, by what a resumed run did, or by a rule."""
 
 from typing import NamedTuple
 
@@ -11,21 +11,21 @@ from pl_rl.errors import CompilationError, CompilerFailure, RunFailure, UsageErr
 
 
 class UpdatesBefore(NamedTuple):
-    """How a run that is continued made its updates, by its checkpoint."""
+    """How a resumed run computed its updates, by its checkpoint."""
 
     description: str | None
-    """Of its updates, ``None`` if the checkpoint does not tell."""
+    """See :class:`~pl_rl.algorithm.updates.Updater`; ``None`` if the checkpoint has none."""
     compile_update: bool | None
     """The setting."""
 
     @property
     def were_compiled(self) -> bool:
-        """Whether they were at the checkpoint."""
+        """Whether they were compiled at the checkpoint."""
         return self.description not in (None, "eager")
 
     @property
     def became_eager(self) -> bool:
-        """Whether they were to be compiled, and were not any more at the checkpoint."""
+        """Whether they were to be compiled, and had fallen back to eager ones by the checkpoint."""
         return self.description == "eager" and self.compile_update is True
 
 
@@ -37,18 +37,18 @@ def choose_compilation(
     minibatch_size: int,
     before: UpdatesBefore | None,
 ) -> None:
-    """Let a learner compile its updates, or stay eager and say why.
+    """Compile a learner's updates, or leave them eager and say why.
 
     Args:
         learner: Of the fit that begins.
         trainer: Its precision and debugging may forbid it.
-        compile_update: The setting; ``None`` goes by the resumed run or by the rule.
+        compile_update: The setting; ``None`` means as the resumed run, else by the rule.
         num_updates: Of the whole run, as planned.
         minibatch_size: Samples of an update.
-        before: Of the run that is continued, if one is.
+        before: Of the resumed run, if there is one.
 
     Raises:
-        UsageError: If the setting is true and it cannot be.
+        UsageError: If the setting is true and compiling is not possible.
         RunFailure: If it is true and the compiler failed this time.
     """
     wanted = compile_update

@@ -1,8 +1,8 @@
-"""Machine code that is kept on disk, and loaded only if nobody but the user can have written it.
+"""Cache of machine code on disk; code is loaded only if nobody but the user can have written it.
 
-What is kept for a key is a shared library, followed by the SHA-256 of key and library (what loads a library ignores
-what follows it). A file that is cut, overwritten or another's is thereby known before a byte of it is executed. It is
-loaded from memory: exactly what was checked, whatever becomes of the file.
+The entry of a key is a shared library, followed by the SHA-256 of key and library (the loader ignores what follows). So
+a file that is truncated, damaged or belongs to another key is found out before a byte of it is executed. It is loaded
+from memory: exactly what was checked is executed, whatever becomes of the file.
 """
 
 import ctypes
@@ -25,11 +25,11 @@ _loaded: dict[bytes, ctypes.CDLL] = {}
 
 
 class NotKept(Exception):
-    """Why nothing can be kept on disk, in words."""
+    """Why there is no cache on disk, in words."""
 
 
 def read(key: str) -> bytes | None:
-    """The library that is kept for a key, if it is there, sound and the user's; says so if it is there and is not."""
+    """The library that is cached for a key; ``None`` if there is none or, with a message, if it cannot be trusted."""
     try:
         path = folder() / f"{key}.so"
     except NotKept:
@@ -50,12 +50,12 @@ def read(key: str) -> bytes | None:
 
 
 def _own(path: Path) -> bytes:
-    """A file's content, if it is one, the user's, and nobody else can write it.
+    """The content of a regular file that belongs to the user and that nobody else can write.
 
     Raises:
-        OSError: If it is not.
+        OSError: If it is anything else.
     """
-    # Not to wait for a writer, should it be a pipe.
+    # O_NONBLOCK, or opening a named pipe would wait for a writer.
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         status = os.fstat(descriptor)
@@ -70,7 +70,7 @@ def _own(path: Path) -> bytes:
 
 
 def keep(key: str, library: bytes) -> None:
-    """Keep a library for the next run, whole or not at all; says so where it cannot be kept."""
+    """Cache a library, atomically; a message says so if it cannot be cached."""
     try:
         place = folder()
         _remove_partial_files(place)
@@ -80,7 +80,7 @@ def keep(key: str, library: bytes) -> None:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """So that after a loss of power there is all of it or nothing."""
+    """Atomic and durable: after a power failure there is all of it or nothing."""
     descriptor, partial = tempfile.mkstemp(PARTIAL, dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -98,13 +98,13 @@ def load(library: bytes) -> ctypes.CDLL:
     """Load a library from memory.
 
     Raises:
-        OSError: If it is none, or not for this machine.
+        OSError: If it is no library, or none for this machine.
     """
     digest = hashlib.sha256(library).digest()
     if digest not in _loaded:
         try:
             _loaded[digest] = _load_from_memory(library)
-        except OSError:  # a system that executes files alone
+        except OSError:  # a system that forbids to execute memory without a file
             with tempfile.TemporaryDirectory() as private:
                 path = Path(private, "library.so")
                 path.write_bytes(library)
@@ -117,7 +117,7 @@ def _load_from_memory(library: bytes) -> ctypes.CDLL:
     try:
         with os.fdopen(descriptor, "wb", closefd=False) as file:
             file.write(library)
-        # It stays open, as the loader knows a library by its name, and another one must not get the same.
+        # It stays open: the loader knows a library by its path, which another one must not get.
         return ctypes.CDLL(f"/proc/self/fd/{descriptor}")
     except OSError:
         os.close(descriptor)
@@ -125,7 +125,7 @@ def _load_from_memory(library: bytes) -> ctypes.CDLL:
 
 
 def folder() -> Path:
-    """Where machine code is kept: ``$XDG_CACHE_HOME/pl_rl``, or ``~/.cache/pl_rl``.
+    """The cache folder: ``$XDG_CACHE_HOME/pl_rl``, or ``~/.cache/pl_rl``.
 
     Raises:
         NotKept: If it cannot be made, or others can write what lies there.
@@ -151,7 +151,8 @@ def folder() -> Path:
 def others_can_change(path: Path) -> str | None:
     """Who but the user could put something else at an absolute path that exists, in words.
 
-    Every folder and link on the way is looked at. Whoever owns the root can do anything, whatever its number is here.
+    Every folder and link on the way is checked. The owner of the root is trusted, whatever its number is in this
+    namespace.
     """
     trusted = {0, os.geteuid(), Path("/").stat().st_uid}
     place, parts = Path("/"), list(reversed(path.parts[1:]))
@@ -195,7 +196,7 @@ def _fault_of_mode(status: os.stat_result) -> str | None:
 
 
 def _remove_partial_files(place: Path) -> None:
-    """Those that a killed process left behind; writing one takes no time."""
+    """Remove partial files of killed processes: those that are older than any write takes."""
     for path in place.glob(f"*{PARTIAL}"):
         if time.time() - path.stat().st_mtime > PARTIAL_SECONDS:
             path.unlink(missing_ok=True)

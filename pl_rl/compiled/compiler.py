@@ -1,4 +1,4 @@
-"""The C++ compiler of this machine, as a process of its own beside this one."""
+"""The C++ compiler of this machine, run as a subprocess."""
 
 import contextlib
 import fcntl
@@ -27,9 +27,9 @@ THIS_PROCESSOR = "-march=native" if platform.machine() in ("x86_64", "i686") els
 FLAGS = [
     *("-std=c++17", "-shared", "-fPIC", THIS_PROCESSOR),
     *("-O2", "-ftree-vectorize", "-fopenmp-simd"),
-    # Nobody reads errno or floating-point exceptions. Sums stay in their order but where the source says otherwise; a
-    # product and a sum may become one operation that rounds once (-ffp-contract=fast is the default of GCC), so bits
-    # depend on the compiler, which is therefore part of a run's description.
+    # Nobody reads errno or floating-point exceptions. Sums are reassociated only where the source asks for it.
+    # Products and sums may be contracted to FMA (-ffp-contract=fast is the default of GCC), so bits depend on the
+    # compiler, which is therefore part of a run's description.
     *("-fno-math-errno", "-fno-trapping-math"),
 ]
 OF_GCC = ["-fvect-cost-model=dynamic"]
@@ -39,15 +39,15 @@ OF_PROCESSOR = (
     *("Features", "CPU implementer", "CPU architecture", "CPU variant", "CPU part"),  # ARM
     *("cpu\t", "isa", "uarch", "features"),  # POWER, RISC-V, s390
 )
-# A compiler that failed for want of these may do another time.
+# Messages of a compiler that lacked memory or disk: it may succeed another time.
 WANTS = ("out of memory", "memory exhausted", "Cannot allocate memory", "No space left", "Resource temporarily")
 
 
 class Compiler:
-    """A compiler's process, in a folder that is gone when it is done, or when this process is.
+    """A compiler's process, in a scratch folder that is removed when it is done, or when this process ends.
 
     Args:
-        source: In C++, without what it includes from ``kernels/``.
+        source: In C++; it may include files of ``kernels/``.
 
     Raises:
         CompilerFailure: If it cannot be started.
@@ -68,7 +68,7 @@ class Compiler:
                 undo.pop_all()
         except OSError as error:
             raise CompilerFailure(f"the compiler cannot be started: {error}") from error
-        # A run that is asked to leave does not wait for it.
+        # A run that is interrupted does not wait for it.
         self._end = weakref.finalize(self, _end, self._process, folder, (lock, writer))
 
     def _start(self, source: str, folder: Path, stdin: int) -> subprocess.Popen[str]:
@@ -88,11 +88,11 @@ class Compiler:
         )
 
     def finish(self) -> bytes:
-        """Wait for it; returns the library.
+        """Wait for it; returns the content of the library.
 
         Raises:
-            CompilationError: With the first error.
-            CompilerFailure: If it was killed, or lacked memory or room.
+            CompilationError: With the compiler's first error.
+            CompilerFailure: If it was killed, or lacked memory or disk.
         """
         _, errors = self._process.communicate()
         try:
@@ -106,9 +106,9 @@ class Compiler:
 
 
 def _end(process: subprocess.Popen[str], folder: Path, descriptors: tuple[int, ...]) -> None:
-    """Leave nothing behind: no process, no folder."""
+    """End the process and remove its folder."""
     for descriptor in descriptors:
-        os.close(descriptor)  # which the child takes as a sign to end
+        os.close(descriptor)  # the child ends when the pipe is closed
     process.wait()
     if process.stderr is not None:
         process.stderr.close()
@@ -116,7 +116,7 @@ def _end(process: subprocess.Popen[str], folder: Path, descriptors: tuple[int, .
 
 
 def command() -> list[str]:
-    """``$CXX``, which may have arguments, or ``g++``.
+    """The compiler's command: ``$CXX``, which may have arguments, or ``g++``.
 
     Raises:
         CompilationError: If it cannot be split into words.
@@ -129,15 +129,15 @@ def command() -> list[str]:
 
 
 def flags() -> list[str]:
-    """How it is told to compile."""
+    """The compiler's flags."""
     return FLAGS if "clang" in (find_compiler() or "") else [*FLAGS, *OF_GCC]
 
 
 def find_compiler() -> str | None:
-    """Name and version of the C++ compiler, or ``None``.
+    """Name and version of the C++ compiler; ``None`` without one, and on systems other than Linux.
 
     Raises:
-        CompilerFailure: If it was killed when it was asked.
+        CompilerFailure: If it was killed.
     """
     return _version(tuple(command())) if sys.platform == "linux" else None
 
@@ -158,7 +158,11 @@ def _version(words: tuple[str, ...]) -> str | None:
 
 @cache
 def processor() -> str:
-    """What the compiler is told to make full use of, and whose library of mathematics it uses."""
+    """The processor that code is compiled for, and the version of the C library, whose mathematics it calls.
+
+    Raises:
+        CompilationError: If ``/proc/cpuinfo`` cannot be read.
+    """
     try:
         told = Path("/proc/cpuinfo").read_text(errors="replace")
     except OSError as error:
@@ -167,12 +171,12 @@ def processor() -> str:
 
 
 def _of_processor(told: str) -> list[str]:
-    """The lines of ``/proc/cpuinfo`` that differ between kinds of processors, and not between moments."""
+    """The lines of ``/proc/cpuinfo`` that tell models and features of processors, and do not vary with time."""
     return sorted({line for line in told.splitlines() if line.startswith(OF_PROCESSOR)})
 
 
 def remove_leftovers() -> None:
-    """Remove folders of compilers whose process was killed, and with it what should have removed them."""
+    """Remove scratch folders of killed processes."""
     with contextlib.suppress(OSError):
         for folder in _scratch_root().glob(f"{SCRATCH}*"):
             if _is_left(folder):
@@ -180,7 +184,7 @@ def remove_leftovers() -> None:
 
 
 def _is_left(folder: Path) -> bool:
-    """Whether it is the user's and no process compiles there."""
+    """Whether a scratch folder is the user's and no process compiles there."""
     try:
         status = folder.lstat()
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
@@ -189,17 +193,17 @@ def _is_left(folder: Path) -> bool:
             with (folder / "lock").open() as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except FileNotFoundError:
-            return time.time() - status.st_mtime > 60  # or it is being made
+            return time.time() - status.st_mtime > 60  # a younger one is being made
     except OSError:
         return False
     return True
 
 
 def _scratch_root() -> Path:
-    """Where nobody else can change what is compiled.
+    """A folder in which nobody else can change what is compiled.
 
     Raises:
-        OSError: If there is no such place.
+        OSError: If there is none.
     """
     root = Path(tempfile.gettempdir()).absolute()
     if (fault := code_cache.others_can_change(root)) is None:
@@ -211,20 +215,25 @@ def _scratch_root() -> Path:
 
 
 def _scratch() -> tuple[Path, int]:
-    """A new folder, and a lock in it that ends with this process.
+    """A new scratch folder, and the descriptor of a lock in it, which ends with this process.
 
     Raises:
-        OSError: If there is no place for one.
+        OSError: If none can be made.
     """
     folder = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=_scratch_root()))
     lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with contextlib.suppress(OSError):  # a file system without locks: what is left there stays
+    with contextlib.suppress(OSError):  # a file system without locks: leftovers stay there
         fcntl.flock(lock, fcntl.LOCK_EX)
     return folder, lock
 
 
 def _error(status: int, errors: str) -> CompilationError:
-    """Why a compiler did not compile."""
+    """The exception for a compiler that failed.
+
+    Args:
+        status: Its exit status, negative for a signal.
+        errors: What it wrote to standard error.
+    """
     if (killer := _signal(status, errors)) is not None:
         cause = ", as systems do that run out of memory" if killer == signal.SIGKILL else ""
         return CompilerFailure(f"the compiler was killed by {killer.name}{cause}")
@@ -234,7 +243,7 @@ def _error(status: int, errors: str) -> CompilationError:
 
 
 def _signal(status: int, errors: str) -> signal.Signals | None:
-    """The signal that ended the compiler, or a part of it: then its driver tells (GCC's, its linker's, Clang's)."""
+    """The signal that killed the compiler or a subprocess of it, as the drivers of GCC, linker and Clang report it."""
     for number in signal.Signals:
         name = re.escape(signal.strsignal(number) or number.name)
         told = rf"{name} signal terminated|terminated with signal {int(number)}\b|execute command: {name}"

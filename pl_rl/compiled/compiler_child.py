@@ -1,8 +1,8 @@
-"""Runs a compiler for a process, and ends it when that process ends, however that may be.
+"""Runs a compiler for a parent process, and kills it when the parent ends, in whatever way.
 
-``python compiler_child.py PROCESS FOLDER COMMAND...``, whose standard input is a pipe that PROCESS holds. A signal
-cannot do this: SIGKILL leaves no time for one, and what asks the system for one ("parent death") reaches the compiler's
-driver and not what that has started. It imports nothing of the package, as one of it starts with each compiler.
+``python compiler_child.py PROCESS FOLDER COMMAND...``; standard input is a pipe whose other end PROCESS holds.
+The parent cannot do this itself, as SIGKILL leaves it no time, and a parent-death signal reaches the compiler's driver
+but not the driver's subprocesses. It imports nothing of the package, to start fast.
 """
 
 import contextlib
@@ -16,11 +16,11 @@ import threading
 
 
 def main(process: int, folder: str, command: list[str]) -> int:
-    """The compiler's exit status, 128 and its number for a signal; without the process its folder goes, too."""
+    """Returns the compiler's exit status, 128 + N for signal N; removes the folder if the parent has ended."""
     compiler = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0)
 
     def is_left() -> bool:
-        # The pipe tells at once, but stays open in a worker that the process has forked.
+        # The pipe tells at once, but a worker that the parent has forked keeps it open.
         return os.getppid() != process or bool(select.select([0], [], [], 0)[0])
 
     def watch() -> None:

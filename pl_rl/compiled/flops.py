@@ -1,4 +1,4 @@
-"""How much work a gradient is, and in how many parts it is done."""
+"""FLOPs of a gradient, and the number of chunks it is computed in."""
 
 import math
 
@@ -11,17 +11,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from pl_rl.algorithm.loss import Coefficients, Minibatch, PPOLoss
 from pl_rl.compiled.module_state import ModuleWatch
 
-# Parts of a minibatch whose intermediate results fit a processor's cache, and that threads share among themselves: of
-# expensive samples as many as make a thread worth its while, but not so few that averaging gradients costs as much.
+# Minibatches are split into chunks, for cache blocking and as the unit of threading: of CHUNK_SIZE samples, or of fewer
+# if these cost CHUNK_FLOPS already, but of LEAST_CHUNK_SIZE at least, as gradients of chunks have to be averaged.
 CHUNK_SIZE = 512
 LEAST_CHUNK_SIZE = 64
 CHUNK_FLOPS = 2**28
 
 
 def count_flops(loss: PPOLoss, minibatch: Minibatch) -> int:
-    """Floating-point operations of matrix products and convolutions in a gradient; 0 where they cannot be told.
+    """FLOPs of the matrix products and convolutions in a gradient; 0 if the network cannot be traced.
 
-    It is a measure of time that does not change from run to run, and is found without computing or changing anything.
+    A measure of cost that is the same in each run. It is counted on fake tensors: nothing is computed or changed.
     """
     watch = ModuleWatch(loss)
     try:
@@ -42,7 +42,12 @@ def count_flops(loss: PPOLoss, minibatch: Minibatch) -> int:
 
 
 def number_of_chunks(minibatch_size: int, flops: int) -> int:
-    """As many equal chunks as leave each with ``CHUNK_FLOPS``, and with the least number of samples or more."""
+    """The most equal chunks that are not smaller than the constants above allow.
+
+    Args:
+        minibatch_size: ``B``.
+        flops: Of the whole minibatch.
+    """
     least = min(CHUNK_SIZE, max(LEAST_CHUNK_SIZE, math.ceil(CHUNK_FLOPS * minibatch_size / max(1, flops))))
     most = max(1, minibatch_size // least)
     return next(number for number in range(most, 0, -1) if minibatch_size % number == 0)

@@ -1,9 +1,9 @@
-"""Functions of tensors as machine code: traced once, written as C++, compiled, kept on disk, called without Python.
+"""Functions of tensors as machine code: traced once, written as C++, compiled, cached on disk, called by ctypes.
 
-A small network's update is a few hundred operations of a few microseconds each, most of it spent on the way from
-Python to the operation. As one function that knows all shapes it is a single call, of little more than its matrix
-products. What is compiled for a machine is kept on disk (:mod:`pl_rl.compiled.code_cache`), named by its source: the
-first run of a network pays a few seconds, and a run that is resumed gets the same bits.
+A small network's update is a few hundred operations of a few microseconds each, most of it dispatch overhead. As one
+function of fixed shapes it is a single call that costs little more than its matrix products. The compiled library is
+cached on disk (:mod:`pl_rl.compiled.code_cache`), by a digest of its source: the first run of a network on a machine
+waits a few seconds, and a resumed run gets the same bits.
 """
 
 import ctypes
@@ -25,10 +25,10 @@ __all__ = ["Compiled", "Library", "compile_function", "describe_machine_code"]
 
 
 class Library:
-    """A shared library that is being compiled, or was before.
+    """A shared library: from the cache, or being compiled in the background.
 
     Args:
-        source: In C++, without what it includes from ``kernels/``.
+        source: In C++; it may include files of ``kernels/``.
 
     Raises:
         CompilationError: If there is no compiler, or it cannot be started.
@@ -44,7 +44,7 @@ class Library:
         self._compiler = None if self._loaded is not None else Compiler(source)
 
     def load(self) -> ctypes.CDLL:
-        """The library, once it is there.
+        """Wait for the library and load it.
 
         Raises:
             CompilationError: If it cannot be compiled or loaded.
@@ -60,7 +60,7 @@ class Library:
 
 
 def _load(library: bytes) -> ctypes.CDLL | None:
-    """A library, unless it is for a system with other libraries than this one, which may share a home with it."""
+    """Load a library; ``None`` if it does not fit this system, as in a home directory that several systems share."""
     try:
         return code_cache.load(library)
     except OSError as error:
@@ -69,14 +69,14 @@ def _load(library: bytes) -> ctypes.CDLL | None:
 
 
 class Compiled:
-    """A compiled function of tensors; several threads may call it at once, each with an instance of its own.
+    """A compiled function of tensors. Several threads may call it at once, each with an instance of its own.
 
-    Making one starts the compiler, or finds what it made before; several can be compiled side by side.
+    The constructor starts the compiler, unless the cache has the library; several functions compile in parallel.
 
     Args:
         function: Takes and returns tensors; may use autograd inside, and branch on nothing but shapes.
         example: Arguments of the shapes, types and strides that it will be called with.
-        instances: How many threads will call it at once.
+        instances: How many threads will call it at once; each has scratch memory of its own.
 
     Attributes:
         results: Tensors of the shapes and types that it returns.
@@ -88,7 +88,7 @@ class Compiled:
     def __init__(
         self, function: Callable[..., Sequence[Tensor]], example: Sequence[Tensor], instances: int = 1
     ) -> None:
-        # Each in memory of its own, from its beginning, as ``generate`` takes for granted.
+        # ``generate`` assumes that each argument has a storage of its own, and offset 0.
         example = [tensor.detach().clone() for tensor in example]
         graph = tracing.trace(function, example)
         try:
@@ -105,7 +105,7 @@ class Compiled:
         self._blocks = [torch.empty(source.block_size, dtype=torch.uint8) for _ in range(instances)]
 
     def load(self) -> "Compiled":
-        """Wait until it can be called.
+        """Wait for the compiler, and load the function.
 
         Raises:
             CompilationError: If the compiler fails.
@@ -115,15 +115,15 @@ class Compiled:
         return self
 
     def bind(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], instance: int = 0) -> "Call":
-        """The function as a call without arguments, from tensors to tensors.
+        """Bind the function to tensors that it reads and writes.
 
         Args:
-            inputs: As the example.
-            outputs: As ``results``.
-            instance: Whose memory it works in.
+            inputs: Of the shapes, types and strides of the example.
+            outputs: Of those of ``results``.
+            instance: Whose scratch memory it uses.
 
         Raises:
-            CompilationError: If one has another shape, type or strides: it would be read or written past its end.
+            CompilationError: If one has another shape, type or strides, as memory past its end would be accessed.
         """
         given = [_layout(tensor) for tensor in [*inputs, *outputs]]
         expected = [*self._expected, *(_layout(result) for result in self.results)]
@@ -141,10 +141,10 @@ class Compiled:
 
 
 class Call:
-    """A compiled function with the addresses of its arguments and results.
+    """A compiled function, bound to the addresses of its arguments and results.
 
     Attributes:
-        arguments: Addresses of the inputs; others of the same shape, type and strides may take their place.
+        arguments: Addresses of the inputs; assign those of other tensors of the same shape, type and strides.
         results: Addresses of the outputs, likewise.
     """
 
@@ -155,10 +155,10 @@ class Call:
         self._run, self._addresses = run, (ctypes.byref(self.arguments), ctypes.byref(self.results), block.data_ptr())
 
     def __call__(self) -> None:
-        """Compute; the interpreter's lock is let go of meanwhile.
+        """Compute; ctypes releases the GIL meanwhile.
 
         Raises:
-            RunFailure: If an index lay outside of what it indexes; nothing else was read or written instead.
+            RunFailure: If the index of a gather or scatter is out of bounds; it is not used.
         """
         if self._run(*self._addresses):
             raise RunFailure(
@@ -170,7 +170,7 @@ class Call:
 def compile_function(
     function: Callable[..., Sequence[Tensor]], example: Sequence[Tensor], instances: int = 1
 ) -> Compiled:
-    """Compile a function of CPU tensors for one set of shapes, or load what was compiled before.
+    """Compile a function of CPU tensors for one set of shapes, or load it from the cache.
 
     Arguments and errors are those of :class:`Compiled`.
     """
@@ -178,7 +178,7 @@ def compile_function(
 
 
 def describe_machine_code() -> str:
-    """What the bits of results depend on: the compiler, and a digest of what writes C++ and for which processor.
+    """What the bits of results depend on: the compiler, and a digest of generator, kernels, flags and processor.
 
     Comments and docstrings do not count.
     """
@@ -188,7 +188,7 @@ def describe_machine_code() -> str:
 
 
 def _key(source: str) -> str:
-    """Of all that decides what is compiled."""
+    """The cache key: a digest of all that decides what is compiled."""
     return _digest([source, _included(), compiler.flags(), find_compiler(), compiler.processor()])[:32]
 
 
@@ -201,6 +201,6 @@ def _digest(parts: list[Any]) -> str:
 
 
 def _layout(tensor: Tensor) -> tuple[Any, ...]:
-    """Shape, type, and the strides of what has more than one element."""
+    """Shape, type, and the strides of dimensions with more than one element."""
     strides = [stride for stride, n in zip(tensor.stride(), tensor.shape, strict=True) if n > 1]
     return tuple(tensor.shape), tensor.dtype, strides if tensor.numel() else []

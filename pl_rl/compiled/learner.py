@@ -1,4 +1,4 @@
-"""What makes a run's updates: eager, or compiled as long as that computes the same."""
+"""The choice between eager and compiled updates, for the length of a fit."""
 
 import torch
 from torch import Tensor
@@ -12,16 +12,17 @@ from pl_rl.compiled.backend import CompiledLearner, is_worth_compiling
 
 
 class Learner:
-    """Makes the updates of one fit, and lets its rollouts act as fast.
+    """Selects the updater and the action selector of one fit: eager, or compiled as long as that computes the same.
 
     Args:
-        collector: Of the rollouts, with the network.
+        collector: Of the rollouts; its ``acting`` is replaced by a compiled one.
         optimizer: As ``configure_optimizers`` made it.
         clip_vloss: Whether the value loss is clipped.
         learning_rate: The model's setting.
 
     Attributes:
-        rates: Of the optimizer's groups.
+        rates: Learning rates of the optimizer's groups.
+        description: How updates are computed, see :class:`~pl_rl.algorithm.updates.Updater`.
     """
 
     def __init__(
@@ -34,14 +35,14 @@ class Learner:
         self.description = self._eager.description
 
     def is_worth_compiling(self, num_updates: int, minibatch_size: int) -> bool:
-        """By a run's number of updates and the work of one."""
+        """See :func:`pl_rl.compiled.backend.is_worth_compiling`."""
         return is_worth_compiling(self._eager.loss, num_updates, self._collector.obs_dtype, minibatch_size)
 
     def compile(self, minibatch_size: int) -> None:
-        """Be fast from here on.
+        """Compile updates and action selection.
 
         Raises:
-            CompilationError: If that is not possible.
+            CompilationError: If that is not possible; both stay eager.
         """
         self._compiled = CompiledLearner(
             self._eager.loss,
@@ -54,10 +55,14 @@ class Learner:
         self.description = self._compiled.updates.description
 
     def follow(self, optimizer: torch.optim.Optimizer, clip_vloss: bool) -> str | None:
-        """Go on with what is there now.
+        """Take over changes of the model, and fall back to eager updates where compiled ones would miss one.
+
+        Args:
+            optimizer: The model's current one.
+            clip_vloss: The model's current setting.
 
         Returns:
-            Why updates are eager from here on, if they were compiled, in words.
+            Why updates are eager from here on, in words; ``None`` if nothing changes.
         """
         self._eager.loss.clip_vloss = clip_vloss
         if optimizer is not self._eager.optimizer:
@@ -71,26 +76,26 @@ class Learner:
 
     @property
     def updates(self) -> Updater:
-        """What makes the gradient updates of this iteration."""
+        """The updater of the current iteration: eager while a parameter is frozen."""
         if self._compiled is None:
             return self._eager
-        # A compiled function would move parameters that are frozen, too.
+        # A compiled step would move frozen parameters, too.
         frozen = any(not parameter.requires_grad for parameter in self._collector.network.parameters())
         return self._eager if frozen else self._compiled.updates
 
     def audit_is_due(self, iteration: int, evaluates: bool) -> bool:
-        """Whether to compare what is compiled with PyTorch: at each evaluation, and now and then."""
+        """Whether an audit is due: before each evaluation, and every 100 iterations."""
         return self._compiled is not None and (evaluates or self._compiled.audit_is_due(iteration))
 
     def audit(self, minibatch: Minibatch, obs: Tensor, coefficients: Coefficients, iteration: int) -> str | None:
-        """What differs from PyTorch by more than rounding, in words; arguments as of :meth:`CompiledLearner.audit`."""
+        """See :meth:`CompiledLearner.audit`; ``None`` if nothing is compiled."""
         if self._compiled is None:
             return None
         in_use = self.updates is self._compiled.updates
         return self._compiled.audit(minibatch if in_use else None, obs, coefficients, iteration)
 
     def close(self) -> None:
-        """Let go of threads and memory; how updates were made is still told."""
+        """Free threads and memory; ``description`` stays."""
         if self._compiled is not None:
             self._compiled.updates.close()
             self._compiled = None

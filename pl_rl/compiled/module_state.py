@@ -1,6 +1,7 @@
-"""What a module computes with beyond the operations in its ``forward``: its mode, its tensors, and all else it holds.
+"""State of a module that a compiled function depends on: parameters, buffers, attributes, mode, hooks.
 
-A compiled function was traced from a module once. Tensors are its arguments and may change; the rest is part of it.
+A compiled function was traced from a module once. Parameters and buffers are its arguments and may change; all other
+state was compiled in as constants, so a change of it has to be noticed.
 """
 
 import copy
@@ -19,19 +20,19 @@ from pl_rl.errors import CompilationError
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 CONTAINERS = (dict, list, set, deque)
-# Their attributes are not looked at: code, and what nobody changes.
+# Their attributes are not watched: code, and what nobody changes.
 OPAQUE = (Tensor, gym.Space, type, ModuleType, FunctionType, MethodType, BuiltinFunctionType)
 DEPTH = 4
-# Whose classes stay as they are.
+# Their classes are not watched.
 LIBRARIES = ("abc", "builtins", "collections", "enum", "functools", "numpy", "torch", "typing")
 
 
 class Place:
-    """Where a module keeps a parameter or a buffer, and the form that a compiled function takes it in.
+    """Where a module keeps a parameter or a buffer, with the shape, type and device that it was compiled for.
 
     Attributes:
         name: Dotted.
-        tensor: The one that was there first.
+        tensor: The original one.
     """
 
     def __init__(self, name: str, holder: dict[str, Any], key: str) -> None:
@@ -42,19 +43,26 @@ class Place:
 
     @property
     def fits(self) -> bool:
-        """Whether the tensor that is there now can take the first one's place."""
+        """Whether the current tensor can be an argument in the place of the original one."""
         tensor = self._holder.get(self._key)
         return (
             tensor is not None and tensor.is_contiguous() and (tensor.shape, tensor.dtype, tensor.device) == self._form
         )
 
-    def find(self) -> Tensor | None:
-        """The tensor that is there now, without its gradient; ``None`` if it does not fit."""
-        return self._holder[self._key].detach() if self.fits else None
+    def current(self) -> Tensor:
+        """The current tensor, without its gradient.
+
+        Raises:
+            CompilationError: If it does not fit.
+        """
+        if not self.fits:
+            raise CompilationError(f"{self.name} has another shape or type than it was compiled for")
+        tensor: Tensor = self._holder[self._key].detach()
+        return tensor
 
     @property
     def is_original(self) -> bool:
-        """Whether the first tensor is still there, whatever its values."""
+        """Whether the original tensor is still there, whatever its values."""
         return self._holder.get(self._key) is self.tensor
 
 
@@ -62,7 +70,7 @@ def places_of(module: nn.Module) -> list[Place]:
     """A module's parameters and buffers.
 
     Raises:
-        CompilationError: If one is not laid out as machine code takes for granted.
+        CompilationError: If one is not contiguous.
     """
     places = []
     for full_name, _ in [*module.named_parameters(), *module.named_buffers()]:
@@ -75,23 +83,11 @@ def places_of(module: nn.Module) -> list[Place]:
     return places
 
 
-def found(place: Place) -> Tensor:
-    """The tensor that is at a place now, without its gradient.
-
-    Raises:
-        CompilationError: If it does not fit.
-    """
-    tensor = place.find()
-    if tensor is None:
-        raise CompilationError(f"{place.name} has another shape or type than it was compiled for")
-    return tensor
-
-
 def call_with(module: nn.Module, state: Mapping[str, Tensor], arguments: tuple[Any, ...]) -> Any:
-    """A module's results with other parameters and buffers.
+    """``functional_call``: a module's results with other parameters and buffers.
 
     Raises:
-        CompilationError: If it replaces one, which nobody would see.
+        CompilationError: If the module replaces one of them as it runs, which would be lost.
     """
     given = dict(state)
     results = functional_call(module, given, arguments)
@@ -102,12 +98,12 @@ def call_with(module: nn.Module, state: Mapping[str, Tensor], arguments: tuple[A
 
 
 class ModuleWatch:
-    """Notices when anything changes in a module that a trace of it does not see: numbers, flags, arrays, layers, hooks.
+    """Notices a change of a module that was compiled in: of numbers, flags, arrays, layers, classes or hooks.
 
     Values of tensors may change, and buffers may be replaced. It compares references, which takes microseconds.
 
     Args:
-        module: With all that it contains.
+        module: Watched with its submodules and their attributes.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -119,7 +115,7 @@ class ModuleWatch:
         self._note("", module, 0)
 
     def change(self) -> str | None:
-        """What is not as it was, in words."""
+        """What has changed, in words; ``None`` if nothing."""
         if not _same(self._live, self._recorded):
             for name, live, recorded in zip(self._names, self._live, self._recorded, strict=True):
                 if not _same(live, recorded):
@@ -130,7 +126,7 @@ class ModuleWatch:
         return None
 
     def undo(self) -> None:
-        """Let everything but the numbers in arrays be as it was."""
+        """Restore everything but the contents of arrays."""
         for live, recorded in zip(self._live, self._recorded, strict=True):
             if isinstance(live, CONTAINERS) and not _same(live, recorded):
                 live.clear()
@@ -180,7 +176,7 @@ class ModuleWatch:
 
 
 def find_hook(module: nn.Module) -> str | None:
-    """Where a module has a hook, which would run when it is traced and never again; in words."""
+    """Where a module has a hook, in words: it would run when the module is traced and never again."""
     if _has_any_global_hook():
         return "all modules have a hook"
     for name, part in module.named_modules():
@@ -193,7 +189,7 @@ def find_hook(module: nn.Module) -> str | None:
 
 
 def has_hook(parameter: Tensor) -> bool:
-    """Whether a function waits for the gradient of a parameter."""
+    """Whether a parameter has a hook on its gradient."""
     return bool(parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None))
 
 

@@ -1,4 +1,4 @@
-"""Functions of tensors as graphs of core ATen operations, and what cannot be one."""
+"""Tracing: functions of tensors as graphs of core ATen operations, and the refusal of what a trace would miss."""
 
 from collections.abc import Callable, Sequence
 from functools import reduce
@@ -22,10 +22,10 @@ ARRAY = "the network computes with a NumPy array, which might change unseen; mak
 
 
 def trace(function: Callable[..., Sequence[Tensor]], example: Sequence[Tensor]) -> fx.GraphModule:
-    """The function as a graph of core ATen operations that change nothing.
+    """Trace a function into a functional graph of core ATen operations (nothing is changed in place).
 
     Raises:
-        CompilationError: If it cannot be one, or would not be the same function.
+        CompilationError: If it cannot be traced, or the graph would not be the same function.
     """
     graph = _recorded(function, example)
     _check(graph)
@@ -37,7 +37,7 @@ def trace(function: Callable[..., Sequence[Tensor]], example: Sequence[Tensor]) 
     functional = _recorded(functionalize(graph), example, decompositions)
     functional.graph.eliminate_dead_code()
     for node in functional.graph.nodes:
-        if node.target is torch.ops.aten.copy_.default:  # what is left of them changes an argument
+        if node.target is torch.ops.aten.copy_.default:  # those that are left change an argument
             raise CompilationError("the network changes its own state")
     return functional
 
@@ -55,7 +55,7 @@ def _recorded(
 
 
 class _NoArrays(TorchFunctionMode):
-    """Refuses tensors that are made of NumPy arrays."""
+    """Refuses tensors made from NumPy arrays."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if any(isinstance(value, np.ndarray) for value in tree_leaves((args, kwargs))):
@@ -66,7 +66,7 @@ class _NoArrays(TorchFunctionMode):
 def _layer_norm(
     x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """By operations that there is source for; also the mean and the inverse of the standard deviation."""
+    """Layer norm by supported operations; also returns the mean and the reciprocal of the standard deviation."""
     dims = list(range(-len(shape), 0))
     mean = x.mean(dims, keepdim=True)
     inverse = (x.var(dims, correction=0, keepdim=True) + eps).rsqrt()
@@ -76,7 +76,7 @@ def _layer_norm(
 
 
 def _check(graph: fx.GraphModule) -> None:
-    """Refuse what draws random numbers, what changes its own state, and what takes numbers from foreign memory.
+    """Refuse random numbers, changes of the network's own state, and constants in foreign memory (NumPy arrays).
 
     Raises:
         CompilationError: With the operation.
@@ -93,5 +93,5 @@ def _check(graph: fx.GraphModule) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """Of what an exception says, after its kind."""
+    """The type of an exception and the first line of its message."""
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

@@ -1,7 +1,7 @@
-"""Environments: which one, and many copies of it stepped together.
+"""Environments: making them, stepping many copies together, saving and restoring their state.
 
-What belongs here: making, stepping, saving and restoring environments, what they do wrong, their spaces as plain data.
-What does not: the policy that acts in them (``algorithm/``).
+What belongs here: vector environments, replay and snapshots, faults of environments, their spaces as plain data.
+What does not: the policy that acts in them (``algorithm/``), statistics of their outputs (``networks/``).
 """
 
 from pl_rl.envs.config import EnvConfig

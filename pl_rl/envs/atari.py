@@ -6,15 +6,15 @@ import gymnasium as gym
 
 
 class EpisodicLife(gym.Wrapper[Any, Any, Any, Any]):
-    """Ends an episode when a life is lost, and goes on with the same game in the next one.
+    """Ends an episode when a life is lost; the next episode continues the same game.
 
-    The value function then learns that a life is worth something (https://www.nature.com/articles/nature14236,
-    methods, "training details"). A seeded reset begins a new game.
+    So the value function learns that losing a life ends all further reward
+    (https://www.nature.com/articles/nature14236, methods, "training details"). A seeded reset begins a new game.
 
     Lives are those in the ``info`` of ALE's environments.
 
     Attributes:
-        reset_goes_on: Whether the next reset without a seed goes on with the game rather than beginning a new one.
+        reset_goes_on: Whether the next reset without a seed continues the game rather than beginning a new one.
     """
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
@@ -31,7 +31,7 @@ class EpisodicLife(gym.Wrapper[Any, Any, Any, Any]):
         return obs, reward, terminated or self.reset_goes_on, truncated, info
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Go on with the next life, by a step that does nothing, or begin a new game."""
+        """Continue with the next life, by a no-op step, or begin a new game."""
         ended = True
         if self.reset_goes_on and seed is None:
             obs, _, terminated, truncated, info = self.env.step(0)

@@ -11,7 +11,7 @@ from pl_rl.envs.make import make_env
 from pl_rl.envs.processors import cores
 from pl_rl.seeding.random_state import restore_random_state, save_random_state
 
-# What commands and replies cost in a step of all environments, measured with two workers: 60 us. Four times that, since
+# The overhead of commands and replies in a step of all environments: four times the 60 us measured with two workers, as
 # processor cores are seldom all free.
 OVERHEAD_SECONDS = 240e-6
 WARM_UP_STEPS = 5
@@ -22,7 +22,7 @@ LONGEST_PROBE_SECONDS = 1.0
 def workers_pay(config: EnvConfig, num_envs: int) -> bool:
     """Whether stepping the environments in worker processes saves clearly more time than it costs.
 
-    A guess only decides how fast a run is: the same numbers come out either way, and a run may change between the two.
+    The choice affects speed alone: both give the same numbers, and a resumed run may change between them.
     """
     in_turn = math.ceil(num_envs / cores())
     if in_turn == num_envs:
@@ -33,7 +33,7 @@ def workers_pay(config: EnvConfig, num_envs: int) -> bool:
         return (num_envs - in_turn) * _seconds_per_step(env) > OVERHEAD_SECONDS
     except STOPS:
         raise
-    except BaseException:  # which will come again, and be reported, when the environment is used
+    except BaseException:  # it will come again, and be reported, when the environment is used
         return False
     finally:
         close_each([(0, env)])

@@ -22,7 +22,7 @@ class EnvConfig:
         vectorization: ``sync`` steps the environments one after another in this process, ``async`` in worker
             processes, ``native`` all at once in vectorized or C++ code, where the environment has such code. ``auto``
             is ``native`` where there is one, elsewhere ``async`` if environments are slow enough for it to pay and
-            ``sync`` if not; evaluations start no worker processes.
+            ``sync`` if not; evaluation starts no worker processes.
         kwargs: Keyword arguments of the environment (and of ``gymnasium.make``, such as ``max_episode_steps``).
         imports: Modules to import first, which register environments.
         wrappers: Wrappers of each environment, from the innermost to the outermost.

@@ -1,4 +1,4 @@
-"""Checksums of all that an environment gives, by which a replay is known to have given the same."""
+"""Checksums of an environment's outputs, which verify that a replay reproduces them."""
 
 from array import array
 from typing import Any
@@ -8,14 +8,14 @@ import numpy as np
 
 
 class Digest:
-    """Running checksums, looked at where an episode begins and whenever a state is saved.
+    """Running checksums, read where an episode begins and whenever a state is saved.
 
-    Observations count byte for byte as the environment gives them, rewards as float64. CRC-32 takes 60 ns for a small
-    observation, where SHA-1 takes four times that; it is to find mistakes, and nobody has a reason to forge one.
+    Observations count byte for byte as the environment gives them, rewards as float64. CRC-32 suffices, as it is
+    to find errors and not forgeries; it takes 60 ns for a small observation, SHA-1 four times that.
 
     Attributes:
         observed: The checksum of the observations, in a list of one.
-        rewards: Those that are in no checksum yet.
+        rewards: Rewards that are in no checksum yet.
     """
 
     def __init__(self) -> None:
@@ -24,13 +24,13 @@ class Digest:
         self.clear()
 
     def clear(self) -> None:
-        """Forget all."""
+        """Start anew."""
         self.observed[0] = self._earned = 0
         del self.rewards[:]
         self._episodes: list[list[int]] = []
 
     def observe(self, obs: Any) -> None:
-        """Add an observation, however it lies in memory."""
+        """Add an observation of any memory layout."""
         self.observed[0] = crc32(np.ascontiguousarray(obs).data, self.observed[0])
 
     def end(self, terminated: Any, truncated: Any) -> None:
@@ -42,7 +42,7 @@ class Digest:
         self._episodes.append(self._by_now())
 
     def sums(self) -> list[list[int]]:
-        """By the end of each episode, and by now: the checksum of the observations, and that of rewards and ends."""
+        """Checksums at the end of each episode and now: of observations, and of rewards and ends of episodes."""
         return [*self._episodes, self._by_now()]
 
     def _by_now(self) -> list[int]:

@@ -1,4 +1,4 @@
-"""What environments do wrong, as sentences.
+"""Faults of environments, exceptions and invalid outputs alike, as sentences.
 
 Shapes: ``T`` steps of a rollout, ``N`` environments.
 """
@@ -20,8 +20,8 @@ Fault = tuple[int, str, str]
 """Index of the environment, what it did, and its traceback (empty where there is none)."""
 
 STOPS = (KeyboardInterrupt, Interrupted)
-"""What a signal raises, wherever the process is: it ends the run, and is no fault of an environment that was at work.
-Whatever else comes out of one is, also ``sys.exit``, which games call when their window is closed."""
+"""Raised by a signal, wherever the process is: they end the run, and are no fault of the environment that was running.
+Any other exception is a fault, including ``SystemExit``, which games raise when their window is closed."""
 
 
 class WrongOutput(ValueError):
@@ -29,10 +29,10 @@ class WrongOutput(ValueError):
 
 
 def number_of(reward: Any) -> float:
-    """A reward as the number that it is, or that an array of one holds, as some environments give rewards.
+    """A reward as a number; some environments give arrays of one.
 
     Raises:
-        WrongOutput: With what it is, if it is anything else.
+        WrongOutput: If it is anything else.
     """
     numbers = np.asarray(reward)
     if numbers.size == 1 and numbers.dtype.kind in "biuf":
@@ -42,7 +42,7 @@ def number_of(reward: Any) -> float:
 
 
 def as_fault(index: int, doing: str, error: BaseException) -> Fault:
-    """An exception that came out of an environment.
+    """The fault of an exception that an environment raised.
 
     Args:
         index: Which environment.
@@ -54,7 +54,7 @@ def as_fault(index: int, doing: str, error: BaseException) -> Fault:
 
 
 def error_in_words(error: BaseException) -> str:
-    """What an environment did from which this came out, as the rest of a sentence."""
+    """What an environment did when it raised this, as the rest of a sentence."""
     if isinstance(error, WrongOutput):
         return str(error)
     if isinstance(error, SystemExit):
@@ -64,7 +64,7 @@ def error_in_words(error: BaseException) -> str:
 
 
 def close_each(envs: Iterable[tuple[int, gym.Env[Any, Any]]]) -> Fault | None:
-    """Close environments, all of them whatever each does, and give the first fault.
+    """Close all environments, whatever each of them raises; returns the first fault.
 
     Args:
         envs: With their indices.
@@ -82,7 +82,7 @@ def close_each(envs: Iterable[tuple[int, gym.Env[Any, Any]]]) -> Fault | None:
 
 @contextmanager
 def closing(env: "gym.vector.VectorEnv[Any, Any, Any]") -> Iterator[None]:
-    """Close environments after this block; what the block raises is what is raised, whether they can be closed or not.
+    """Close environments after this block; an exception of the block takes precedence over one of closing.
 
     Raises:
         EnvironmentFailure: If one cannot be closed.
@@ -113,18 +113,18 @@ def check_finite(
     last_obs: npt.NDArray[Any],
     final_obs: Mapping[tuple[int, int], Tensor],
 ) -> None:
-    """Refuse numbers that nothing can be learnt from.
+    """Refuse rewards and observations that are infinite or NaN.
 
     Args:
         obs: ``[T, N, ...]``, before each step.
         rewards: ``[T, N]``
         last_obs: ``[N, ...]``, after the last step.
-        final_obs: By (step, environment), the last observations of episodes that were cut.
+        final_obs: By (step, environment), the last observations of truncated episodes.
 
     Raises:
         EnvironmentFailure: For the first that is not finite.
     """
-    # A sum is not finite if one of its terms is not, and costs next to nothing.
+    # A sum is finite only if its terms are, and is cheap.
     sums = [torch.from_numpy(rewards).sum()]
     if obs.is_floating_point():
         sums += [obs.sum(), torch.from_numpy(last_obs).sum(), *(final.sum() for final in final_obs.values())]
@@ -164,5 +164,5 @@ def _observed(obs: Tensor) -> str:
 
 
 def _shown(value: float, dtype: Any) -> str:
-    """It may be infinite only in the type in which it is kept."""
+    """A number; if infinite with its type, as it may be finite in a larger one."""
     return f"{value} in {str(dtype).removeprefix('torch.')}" if np.isinf(value) else str(value)

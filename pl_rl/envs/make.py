@@ -1,4 +1,4 @@
-"""Making a single environment: importing, wrapping, and a sentence for whatever goes wrong on the way."""
+"""Making a single environment: importing and wrapping it; every failure becomes a sentence."""
 
 import difflib
 import inspect
@@ -25,7 +25,7 @@ def make_env(config: EnvConfig, training: bool = False, render_mode: str | None 
 
     Args:
         config: The environment.
-        training: Whether it also has the wrappers for training alone.
+        training: Whether it also has ``train_wrappers``.
         render_mode: As gymnasium's.
 
     Raises:
@@ -39,7 +39,7 @@ def make_env(config: EnvConfig, training: bool = False, render_mode: str | None 
 
 
 def import_modules(config: EnvConfig) -> None:
-    """Import what registers environments.
+    """Import the modules that register environments.
 
     Raises:
         UsageError: If a module cannot be imported.
@@ -81,7 +81,7 @@ def _make_unwrapped(config: EnvConfig, render_mode: str | None) -> AnyEnv:
 
 
 def _of_drawing(error: BaseException) -> str:
-    """The way out where MuJoCo cannot load the library that it is to draw with, which it does when it is imported."""
+    """The remedy if MuJoCo fails on import because it cannot load the renderer that ``MUJOCO_GL`` names."""
     library = os.environ.get("MUJOCO_GL")
     modules = {frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)}
     if library is None or "mujoco" not in modules:
@@ -112,7 +112,7 @@ def wrap(env: AnyEnv, wrapper: ClassPath) -> AnyEnv:
 
 
 def _made(make: Callable[..., AnyEnv], arguments: dict[str, Any]) -> AnyEnv:
-    """An environment with its arguments as a config file has them, or else with tuples for lists, which it has not.
+    """An environment from a config's arguments; if that fails, with tuples for lists, as YAML has no tuples.
 
     Raises:
         BaseException: Whatever the first of the two attempts raised, if both fail.
@@ -130,7 +130,7 @@ def _made(make: Callable[..., AnyEnv], arguments: dict[str, Any]) -> AnyEnv:
 
 
 def _as_annotated(value: Any, make: Callable[..., AnyEnv], name: str) -> Any:
-    """With tuples for lists if the argument is said to take tuples."""
+    """With tuples for lists if the argument is annotated with tuples."""
     parameter = inspect.signature(make).parameters.get(name)
     annotation = "" if parameter is None else str(parameter.annotation)
     return _tuples(value) if re.search(r"\btuple\b", annotation, re.IGNORECASE) else value
@@ -166,7 +166,7 @@ def make_single(config: EnvConfig) -> AnyEnv:
 
 
 def close_single(env: AnyEnv, env_id: str) -> None:
-    """Close an environment that was made for a look at it.
+    """Close an environment that was made for inspection.
 
     Raises:
         RunFailure: If it raises an exception.
@@ -216,7 +216,7 @@ def _wrapper_class(path: str) -> type[gym.Wrapper[Any, Any, Any, Any]]:
 
 
 def _in_words(error: BaseException) -> str:
-    """What an exception says, on one line, with its type where that adds something."""
+    """The message of an exception, on one line, with its type where that adds something."""
     if isinstance(error, SystemExit):
         return f"it {error_in_words(error)}"
     text = " ".join(str(error).split())

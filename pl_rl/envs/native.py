@@ -1,4 +1,4 @@
-"""Gymnasium's own vectorized environments, brought to the one autoreset mode that pl_rl uses."""
+"""Gymnasium's own vectorized environments, in the autoreset mode that pl_rl uses, ``SAME_STEP``."""
 
 from collections.abc import Callable
 from typing import Any, cast
@@ -16,7 +16,7 @@ Floats = npt.NDArray[np.float32]
 
 
 class NoNativeVectorization(UsageError):
-    """An environment has no vectorized code, or has something that does not go with it."""
+    """An environment has no native vectorization, or settings that this does not support."""
 
     def __init__(self, env_id: str, what: str | None = None) -> None:
         lacks = f" that goes with {what}" if what else ""
@@ -24,18 +24,17 @@ class NoNativeVectorization(UsageError):
 
 
 class Trusted(MultiDiscrete):
-    """Actions that need no check, since a distribution made for this space draws them."""
+    """An action space without validation: actions are sampled from a distribution made for it."""
 
     def contains(self, x: Any) -> bool:
-        """Yes: gymnasium asks at each step, which takes a fifth of it."""
+        """Always true; gymnasium's check would take a fifth of each step."""
         return True
 
 
 class SameStepCartPoleVectorEnv(CartPoleVectorEnv):
-    """CartPole in vectorized code whose ended episodes begin again within the step that ended them.
+    """Vectorized CartPole that resets an ended episode within the step that ended it.
 
-    Gymnasium's class resets one step later and fills that step with a dummy transition, which would have to be
-    cut out of every rollout.
+    Gymnasium's class resets in the next step, whose transition is a dummy that every rollout would have to leave out.
     """
 
     # Gymnasium declares it without ClassVar.
@@ -59,7 +58,7 @@ class SameStepCartPoleVectorEnv(CartPoleVectorEnv):
         return obs, rewards, terminated, truncated, infos
 
 
-# By the entry point under which gymnasium registers the class that each stands in for.
+# By the entry point of the class that each replaces, as gymnasium registers it.
 NATIVE_VECTOR_ENVS: dict[str, Callable[..., VectorEnv[Any, Any, Any]]] = {
     "gymnasium.envs.classic_control.cartpole:CartPoleVectorEnv": SameStepCartPoleVectorEnv,
 }

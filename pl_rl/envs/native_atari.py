@@ -1,4 +1,4 @@
-"""Atari games in ALE's C++ code, which skips, pools, shrinks and stacks frames, in a thread for each game.
+"""Atari games preprocessed by ALE's C++ code (frame skip, max-pooling, resizing, stacking), a thread for each game.
 
 Shapes: ``K`` stacked frames of ``H`` times ``W`` pixels.
 
@@ -21,11 +21,11 @@ from pl_rl.envs.parallel import Step, SyncEnvs
 ATARI_ENTRY_POINT = "ale_py.env:AtariEnv"
 
 STANDARD_WRAPPERS = ["gymnasium.wrappers.AtariPreprocessing", "gymnasium.wrappers.FrameStackObservation"]
-# They leave actions as they are, so a step may begin before its action has come through them.
+# They do not change actions, so a game's step may begin before its action has passed through them.
 OUTER_WRAPPERS = {"pl_rl.envs.atari.EpisodicLife", "gymnasium.wrappers.ClipReward"}
 
-# Arguments of the environment and of the standard wrappers which the C++ code has too, with the defaults that they
-# have there; None must be stated, as a number.
+# Arguments of the environment and of the standard wrappers that the C++ code has too, with their defaults; those with
+# None must be given as numbers.
 TAKEN = {
     "game": None,
     "repeat_action_probability": 0.25,
@@ -36,7 +36,7 @@ TAKEN = {
     "screen_size": 84,
     "stack_size": None,
 }
-# Arguments which it has one value for.
+# Arguments of which it supports one value.
 FIXED = {
     "frameskip": 1,
     "terminal_on_life_loss": False,
@@ -69,8 +69,8 @@ class AtariGame(gym.Env[npt.NDArray[np.uint8], Any]):
         self._first_frame = np.empty(0, np.uint8)
 
     def begin(self, action: int) -> None:
-        """Let the thread make the step that the next call of :meth:`step` gives."""
-        if not self.action_space.contains(action):  # ALE's thread would fail, and be waited for
+        """Start a step in the game's thread; the next call of :meth:`step` returns it."""
+        if not self.action_space.contains(action):  # ALE's thread would fail, and recv() wait for ever
             raise ValueError(f"action {action} is not in {self.action_space}")
         self._games.send(np.array([action]))
         self._begun = True
@@ -79,7 +79,7 @@ class AtariGame(gym.Env[npt.NDArray[np.uint8], Any]):
         """One step.
 
         Args:
-            action: That with which the step was begun, if it was.
+            action: Ignored if the step was begun by :meth:`begin`.
 
         Returns:
             Observation ``[K, H, W]``, reward, terminated, truncated, and the ``lives`` that are left.
@@ -96,9 +96,9 @@ class AtariGame(gym.Env[npt.NDArray[np.uint8], Any]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[npt.NDArray[np.uint8], dict[str, Any]]:
-        """Begin a game; observation ``[K, H, W]`` and the ``lives`` that there are."""
+        """Begin a game; returns the observation ``[K, H, W]`` and the ``lives``."""
         (obs,), infos = self._games.reset(seed=None if seed is None else seed % 2**31)
-        # In the places of frames before the first one ALE has black, FrameStackObservation the first.
+        # Before the first frame the stack is black in ALE, and that frame in FrameStackObservation.
         self._blank, self._first_frame = len(obs) - 1, obs[-1].copy()
         obs[: self._blank] = self._first_frame
         return obs, {"lives": int(infos["lives"][0])}
@@ -109,7 +109,7 @@ class AtariGame(gym.Env[npt.NDArray[np.uint8], Any]):
 
 
 class NativeAtariEnvs(SyncEnvs):
-    """Games that make each step at the same time. Observations are overwritten by the next step."""
+    """Games that are stepped in parallel. Observations are overwritten by the next step."""
 
     def step(self, actions: npt.NDArray[Any]) -> Step:
         """One step of all, as :meth:`SyncEnvs.step`."""
@@ -119,8 +119,8 @@ class NativeAtariEnvs(SyncEnvs):
         return super().step(actions)
 
     def set_attr(self, name: str, values: Any) -> None:
-        """Set an attribute of each game to its own of ``N`` values, of all at the same time: a replay takes long."""
-        # Daemons, so that a signal can end the process meanwhile.
+        """Set an attribute of each game to its own of ``N`` values, in parallel, as a replay takes long."""
+        # Daemon threads, so that a signal can end the process meanwhile.
         each = zip(self.envs, values, strict=True)
         threads = [Thread(target=setattr, args=(env, name, value), daemon=True) for env, value in each]
         for thread in threads:
@@ -130,10 +130,10 @@ class NativeAtariEnvs(SyncEnvs):
 
 
 def atari_game_fn(config: EnvConfig, training: bool) -> Callable[[], AnyEnv]:
-    """What makes games with their wrappers, the first two of which are done in C++.
+    """A function that makes a game with its wrappers, of which C++ code does the first two.
 
     Raises:
-        NoNativeVectorization: With the first thing that does not translate.
+        NoNativeVectorization: With the first setting that it does not support.
     """
     settings = _settings(config, training)
 
@@ -166,7 +166,7 @@ def _settings(config: EnvConfig, training: bool) -> dict[str, Any]:
         "img_height": stated["screen_size"],
         "img_width": stated["screen_size"],
         "stack_num": stated["stack_size"],
-        # The outer wrappers do these where they are asked for, and go on with a game after a life as ALE does not.
+        # The outer wrappers do these if they are given; EpisodicLife continues a game after a life, which ALE does not.
         "reward_clipping": False,
         "episodic_life": False,
         "use_fire_reset": False,

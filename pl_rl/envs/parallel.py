@@ -1,4 +1,4 @@
-"""Copies of a single environment that are stepped together and reset within the step that ends an episode.
+"""Copies of a single environment, stepped together; an ended episode is reset within the step that ended it.
 
 Shapes: ``N`` environments.
 """
@@ -19,7 +19,7 @@ Step = tuple[npt.NDArray[Any], npt.NDArray[np.float64], npt.NDArray[np.bool_], n
 
 
 class SyncEnvs(SyncVectorEnv[Any, Any]):
-    """One after another in this process. Observations are overwritten by the next step."""
+    """Steps environments one after another in this process. Observations are overwritten by the next step."""
 
     def __init__(self, env_fns: EnvFns) -> None:
         super().__init__(env_fns, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
@@ -72,7 +72,7 @@ class SyncEnvs(SyncVectorEnv[Any, Any]):
         Raises:
             EnvironmentFailure: If one raises an exception.
         """
-        self.closed = True  # not again when this object goes
+        self.closed = True  # not again when this object is deleted
         fault = close_each(enumerate(getattr(self, "envs", ())))  # they are not there if one could not be made
         if fault is not None:
             raise failure(fault)

@@ -1,4 +1,4 @@
-"""What a process has of the machine's processors."""
+"""The processor cores of this process."""
 
 import os
 

@@ -1,8 +1,8 @@
-"""Environments whose state can be saved without knowing what it consists of.
+"""Saving and restoring an environment by replay, without access to its state.
 
-Pickling is a trap: MuJoCo, Atari and Box2D environments copy as *fresh* ones that run and are silently wrong. An
-environment that is deterministic given its seed and its actions is restored by doing it all again instead, and a
-checksum of all that it gave shows whether it is.
+Pickling is unsafe: copies of MuJoCo, Atari and Box2D environments are *fresh* ones that run and are silently wrong. An
+environment that is deterministic given its seed and its actions is restored by a replay of these from a seeded reset,
+and checksums of its outputs verify that it is deterministic.
 """
 
 from collections.abc import Callable
@@ -25,42 +25,41 @@ AnyEnv = gym.Env[Any, Any]
 
 
 class Window(TypedDict):
-    """What was done from one anchor on, and checksums of what came of it."""
+    """Actions and resets since one anchor, and checksums of the outputs."""
 
     anchors: int
-    """Anchors before it, since the reset with a seed from outside."""
+    """Number of anchors before this one, since the reset with a seed from outside."""
     lasting: list[Arrays]
-    """What outlived its reset, as it was there."""
+    """Wrapper state at the anchor that survives seeded resets, see :mod:`pl_rl.envs.wrapper_state`."""
     actions: npt.NDArray[Any]
     """``[T, ...]``"""
     resets: list[int]
-    """After how many actions the further episodes began."""
+    """The number of actions before each further episode."""
     sums: list[list[int]] | None
-    """As :meth:`Digest.sums` gives them, of each episode; ``None`` where nobody knows them."""
+    """Of each episode, from :meth:`Digest.sums`; ``None`` in old checkpoints, which have none."""
 
 
 class ReplayEnv(gym.Wrapper[Any, Any, Any, Any]):
-    """Remembers its last *anchor* (a reset with a known seed) and all that was done since.
+    """Records its last *anchor* (a reset with a known seed) and all actions and resets since.
 
-    At an episode's end it may reset with a new seed, so that a replay stays short. It does so after 100 steps, 200, 400
-    and so on up to 1,000: rarely, as a seeded reset costs far more than a plain one (190 ms instead of 8 in Atari), but
-    soon enough that an environment which such a reset does not bring to a known state is found out early. Where a
-    wrapper says by ``reset_goes_on`` that the next reset would go on with what has begun, the anchor waits.
+    At an episode's end it may reset with a new seed, so that a replay stays short: after 100 steps, then 200, 400 and
+    so on up to 1,000. Seldom, as a seeded reset costs far more than a plain one (190 ms instead of 8 in Atari), but
+    early for the first time, to find out soon about an environment that a seeded reset does not bring to a known state.
+    While the ``reset_goes_on`` of a wrapper says that the next reset continues the game, the anchor is postponed.
 
-    It goes round all other wrappers, so that their state is replayed too; what outlives seeded resets
-    (see :mod:`pl_rl.envs.wrapper_state`) is kept as it was at the anchor.
+    It is the outermost wrapper, so that the state of the others is replayed too; state that survives seeded resets (see
+    :mod:`pl_rl.envs.wrapper_state`) is saved at the anchor.
 
-    Checksums tell whether a replay gave what was given before. What outlives a seeded reset and is unknown to us, such
-    as a count of episodes, often shows at an episode's end only, and the anchor may be as young as the open episode;
-    so the window between the anchor before and the last one is kept, too.
+    Checksums verify that a replay reproduces the outputs. State that survives a seeded reset unknown to pl_rl, such as
+    a count of episodes, often shows only at an episode's end, and the last anchor may be that of the open episode; so
+    the window before the last anchor is kept and replayed, too.
 
     Args:
         make: Makes the environment; called again to restore a state, so that nothing of an earlier episode remains.
 
     Attributes:
-        replayed_return: Rewards of the open episode in a replay, added up as rollouts do it, which keep them as
-            float32.
-        replayed_obs: The observation that a replay ended with.
+        replayed_return: Sum of the rewards of the open episode in a replay, each rounded to float32 as in rollouts.
+        replayed_obs: The last observation of a replay.
         replay_fault: What is wrong with a replay, as the rest of a sentence; ``None`` if nothing is.
     """
 
@@ -76,14 +75,14 @@ class ReplayEnv(gym.Wrapper[Any, Any, Any, Any]):
         self._before: Window | None = None
         self._renews = needs_new_object(self.env)
         self._may_go_on = self.env.has_wrapper_attr("reset_goes_on")
-        # An attribute in the place of the method is what callers then find, one look-up and one call away.
+        # An instance attribute shadows the method and saves callers a look-up and a call.
         self.step = self._recording_step()  # type: ignore[method-assign, assignment]
         self.replayed_return = 0.0
         self.replayed_obs: Any = None
         self.replay_fault: str | None = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Begin an episode; where none is asked for, a seed of the environment's own is used at an anchor."""
+        """Begin an episode; without a seed, and if an anchor is due, with a seed derived from the first one."""
         if seed is not None:
             self._first_seed, self._anchors, self._before = seed, 0, None
         elif self._anchor_is_due():
@@ -114,7 +113,7 @@ class ReplayEnv(gym.Wrapper[Any, Any, Any, Any]):
                     faults.append(self._difference(window))
         except STOPS:
             raise
-        except BaseException as error:  # if not deterministic, it may refuse an action that it once took
+        except BaseException as error:  # one that is not deterministic may refuse a recorded action
             faults.append(f"failed, as it {error_in_words(error)}")
             self.replayed_obs = np.zeros(self.observation_space.shape or (), self.observation_space.dtype)
         self.replay_fault = next(filter(None, faults), None)
@@ -129,13 +128,13 @@ class ReplayEnv(gym.Wrapper[Any, Any, Any, Any]):
         }
 
     def _forget(self) -> None:
-        """A window ends."""
+        """Begin a new window."""
         self._actions.clear()
         self._resets.clear()
         self._digest.clear()
 
     def _begin_episode(self) -> None:
-        """Without an anchor."""
+        """Record a reset that is no anchor."""
         self._resets.append(len(self._actions))
         self._digest.begin_episode()
 
@@ -145,15 +144,15 @@ class ReplayEnv(gym.Wrapper[Any, Any, Any, Any]):
         return not (self._may_go_on and self.env.get_wrapper_attr("reset_goes_on"))
 
     def _renew(self) -> None:
-        """A new environment in the place of the old one, with the state that the last anchor's had."""
+        """Replace the environment by a new one, with the wrapper state of the last anchor."""
         self.env.close()
         self.env = self._make()
         load_lasting(self.env, self._lasting)
-        # As above, for the new object.
+        # As in the constructor, for the new object.
         self.step = self._recording_step()  # type: ignore[method-assign, assignment]
 
     def _replay(self, window: Window) -> Any:
-        """Do it all again in a new environment, and remember it again; the observation in the end."""
+        """Replay a window in a new environment, recording it again; returns the last observation."""
         self._anchors, self._lasting = window["anchors"], window["lasting"]
         self._renew()
         self._forget()
@@ -161,7 +160,7 @@ class ReplayEnv(gym.Wrapper[Any, Any, Any, Any]):
         obs, _ = self._noted(self.env.reset(seed=self._anchor_seed()))
         waiting = iter([*window["resets"], None])
         next_reset = next(waiting)
-        for number, action in enumerate(window["actions"].copy(), start=1):  # as they may be clipped in place
+        for number, action in enumerate(window["actions"].copy(), start=1):  # a copy, as they may be clipped in place
             obs, reward, *_ = self.step(action)
             self.replayed_return += float(np.float32(reward))
             if number == next_reset:
@@ -169,11 +168,11 @@ class ReplayEnv(gym.Wrapper[Any, Any, Any, Any]):
                 self._begin_episode()
                 obs, _ = self._noted(self.env.reset())
                 next_reset = next(waiting)
-        # In the type of the space, as a vector environment keeps it: many environments give float64 for float32.
+        # In the space's type, as vector environments store it: many environments return float64 for float32.
         return np.array(obs, self.observation_space.dtype)
 
     def _difference(self, window: Window) -> str | None:
-        """Where a replay first gave something else, in words; ``None`` if nowhere, or nobody knows."""
+        """The first difference of a replay, in words; ``None`` if there is none, or no checksums to compare."""
         known = window["sums"] or []
         for start, ours, theirs in zip([0, *window["resets"]], self._digest.sums(), known, strict=False):
             if ours != theirs:
@@ -182,7 +181,7 @@ class ReplayEnv(gym.Wrapper[Any, Any, Any, Any]):
         return None
 
     def _recording_step(self) -> Callable[[Any], tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]]:
-        """``step`` with a memory; a closure, since looking up attributes would double what it costs."""
+        """``step`` with recording; a closure, as attribute look-ups would double its overhead."""
         inner, remember, check = self.env.step, self._actions.append, self._check
         digest, observed, earn = self._digest, self._digest.observed, self._digest.rewards.append
         is_array = bool(self.action_space.shape)
@@ -196,7 +195,7 @@ class ReplayEnv(gym.Wrapper[Any, Any, Any, Any]):
                 check(obs)
             try:
                 observed[0] = crc32(obs, observed[0])
-            except (TypeError, ValueError, BufferError):  # no array, or not in one piece
+            except (TypeError, ValueError, BufferError):  # not an array, or not contiguous
                 digest.observe(obs)
             try:
                 earn(reward)  # type: ignore[arg-type]
@@ -211,16 +210,16 @@ class ReplayEnv(gym.Wrapper[Any, Any, Any, Any]):
         return step
 
     def _noted(self, begun: tuple[Any, dict[str, Any]]) -> tuple[Any, dict[str, Any]]:
-        """What a reset gave."""
+        """Check and digest the result of a reset, and return it."""
         self._check(begun[0])
         self._digest.observe(begun[0])
         return begun
 
     def _check(self, obs: Any) -> None:
-        """Refuse what would be stretched or cut into the place of an observation.
+        """Refuse an observation that NumPy would broadcast or cast into that of the space.
 
         Raises:
-            WrongOutput: With what it is and what it should be.
+            WrongOutput: With its shape and type and those of the space.
         """
         space, array = self.observation_space, np.asarray(obs)
         if space.shape is None or space.dtype is None:

@@ -19,20 +19,20 @@ class Snapshot(NamedTuple):
     """How the state of a class of vector environments is saved and restored."""
 
     save: Callable[[Any], Any]
-    """Takes the environment and gives its state, made of tensors and builtins only."""
+    """Takes the environment and returns its state, made of tensors and builtins only."""
     restore: Callable[[Any, Any], "Restored | None"]
-    """Takes an environment and a state, and gives what can be compared, or ``None`` if it failed."""
+    """Takes an environment and a state, and returns what can be compared, or ``None`` if it failed."""
 
 
 class Restored(NamedTuple):
-    """What shows whether a state is the one that was saved."""
+    """What can be compared with the saved state."""
 
     obs: npt.NDArray[Any]
     """Current observations ``[N, ...]``."""
     open_returns: npt.NDArray[np.float64] | None = None
-    """Rewards so far in each open episode ``[N]``, where they were earned again."""
+    """Rewards so far in each open episode ``[N]``, if replayed."""
     faults: Sequence[str | None] | None = None
-    """What is wrong with each environment's replay, as the rest of a sentence, where they were replayed."""
+    """The fault of each environment's replay, as the rest of a sentence, if replayed."""
 
 
 def _save_cartpole(env: SameStepCartPoleVectorEnv) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def _save_replays(env: SyncEnvs | AsyncEnvs) -> list[dict[str, Any]]:
     saved = []
     for i, replay in enumerate(env.get_attr("replay")):
         window, before = replay["window"], replay["before"]
-        # What one environment shows of its class will do, as replays take time.
+        # That of one environment suffices to test its class, as replays take time.
         shown_before = None if i > 0 or before is None else {**_saved_window(before), "sums": before["sums"]}
         digest = {"sums": window["sums"], "before": shown_before}
         saved.append({"first_seed": replay["first_seed"], **_saved_window(window), "digest": digest})
@@ -80,7 +80,7 @@ def _restore_replays(env: SyncEnvs | AsyncEnvs, saved: list[dict[str, Any]]) -> 
         return None
     replays = []
     for replay in saved:
-        digest = replay["digest"] or {"sums": None, "before": None}  # of old checkpoints nothing is known
+        digest = replay["digest"] or {"sums": None, "before": None}  # old checkpoints have no checksums
         before = digest["before"] and _window(digest["before"], digest["before"]["sums"])
         replays.append(
             {"first_seed": replay["first_seed"], "window": _window(replay, digest["sums"]), "before": before}
@@ -94,7 +94,7 @@ def _window(saved: Mapping[str, Any], sums: list[list[int]] | None) -> Window:
     """The inverse of :func:`_saved_window`."""
     return {
         "anchors": saved["anchors"],
-        # Absent from checkpoints that were written when no state outlived an anchor.
+        # Absent from old checkpoints, without such state.
         "lasting": [{name: t.numpy() for name, t in state.items()} for state in saved.get("lasting", [])],
         "actions": saved["actions"].numpy(),
         "resets": saved["resets"],
@@ -112,13 +112,13 @@ SNAPSHOTS: dict[type[AnyVectorEnv], Snapshot] = {
 
 
 def save_envs(env: AnyVectorEnv) -> dict[str, Any] | None:
-    """The state of all environments, or ``None`` where nothing is known about their class."""
+    """The state of all environments, or ``None`` if their class is not in ``SNAPSHOTS``."""
     snapshot = SNAPSHOTS.get(type(env))
     return None if snapshot is None else {"class": _kind(type(env).__name__), "state": snapshot.save(env)}
 
 
 def replayed_steps(saved: dict[str, Any] | None) -> int:
-    """How many steps, over all environments, are to be made again when this is restored."""
+    """How many steps, over all environments, restoring replays."""
     if saved is None or saved["class"] not in (SyncEnvs.__name__, NativeAtariEnvs.__name__):
         return 0
     windows = [*saved["state"], *(replay["digest"]["before"] for replay in saved["state"] if replay["digest"])]
@@ -134,10 +134,10 @@ def restore_envs(
         env: As many environments of the same kind as were saved.
         saved: From :func:`save_envs`.
         obs: The observations ``[N, ...]`` that the environments were in when they were saved.
-        open_returns: The rewards ``[N]`` that their open episodes had brought.
+        open_returns: The returns ``[N]`` of their open episodes so far.
 
     Returns:
-        ``None`` if the environments are in the very state that was saved, else why not; they then need a reset.
+        ``None`` if the environments are in the saved state, else why not, in words; then they need a reset.
     """
     snapshot = SNAPSHOTS.get(type(env))
     if saved is None or snapshot is None:
@@ -164,5 +164,5 @@ def restore_envs(
 
 
 def _kind(class_name: str) -> str:
-    """The class by whose name a state is saved: worker processes or not, a replay is the same."""
+    """The class name that a state is saved under; a replay is the same with worker processes and without."""
     return SyncEnvs.__name__ if class_name == AsyncEnvs.__name__ else class_name

@@ -12,14 +12,14 @@ from pl_rl.errors import UsageError
 
 Space = gym.Space[Any]
 
-# Numbers in an observation, and actions. A file that claims more is damaged, or means to fill the memory.
+# Most numbers in an observation, and most actions. A file with more is damaged, or meant to exhaust memory.
 LARGEST = 2**26
-# NumPy's reader of such names takes more than those of numbers, and not every number has its place in torch.
+# np.dtype() accepts more than these, among it what is no number and what torch has no type for.
 DTYPES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64")
 
 
 def describe_spaces(observation_space: Space, action_space: Space) -> dict[str, Any] | None:
-    """Both spaces as plain data that JSON can hold too; ``None`` if one is of a kind that is not known here."""
+    """Both spaces as plain data that fits JSON; ``None`` if one is neither Box, Discrete nor MultiDiscrete."""
     described = {"observation": _describe(observation_space), "action": _describe(action_space)}
     return described if all(described.values()) else None
 
@@ -77,7 +77,7 @@ def _make(described: Mapping[str, Any]) -> Space:
 
 
 def _plain(bounds: npt.NDArray[Any]) -> Any:
-    """One number if all are the same, else all of them; infinite ones as text, which strict JSON has no number for."""
+    """One number if all are the same, else all of them; infinite ones as text, as strict JSON has no infinity."""
     numbers = [number if math.isfinite(number) else str(number) for number in bounds.reshape(-1).tolist()]
     return numbers[0] if numbers and all(number == numbers[0] for number in numbers) else numbers
 

@@ -1,7 +1,7 @@
-"""Building vector environments.
+"""Making vector environments.
 
-Every vector environment that comes out of here resets an ended episode within the step that ended it
-(gymnasium's ``SAME_STEP``): the step's observation is the next episode's first, and the ended episode's last one is in
+All of them reset an ended episode within the step that ended it (gymnasium's autoreset mode ``SAME_STEP``): the step's
+observation is the next episode's first, and the ended episode's last one is in
 ``infos["final_obs"]``. So each step of a rollout is a real transition.
 """
 
@@ -29,11 +29,11 @@ def make_vector_env(config: EnvConfig, num_envs: int, training: bool = False) ->
     Args:
         config: The environment.
         num_envs: How many.
-        training: Whether they also have the wrappers for training alone.
+        training: Whether they also have ``train_wrappers``.
 
     Raises:
-        UsageError: As :func:`~pl_rl.envs.make_env`, and where ``native`` is asked of an environment that has no such
-            code, or has settings or wrappers that it cannot have.
+        UsageError: As :func:`~pl_rl.envs.make_env`; or if ``native`` vectorization does not exist, or does not support
+            the settings or wrappers.
     """
     import_modules(config)
     if config.vectorization in ("auto", "native"):
@@ -50,7 +50,7 @@ def make_vector_env(config: EnvConfig, num_envs: int, training: bool = False) ->
 
 
 def vectorization_of(env: AnyVectorEnv) -> str:
-    """How a vector environment steps, in the words of :class:`EnvConfig`."""
+    """The ``vectorization`` of a vector environment: ``sync``, ``async`` or ``native``."""
     return {SyncEnvs: "sync", AsyncEnvs: "async"}.get(type(env), "native")
 
 

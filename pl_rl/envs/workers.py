@@ -1,7 +1,7 @@
-"""Copies of a single environment that are stepped in worker processes.
+"""Copies of a single environment, stepped in worker processes.
 
-Results travel through shared memory, and a pipe to each worker carries commands, replies and what is rare. Whatever
-happens to a worker ends in an exception here: nothing waits for ever, and no worker outlives its parent.
+Arrays are in shared memory; a pipe to each worker carries commands, replies and rare data. Whatever happens to a worker
+becomes an exception here: nothing waits for ever, and no worker outlives its parent.
 
 Shapes: ``N`` environments.
 """
@@ -31,12 +31,12 @@ from pl_rl.errors import EnvironmentFailure, UsageError
 CLOSING_SECONDS = 5.0
 # A worker's last answer.
 CLOSED = "closed"
-# They are the parent's to handle: it may go on to the end of an iteration, and needs its environments for that.
+# The parent handles them: it may finish an iteration first, and needs its environments for that.
 IGNORED_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 
 
 class Arrays(NamedTuple):
-    """What parent and workers share."""
+    """The arrays in shared memory."""
 
     actions: npt.NDArray[Any]
     """``[N, *action_space.shape]``"""
@@ -49,11 +49,11 @@ class Arrays(NamedTuple):
     truncated: npt.NDArray[np.bool_]
     """``[N]``"""
     busy: npt.NDArray[np.int64]
-    """The environment that each worker is at, one for each of them."""
+    """The index of the environment that each worker is stepping, one per worker."""
 
 
 class Layout(NamedTuple):
-    """How :class:`Arrays` lie in shared memory; unlike them it can be handed to a process however that begins."""
+    """The shared memory of :class:`Arrays`; it can be passed to a process of any start method."""
 
     memory: list[Any]
     forms: list[tuple[tuple[int, ...], str]]
@@ -76,7 +76,7 @@ class Layout(NamedTuple):
 
 
 class AsyncEnvs(VectorEnv[Any, Any, Any]):
-    """In worker processes, as many as there are processor cores, each with a share of the environments.
+    """Steps environments in worker processes, one per processor core, each with a share of the environments.
 
     Observations are overwritten by the next step.
 
@@ -160,12 +160,12 @@ class AsyncEnvs(VectorEnv[Any, Any, Any]):
         self._answers("set_attr", limited=False)
 
     def close_extras(self, **kwargs: Any) -> None:
-        """End the workers, by force where they do not come to an end by themselves.
+        """End the workers; those that do not end by themselves are killed.
 
         Raises:
             EnvironmentFailure: If an environment raises an exception when it is closed.
         """
-        self.closed = True  # not again when this object goes
+        self.closed = True  # not again when this object is deleted
         deadline = time.monotonic() + CLOSING_SECONDS
         for worker in self._workers:
             worker.end()
@@ -187,11 +187,11 @@ class AsyncEnvs(VectorEnv[Any, Any, Any]):
             raise self._died(worker) from error
 
     def _answers(self, doing: str, limited: bool = True) -> list[Any]:
-        """What each worker says to the latest command.
+        """The reply of each worker to the latest command.
 
         Args:
             doing: The command.
-            limited: Whether a worker that takes too long is given up.
+            limited: Whether a worker that takes too long is killed.
         """
         answers = []
         for worker in self._workers:
@@ -226,7 +226,7 @@ class AsyncEnvs(VectorEnv[Any, Any, Any]):
 
 
 class Worker:
-    """A process that steps a share of the environments, as its parent sees it."""
+    """The parent's side of a worker process."""
 
     def __init__(
         self, context: Any, layout: Layout, number: int, share: list[int], env_fns: list[CloudpickleWrapper]
@@ -241,7 +241,7 @@ class Worker:
         theirs.close()
 
     def end(self) -> None:
-        """Ask it to end; it also does when the connection is gone."""
+        """Ask it to end; it also ends when the connection is closed."""
         try:
             self.connection.send(("close", None))
         except OSError:
@@ -257,7 +257,7 @@ class Worker:
             while self.connection.poll(max(0.0, deadline - time.monotonic())):
                 fault: Fault | None
                 fault, answer = self.connection.recv()
-                if answer == CLOSED:  # not the answer to an earlier command, which nobody waited for
+                if answer == CLOSED:  # not the reply to an earlier command, which nobody waited for
                     return fault
         except (EOFError, OSError):
             pass
@@ -265,7 +265,7 @@ class Worker:
 
 
 class _Share:
-    """The environments of one worker, in that worker's process."""
+    """The environments of one worker, on the worker's side."""
 
     def __init__(self, layout: Layout, number: int, share: list[int], env_fns: Sequence[Callable[[], Any]]) -> None:
         self._arrays = layout.arrays()
@@ -307,26 +307,26 @@ class _Share:
             setattr(env, name, value)
 
     def doing(self, command: str) -> str:
-        """What the environment was asked for that a fault is about."""
+        """What the environment was doing when a fault occurred, in words."""
         return in_words(self._doing, self._arrays.actions[self.busy]) if command == "step" else f"in a {command}"
 
     @property
     def busy(self) -> int:
-        """The environment that it is at."""
+        """The index of the environment that is being stepped."""
         return int(self._arrays.busy[self._number])
 
 
 def _work(
     connection: Connection, layout: Layout, number: int, share: list[int], env_fns: list[CloudpickleWrapper]
 ) -> None:
-    """A worker's life."""
+    """The main function of a worker process."""
     for name in IGNORED_SIGNALS:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         environments = _Share(layout, number, share, env_fns)
-    except BaseException as error:  # no signal's, which are ignored here
+    except BaseException as error:  # none of a signal, as these are ignored here
         connection.send((as_fault(int(layout.arrays().busy[number]), "while it was made", error), None))
         return
     connection.send((None, None))
@@ -342,12 +342,12 @@ def _work(
         except BaseException as error:
             connection.send((as_fault(environments.busy, environments.doing(command), error), None))
     fault = close_each(zip(share, environments.envs, strict=True))
-    with suppress(OSError):  # whose other end may be gone
+    with suppress(OSError):  # the parent may have closed its end
         connection.send((fault, CLOSED))
 
 
 def _end_with_parent() -> None:
-    """Leave no worker behind, not even one that is stuck, when the parent is killed."""
+    """End the process, even if it hangs, when the parent is killed."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

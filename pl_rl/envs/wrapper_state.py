@@ -1,4 +1,4 @@
-"""What outlives a seeded reset: state that a replay which begins there has to be given."""
+"""State that survives a seeded reset, such as a wrapper's running statistics: a replay from there needs it."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -13,12 +13,12 @@ AnyEnv = gym.Env[Any, Any]
 Arrays = dict[str, npt.NDArray[Any]]
 
 REMADE_AT_ANCHORS: set[str] = {"gymnasium.envs.box2d.bipedal_walker.BipedalWalker"}
-"""Environments, by ``module.Class`` (of them or of a base), that carry something of their past over a seeded reset, so
-that only a new object begins afresh. BipedalWalker keeps its Box2D world. Add your own here."""
+"""Environments, by ``module.Class`` (of them or of a base), that carry state over a seeded reset, so that they have to
+be made anew at each anchor. BipedalWalker keeps its Box2D world. Add your own here."""
 
 
 class LastingState(NamedTuple):
-    """How a wrapper's state that outlives seeded resets is taken and given back."""
+    """How a wrapper's state that survives seeded resets is saved and loaded."""
 
     save: Callable[[Any], Arrays]
     """Takes the wrapper."""
@@ -32,7 +32,7 @@ def _save_statistics(statistics: RunningMeanStd) -> Arrays:
 
 def _load_statistics(statistics: RunningMeanStd, state: Arrays) -> None:
     statistics.mean, statistics.var = state["mean"].copy(), state["var"].copy()
-    # A float of Python's, as it was: one of NumPy's would raise the precision of the rest.
+    # A Python float, as it was: a NumPy float64 would promote float32 statistics.
     statistics.count = float(state["count"])
 
 
@@ -56,7 +56,7 @@ WRAPPER_STATES: dict[type[Any], LastingState] = {
 
 
 def save_lasting(env: AnyEnv) -> list[Arrays]:
-    """The state that outlives seeded resets, of each wrapper that has any, from the outermost to the innermost."""
+    """The state of each wrapper that has state surviving seeded resets, from the outermost to the innermost."""
     return [lasting.save(wrapper) for wrapper, lasting in _lasting(env)]
 
 
@@ -67,7 +67,7 @@ def load_lasting(env: AnyEnv, states: list[Arrays]) -> None:
 
 
 def needs_new_object(env: AnyEnv) -> bool:
-    """Whether a seeded reset is not enough to begin afresh."""
+    """Whether a seeded reset leaves state of earlier episodes behind, see ``REMADE_AT_ANCHORS``."""
     names = {f"{cls.__module__}.{cls.__qualname__}" for cls in type(env.unwrapped).__mro__}
     return not names.isdisjoint(REMADE_AT_ANCHORS)
 

@@ -68,7 +68,7 @@ class ActorCritic(nn.Module, ABC):
 
     @property
     def _float_type(self) -> torch.dtype:
-        """Of the parameters, whichever layers there are; quantised ones do not count."""
+        """The type of the first parameter of floats; quantized ones do not count."""
         return next(parameter.dtype for parameter in self.parameters() if parameter.is_floating_point())
 
 
@@ -236,14 +236,14 @@ def _is_image(space: gym.Space[Any]) -> bool:
 
 
 def _convolved(size: int) -> int:
-    """Pixels along an edge that are left of ``size`` after the three convolutions."""
+    """Pixels along an edge of ``size`` after the three convolutions."""
     for kernel, stride in ((8, 4), (4, 2), (3, 1)):
         size = (size - kernel) // stride + 1
     return size
 
 
 def _mlp(sizes: Sequence[int], activation: str, outputs: int | None = None, gain: float = 1.0) -> nn.Sequential:
-    """Hidden layers of the given widths, after the number of inputs, and outputs on top if there are any."""
+    """Hidden layers of the widths ``sizes[1:]`` over ``sizes[0]`` inputs, and a linear output layer if wanted."""
     layers: list[nn.Module] = []
     for width, following in itertools.pairwise(sizes):
         layers += [_linear(width, following, gain=math.sqrt(2)), ACTIVATIONS[activation]()]

@@ -14,12 +14,12 @@ from pl_rl.files.plain_data import plain_data
 def changed_network(there: Mapping[str, Any], here: Mapping[str, Any], cls: type) -> tuple[str, Any, Any] | None:
     """The first setting by which two networks of the same shapes differ: its name and both values.
 
-    What is not known, such as the arguments in a function of a script, is not compared.
+    Settings that are not known, such as arguments within a function of a script, are not compared.
 
     Args:
-        there: Its ``class_path`` and ``init_args``; the latter are ``None`` where only a script knows them.
-        here: Likewise.
-        cls: The class of the second one.
+        there: ``class_path`` and ``init_args`` of one; the latter are ``None`` where only a script knows them.
+        here: Those of the other.
+        cls: The class of the other.
     """
     if not _names_class(there["class_path"], cls):
         return "class_path", there["class_path"], here["class_path"]
@@ -34,23 +34,23 @@ def changed_network(there: Mapping[str, Any], here: Mapping[str, Any], cls: type
 
 
 def structure_of(network: nn.Module) -> str:
-    """The layers of a network, however it was made: a line for each, with what PyTorch's own say of themselves.
+    """The layers of a network as text, one per line, with the ``extra_repr`` of PyTorch's own.
 
-    What others say of themselves may be what they have learnt.
+    The ``extra_repr`` of other classes is left out, as it may show values that change as they learn.
     """
     lines = []
     for name, layer in network.named_modules():
         about = layer.extra_repr() if type(layer).extra_repr.__module__.startswith("torch.") else ""
-        if name:  # the network's own class may have another name by now
+        if name:  # the network's own class may have been renamed
             lines.append(f"{name}: {type(layer).__name__}({_without_address(' '.join(about.split()))})")
     return "\n".join(lines)
 
 
 def changed_structure(there: Iterable[str], here: str) -> tuple[str, str, str] | None:
-    """The first layer by which a network differs from another one: its name and both in words.
+    """The first layer by which a network differs from another one: its name and both lines.
 
     Args:
-        there: Of :func:`structure_of`, at the moments of a fit at which its script can have edited the network.
+        there: From :func:`structure_of`, at each point of a fit at which its script may have edited the network.
         here: Likewise, now.
     """
     *_, closest = [""] if here in there else ["", *there]
@@ -64,7 +64,7 @@ def changed_structure(there: Iterable[str], here: str) -> tuple[str, str, str] |
 
 
 def _names_class(path: str, cls: type) -> bool:
-    """Whether a path is that of a class, under this name or an older one; a script's ``__main__`` may be any module."""
+    """Whether a path names a class, also by an alias; a script's ``__main__`` may be any module."""
     module, _, name = path.rpartition(".")
     if getattr(sys.modules.get(module), name, None) is cls:
         return True
@@ -72,7 +72,7 @@ def _names_class(path: str, cls: type) -> bool:
 
 
 def _defaults(cls: type) -> dict[str, Any]:
-    """Of a class's arguments, those that are passed on to its bases included."""
+    """Defaults of a class's arguments, including those that it passes on to its bases."""
     defaults: dict[str, Any] = {}
     for base in cls.__mro__:
         if "__init__" in vars(base):
@@ -85,7 +85,7 @@ def _defaults(cls: type) -> dict[str, Any]:
 
 
 def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """As plain data, in which an object that is known by its address alone is known by its type."""
+    """As plain data, without the addresses in the text of objects."""
     return {
         name: _without_address(value) if isinstance(value, str) else value
         for name, value in plain_data(settings).items()
@@ -97,7 +97,7 @@ def _without_address(words: str) -> str:
 
 
 def _same(before: Any, after: Any) -> bool:
-    """Equality of plain data, in which what is no number (NaN) equals itself."""
+    """Equality of plain data, in which NaN equals itself."""
     if isinstance(before, dict) and isinstance(after, dict):
         return before.keys() == after.keys() and all(_same(value, after[name]) for name, value in before.items())
     if isinstance(before, list) and isinstance(after, list):

@@ -1,4 +1,4 @@
-"""Networks in words: what a file says of one, and one from what a file says."""
+"""Networks as plain data: the class and arguments that checkpoints and configs name, and shapes as text."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -16,8 +16,7 @@ NetworkFactory = Callable[[gym.Space[Any], gym.Space[Any]], ActorCritic]
 def describe_network(factory: NetworkFactory, network: ActorCritic) -> dict[str, Any]:
     """A network's ``class_path`` and ``init_args``, as a config file would state them.
 
-    The arguments are ``None`` where the factory is neither a class nor a ``functools.partial`` of one, and so known to
-    itself alone.
+    The arguments are ``None`` (unknown) if the factory is neither a class nor a ``functools.partial`` of one.
     """
     cls = type(network)
     init_args: dict[str, Any] | None = None
@@ -32,7 +31,7 @@ def network_from_description(description: Mapping[str, Any]) -> NetworkFactory:
     """The inverse of :func:`describe_network`.
 
     Raises:
-        UsageError: If it cannot be told how the network was made, or the class is not a network that can be imported.
+        UsageError: If the arguments are unknown, or the class cannot be imported or is not a network.
     """
     path, init_args = description["class_path"], description["init_args"]
     if init_args is None:
@@ -52,5 +51,5 @@ def network_from_description(description: Mapping[str, Any]) -> NetworkFactory:
 
 
 def shape_in_words(shape: tuple[int, ...] | None) -> str:
-    """A tensor's shape for people; ``None`` if there is no such tensor."""
+    """A tensor's shape as text; ``None`` stands for a missing tensor."""
     return "absent" if shape is None else "x".join(map(str, shape)) or "a number"

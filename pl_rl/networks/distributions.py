@@ -1,7 +1,7 @@
-"""Action distributions over what a policy network puts out.
+"""Action distributions, parametrized by the outputs of a policy network.
 
-A distribution is a module without a state of its own, or with the parameters that do not depend on the
-observation. Sampling takes its random numbers as an argument: a rollout draws all of them in one call.
+A distribution is a module that holds parameters which do not depend on the observation, if it has any. Sampling takes
+its random numbers as an argument: a rollout draws all of them in one call.
 
 Shapes: ``...`` any leading dimensions, ``P`` policy outputs, ``A`` action dimensions.
 """
@@ -21,7 +21,7 @@ from pl_rl.errors import UsageError
 
 
 class ActionDistribution(nn.Module, ABC):
-    """What the policy's outputs ``[..., P]`` mean as a distribution over actions."""
+    """A distribution over actions for each of the policy outputs ``[..., P]``."""
 
     num_outputs: int
 
@@ -51,7 +51,7 @@ class ActionDistribution(nn.Module, ABC):
 
 
 class Categorical(ActionDistribution):
-    """One choice out of ``P``; the outputs are unnormalized log-probabilities."""
+    """One choice out of ``P``; the outputs are logits."""
 
     def __init__(self, space: gym.spaces.Discrete) -> None:
         super().__init__()
@@ -80,12 +80,12 @@ class Categorical(ActionDistribution):
         return -(log_probs.exp() * log_probs).sum(-1)
 
     def to_env(self, actions: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
-        """Shifted to the space's ``start`` and in its type."""
+        """Actions with the space's ``start`` added, in its type."""
         return np.asarray(actions.astype(np.int64) + self._start, self._dtype)
 
 
 class MultiCategorical(ActionDistribution):
-    """Several independent choices; their logits stand one after another in the outputs."""
+    """Independent choices; the outputs are their logits, concatenated."""
 
     def __init__(self, space: gym.spaces.MultiDiscrete) -> None:
         super().__init__()
@@ -197,7 +197,7 @@ def make_distribution(action_space: gym.Space[Any], log_std_init: float = 0.0) -
 
 
 def _log_softmax(logits: Tensor) -> Tensor:
-    """Log-probabilities, in float32 where the network computes in less."""
+    """Log-probabilities, in float32 if the network computes in lower precision."""
     return log_softmax(logits, -1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 

@@ -8,17 +8,17 @@ from torch import nn
 
 @contextmanager
 def evaluation_mode(*roots: nn.Module | None) -> Iterator[None]:
-    """Modules in evaluation mode in this block, and after it each of their parts in the mode in which it was.
+    """Put modules into evaluation mode for this block; afterwards each submodule is in its mode from before.
 
-    What acts must not draw random numbers for dropout, nor move running statistics of batch norm: how often a policy
-    is asked would change what it learns. Parts that somebody froze by ``eval()`` stay frozen.
+    Action selection must not draw random numbers for dropout, nor update running statistics of batch norm: how often a
+    policy acts would change what it learns. Submodules that were frozen by ``eval()`` stay frozen.
 
     Args:
         *roots: The modules; ``None`` stands for none.
     """
     parts = [part for root in roots if root is not None for part in root.modules()]
     modes = [part.training for part in parts]
-    # A class may do more than to note its mode.
+    # A class may override train() or eval() to do more than set the flag.
     own = [part for part in parts if type(part).train is not nn.Module.train or type(part).eval is not nn.Module.eval]
     try:
         _set(parts, [False] * len(parts))
@@ -35,7 +35,7 @@ def evaluation_mode(*roots: nn.Module | None) -> Iterator[None]:
 
 @contextmanager
 def training_mode(module: nn.Module) -> Iterator[None]:
-    """A module in training mode in this block; parts that are frozen by ``eval()`` in one that trains stay so."""
+    """Put a module into training mode for this block; in one that is in it already, all submodules keep their modes."""
     if module.training:
         yield
         return
@@ -49,9 +49,9 @@ def training_mode(module: nn.Module) -> Iterator[None]:
 
 
 def _set(parts: list[nn.Module], modes: list[bool]) -> None:
-    """Past ``Module.__setattr__``, which looks for parameters and takes ten times as long."""
+    """Bypasses ``Module.__setattr__``, which looks for parameters and takes ten times as long."""
     for part, mode in zip(parts, modes, strict=True):
         if "training" in part.__dict__:
             part.__dict__["training"] = mode
-        else:  # in a scripted module it lies elsewhere
+        else:  # scripted modules keep it elsewhere
             part.training = mode

@@ -1,7 +1,7 @@
-"""Running statistics that observations are normalized and rewards are scaled by.
+"""Running statistics: normalization of observations, scaling of rewards.
 
-Both learn from each step of a rollout just before they are applied to it, and evaluating changes none. They are
-buffers: saved and resumed with the weights.
+Both are updated with each step of a rollout before they are applied to it; evaluation updates neither. They are
+buffers, so they are saved and resumed with the weights.
 
 Shapes: ``T`` steps of a rollout, ``N`` environments, ``...`` the shape of an observation, nothing for a reward.
 """
@@ -24,7 +24,7 @@ CLIP = 10.0
 
 
 class RunningStatistics(nn.Module):
-    """Mean and variance of everything seen so far, in float64 on the CPU, where environments are.
+    """Mean and variance of all samples so far, in float64 on the CPU, where environments are.
 
     Args:
         shape: ``...``, of one sample.
@@ -47,24 +47,24 @@ class RunningStatistics(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """What is divided by, ``[...]``."""
+        """Standard deviation ``[...]``, with epsilon."""
         return (self.var + EPSILON).sqrt()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Nothing: a model moves between devices and precisions without them."""
+        """Do nothing: the statistics stay in float64 on the CPU when the model is moved or converted."""
         return self
 
 
 class ObservationNormalizer(RunningStatistics):
-    """Gives each component of the observations a mean of zero and a variance of one, and clips the rest.
+    """Normalizes each component of the observations to zero mean and unit variance, and clips the result.
 
-    Before the first update observations pass as they are, clipped.
+    Before the first update observations are only clipped.
 
     Args:
         space: Of a single environment; a ``Box`` of floats.
 
     Attributes:
-        clip: Largest absolute value that comes out, a scalar; infinite clips nothing.
+        clip: Largest absolute value of the result, a scalar; infinite clips nothing.
 
     Raises:
         UsageError: For any other space.
@@ -85,18 +85,18 @@ class ObservationNormalizer(RunningStatistics):
         """Observations ``[..., *space.shape]`` as the network sees them, in float32."""
         return ((obs - self.mean) / self.scale).clamp(-self.clip, self.clip).float()
 
-    @np.errstate(over="ignore", invalid="ignore")  # looked for below
+    @np.errstate(over="ignore", invalid="ignore")  # checked below
     def update(self, obs: npt.NDArray[Any]) -> bool:
-        """Learn from the observations ``[N, ...]`` of one step as the environments gave them.
+        """Update with the observations ``[N, ...]`` of one step, as the environments gave them.
 
         Returns:
-            Whether all are finite, and so are their squares. If not, nothing changes: what is wrong with one step must
-            not outlive it.
+            Whether all are finite, and so are their squares. If not, nothing changes, so that one bad step does not
+            spoil the statistics.
 
         Source: the parallel formula of Chan, Golub and LeVeque,
         https://en.wikipedia.org/wiki/Algorithms_for_calculating_variance#Parallel_algorithm
         """
-        # In the memory of the buffers: on so few numbers, NumPy's operations take a third of the time of torch's.
+        # NumPy on the memory of the buffers: on so few numbers it takes a third of torch's time.
         mean, var, count = self.mean.numpy(), self.var.numpy(), self.count.numpy()
         obs_mean = np.add.reduce(obs, 0, np.float64) / len(obs)
         deviations = obs - obs_mean
@@ -112,13 +112,13 @@ class ObservationNormalizer(RunningStatistics):
 
     @torch.no_grad()
     def load_statistics(self, mean: Tensor, var: Tensor, scale: Tensor, count: float, clip: float | None) -> None:
-        """Take over what has been learnt elsewhere: the output is ``(obs - mean) / scale``, clipped, from here on.
+        """Take over statistics of another library: the output is ``(obs - mean) / scale``, clipped, from here on.
 
         Args:
             mean: ``[...]``.
-            var: ``[...]``, which stays as it is if ``scale`` is made of it as here.
-            scale: ``[...]``, the divisor, whatever a library makes that of.
-            count: Samples that the statistics are of.
+            var: ``[...]``, stored unchanged if ``scale`` is ``sqrt(var + EPSILON)``.
+            scale: ``[...]``, the divisor, however the library computes it.
+            count: Samples so far.
             clip: Largest absolute value; ``None`` clips nothing.
         """
         self.mean.copy_(mean.view_as(self.mean))
@@ -133,7 +133,7 @@ class ObservationNormalizer(RunningStatistics):
 class RewardScaler(RunningStatistics):
     """Divides rewards by the standard deviation of the discounted sums of the rewards before them.
 
-    The mean stays, as taking it away would change which policy is best. The sum restarts with each episode, as in
+    The mean is not subtracted, as that would change which policy is optimal. The sum restarts with each episode, as in
     Stable-Baselines3's ``VecNormalize``:
     https://stable-baselines3.readthedocs.io/en/master/guide/vec_envs.html#vecnormalize
 
@@ -147,9 +147,9 @@ class RewardScaler(RunningStatistics):
 
     @torch.no_grad()
     def forward(self, rewards: Tensor, ended: Tensor, open_sums: Tensor) -> tuple[Tensor, Tensor]:
-        """Scale the rewards of a rollout, each step's by what is known when it has been taken, and learn from them.
+        """Scale the rewards of a rollout, each step's by the statistics up to that step, and update these.
 
-        If any sum is not finite, nothing is learnt.
+        If any sum is not finite, the statistics stay.
 
         Args:
             rewards: ``[T, N]``, as the environments gave them.
@@ -163,7 +163,7 @@ class RewardScaler(RunningStatistics):
         sums, sums_after = discounted_sums(rewards.double(), ended, self.gamma, open_sums)
         if not sums.isfinite().all():
             return (rewards / self.scale).clamp(-CLIP, CLIP), open_sums
-        # Moments about a point among the sums, where their difference loses no digits.
+        # Moments about the mean of the new sums, against cancellation.
         point = sums.mean()
         before, deviations = self.mean - point, sums - point
         count = self.count + sums.shape[1] * torch.arange(1, len(sums) + 1)
@@ -178,7 +178,7 @@ class RewardScaler(RunningStatistics):
 
 
 def discounted_sums(rewards: Tensor, ended: Tensor, gamma: float, open_sums: Tensor) -> tuple[Tensor, Tensor]:
-    """What an episode has brought up to each step, a reward of k steps before discounted by gamma^k.
+    """Discounted sum of an episode's rewards up to each step: the reward of k steps before counts gamma^k.
 
     Args:
         rewards: ``[T, N]``.

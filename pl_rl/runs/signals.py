@@ -28,7 +28,7 @@ class Interruption:
     A second signal ends the process at once, whatever it does.
 
     Attributes:
-        safe_to_raise: Whether a run loses nothing if it is left wherever it is.
+        safe_to_raise: True while nothing would be lost, as a restorable snapshot exists; the handler may raise then.
         received: The signal that has come, if one has.
     """
 

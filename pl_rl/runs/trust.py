@@ -122,7 +122,7 @@ def checked(
     if refused:
         first = refused[0]
         raise UsageError(
-            f"{source} names the {first.kind} {first.value!r} ({first.setting}), and to use it may run code or write "
+            f"{source} names the {first.kind} {first.value!r} ({first.setting}), and using it may run code or write "
             f"files; if you trust it, {way_out(refused)}"
         )
     for part, needed in (("env", {"id"}), ("network", {"class_path", "init_args"})):

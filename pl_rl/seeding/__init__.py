@@ -1,5 +1,5 @@
 """Random numbers: independent streams from one seed, and the states of generators.
 
-What belongs here: whatever decides which random numbers somebody draws.
-What does not: drawing them.
+What belongs here: seeds, streams and generator states.
+What does not: sampling (``networks/distributions``).
 """

@@ -8,7 +8,7 @@ import torch
 
 
 def save_random_state() -> dict[str, Any]:
-    """Python's, NumPy's, torch's and, where there is one, each CUDA device's."""
+    """The states of Python's, NumPy's and torch's generators, and of each CUDA device's."""
     numpy_state: Any = np.random.get_state(legacy=False)
     key = torch.from_numpy(numpy_state["state"]["key"].astype(np.int64))
     return {
@@ -20,7 +20,7 @@ def save_random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
-    """The inverse of :func:`save_random_state`; CUDA devices that are not there are passed over."""
+    """The inverse of :func:`save_random_state`; states of missing CUDA devices are ignored."""
     key = state["numpy"]["state"]["key"].numpy().astype(np.uint32)
     random.setstate(state["python"])
     np.random.set_state({**state["numpy"], "state": {**state["numpy"]["state"], "key": key}})

@@ -1,7 +1,7 @@
 """Independent random streams from one run seed.
 
-Every consumer of random numbers has a key of its own, so that drawing more in one place (evaluating more often,
-say) changes nothing in another.
+Every consumer of random numbers has a key of its own, so that drawing more in one place (as by evaluating more often)
+changes nothing in another.
 """
 
 from enum import IntEnum
@@ -25,7 +25,7 @@ def derive_seed(run_seed: int, *key: int) -> int:
 
     Args:
         run_seed: The seed of the whole run, non-negative.
-        key: Non-negative numbers that tell the uses apart: a ``Stream`` and, say, the train iteration of an evaluation.
+        key: Non-negative numbers that identify the consumer: a ``Stream`` and, say, an evaluation's train iteration.
 
     Source: ``numpy.random.SeedSequence`` spawn keys,
     https://numpy.org/doc/stable/reference/random/parallel.html

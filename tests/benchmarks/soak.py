@@ -46,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--preemptions", type=int, default=3)
-    parser.add_argument("--figure", type=Path, default=Path(".github/images/soak.png"))
+    parser.add_argument("--figure", type=Path, default=Path("tests/benchmarks/soak.png"))
     args = parser.parse_args()
     samples: list[Sample] = []
     statuses, leftovers = [], []

@@ -234,6 +234,8 @@ OPTIMIZERS = {
     "no number": lambda c: adam(c)["state"][0].update(exp_avg=None),
     "no count": lambda c: adam(c)["state"][0].update(step="x"),
     "no state": lambda c: adam(c)["state"].update({0: torch.zeros(3)}),
+    "a state that is none": lambda c: adam(c)["state"].update({0: None}),
+    "a state of no parameter": lambda c: adam(c)["state"].update({99: None}),
     "rate": lambda c: adam(c)["param_groups"][0].update(lr=float("nan")),
     "negative rate": lambda c: adam(c)["param_groups"][0].update(lr=-1.0),
     "text for a rate": lambda c: adam(c)["param_groups"][0].update(lr="0.1"),

@@ -1,6 +1,7 @@
 """Operations as machine code: what torch computes, for each kind of operation, layout and shape."""
 
 import platform
+import re
 import textwrap
 
 import gymnasium as gym
@@ -304,10 +305,23 @@ def test_constants_are_what_they_were():
     assert [output.tolist() for output in outputs] == [p for p in patterns for _ in range(3)]
 
 
+def trace_of(function, *shapes):
+    return tracing.trace(lambda *inputs: (function(*inputs),), [torch.ones(shape) for shape in shapes])
+
+
 def test_the_example_of_the_generator_is_what_it_generates():
-    graph = tracing.trace(lambda x, w: ((x @ w).tanh().mul(2).t().sum(1),), [torch.ones(8, 3), torch.ones(3, 5)])
-    example = graphs.__doc__.split("::\n\n")[-1]
-    assert codegen.generate(graph).text == textwrap.dedent(example)
+    recorded, source = (textwrap.dedent(block) for block in re.findall(r"::\n\n((?: {4}.*\n|\n)+)", graphs.__doc__))
+    graph = trace_of(lambda x, w: (x @ w).tanh(), [8, 3], [3, 5])
+    x, w, *nodes, _ = graph.graph.nodes
+    names = {x: "x", w: "w"}
+    lines = [f"{node} = {node.target}({', '.join(names.get(arg, str(arg)) for arg in node.args)})" for node in nodes]
+    assert recorded.split("\n") == [*lines, "", ""]
+    assert source == codegen.generate(graph).text + "\n"
+    fused = codegen.generate(trace_of(lambda x, w: 2 * (x @ w).tanh(), [8, 3], [3, 5])).text
+    transposed = codegen.generate(trace_of(lambda x, w: x @ w.t(), [8, 3], [5, 3])).text
+    for text, quoted in [(fused, "(tanh_of(b2[i0]) * 0x1.0000000000000p+1f)"), (transposed, "b1 + 0, 1, 3")]:
+        assert quoted in text and f"``{quoted}``" in graphs.__doc__
+    assert fused.count("for (") == source.count("for (") == 1
 
 
 def test_all_that_is_written_piece_by_piece_is_known_to_be():

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import pl_rl
 from pl_rl import MLPActorCritic, RunFailure, UsageError, cli
 from pl_rl.algorithm.evaluation import evaluate
 from pl_rl.callbacks import PretrainedCheckpoint
@@ -22,7 +23,7 @@ from tests.example_networks import LinearValue
 from tests.support import fit, same_bits, small_ppo
 from tests.trained import NORMALIZED, POLICIES, checkpoint, observations, policy_of
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+PAGE = Path(pl_rl.__file__).parent / "deploy" / "README.md"
 FORMATS = ["state_dict", "safetensors", "onnx", "hub"]
 
 
@@ -212,14 +213,15 @@ def test_the_command_says_what_it_wrote(capsys):
 
 
 @pytest.mark.slow
-def test_the_readmes_player_returns_what_an_evaluation_does():
+def test_the_pages_player_returns_what_an_evaluation_does():
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     path = checkpoint()
     export(path, "onnx", Path("policy.onnx"))
-    code = re.search(r"<!-- executed by tests/deploy/test_export.py -->\n```python\n(.*?)```", README, re.DOTALL)[1]
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    (code,) = (block for block in blocks if "onnxruntime" in block)
     played = {}
-    exec(compile(code, "README.md", "exec"), played)
+    exec(compile(code, str(PAGE), "exec"), played)
     policy = policy_of(path)
     # One environment at a time, as the player has it, and the seed of its first episode.
     expected = evaluate(policy.network, EnvConfig("CartPole-v1", "sync"), 1, len(played["returns"]), seed=0)

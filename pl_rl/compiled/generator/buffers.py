@@ -1,7 +1,6 @@
-"""Where tensors lie: arguments, results, constants, and one block of memory that the others share.
+"""Memory allocation: arguments, results, constants, and one scratch block for all temporaries.
 
-Fake tensors have storages as real ones have. What identifies a storage identifies a buffer, so that views of a tensor
-find the memory that they are views of.
+A buffer is known by the storage of its fake tensor. Views share the storage of their base, so they find its buffer.
 """
 
 from functools import reduce
@@ -17,10 +16,10 @@ ALIGNMENT = 64
 
 
 class Buffers:
-    """The memory of a function that is written step by step.
+    """The buffers of a function that is written step by step; a step is the unit of their lifetimes.
 
     Args:
-        graph: Whose nodes have fake tensors.
+        graph: Its nodes have fake tensors.
     """
 
     def __init__(self, graph: fx.GraphModule) -> None:
@@ -32,18 +31,18 @@ class Buffers:
         self.constants: list[str] = []
 
     def end_step(self) -> None:
-        """What is written from here on uses its buffers later."""
+        """Close the current step and begin the next."""
         self.steps.append(self.lines)
         self.lines = []
 
     def new_buffer(self, value: Tensor, place: str | None = None) -> Buffer:
-        """A buffer of a tensor that the current step writes."""
-        buffer = self.room(extent(value), value.dtype, place)
+        """The buffer of a tensor that the current step writes."""
+        buffer = self.scratch(extent(value), value.dtype, place)
         self.by_storage[storage_of(value)] = buffer
         return buffer
 
-    def room(self, size: int, dtype: torch.dtype = torch.float32, place: str | None = None) -> Buffer:
-        """A buffer that the current step writes."""
+    def scratch(self, size: int, dtype: torch.dtype = torch.float32, place: str | None = None) -> Buffer:
+        """A buffer of ``size`` elements that the current step writes and no tensor of the graph has."""
         type_name(dtype)
         step = len(self.steps)
         buffer = Buffer(f"b{len(self.buffers)}", dtype, size, step, step, place)
@@ -57,7 +56,7 @@ class Buffers:
         return buffer
 
     def constant(self, node: Node) -> None:
-        """Write a tensor that is part of the graph."""
+        """Write a tensor that is part of the graph as a global array."""
         tensor: Any = reduce(getattr, str(node.target).split("."), self.graph)
         node.meta.setdefault("val", tensor)
         name = f"constant{len(self.constants)}"
@@ -66,7 +65,7 @@ class Buffers:
         self.constants.append(f"CONSTANT {type_name(tensor.dtype)} {name}[] = {{{numbers}}};")
 
     def share_memory(self) -> int:
-        """Give each buffer a place that is free while it lives, the first that is large enough; the block's size."""
+        """Place the temporaries in the scratch block, first fit by lifetime; returns the bytes of the block."""
         placed: list[tuple[int, int, Buffer]] = []
         total = 0
         for buffer in self.buffers:

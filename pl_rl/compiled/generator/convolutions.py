@@ -1,4 +1,4 @@
-"""Convolutions of images, in C++; the arithmetic is that of ``kernels/convolutions.h``."""
+"""Calls of the 2-D convolution kernels of ``kernels/convolutions.h``, one image at a time."""
 
 import dataclasses
 import math
@@ -14,19 +14,20 @@ from pl_rl.errors import CompilationError
 aten = torch.ops.aten
 INCLUDE = '#include "convolutions.h"'
 CONVOLUTIONS = {aten.convolution.default: 0, aten.convolution_backward.default: 1}
-"""Which of their arguments the images are."""
+"""The position of the images among their arguments."""
 MOST_LANES = 16
+"""Floats of the widest vector of ``kernels/kernels.h``."""
 
 
 def _contiguous(images: Tensor, weight: Tensor, *rest: Any) -> Any:
-    """A convolution of images whose memory runs in the order of their dimensions, as a decomposition."""
+    """A decomposition that makes the operands contiguous."""
     if images.is_contiguous() and weight.is_contiguous():
         return NotImplemented
     return aten.convolution(images.contiguous(), weight.contiguous(), *rest)
 
 
 def _contiguous_backward(gradient: Tensor, images: Tensor, weight: Tensor, *rest: Any) -> Any:
-    """The gradients of :func:`_contiguous`."""
+    """The same for the backward pass."""
     if gradient.is_contiguous() and images.is_contiguous() and weight.is_contiguous():
         return NotImplemented
     return aten.convolution_backward(gradient.contiguous(), images.contiguous(), weight.contiguous(), *rest)
@@ -40,7 +41,7 @@ DECOMPOSITIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class Convolution:
-    """Sizes of a convolution; pairs are of height and width."""
+    """The sizes of a convolution; pairs are (height, width)."""
 
     channels: int
     size: tuple[int, int]
@@ -55,7 +56,7 @@ class Convolution:
         """The sizes of a node.
 
         Raises:
-            CompilationError: If there is no source for such a convolution.
+            CompilationError: If such a convolution is not supported.
         """
         backward = node.target is aten.convolution_backward.default
         images, weight = (argument.meta["val"] for argument in node.args[CONVOLUTIONS[node.target] :][:2])
@@ -80,17 +81,17 @@ class Convolution:
 
     @property
     def padded(self) -> tuple[int, int]:
-        """Height and width of an image, with its padding."""
+        """Height and width of an image with its padding."""
         return self.size[0] + 2 * self.padding[0], self.size[1] + 2 * self.padding[1]
 
     @property
     def image_size(self) -> int:
-        """Numbers of an image."""
+        """Floats of an image."""
         return self.channels * math.prod(self.size)
 
     @property
     def result_size(self) -> int:
-        """Numbers of an image's result."""
+        """Floats of the result of one image."""
         return self.filters * self._pixels
 
     @property
@@ -100,79 +101,79 @@ class Convolution:
 
     @property
     def name(self) -> str:
-        """In C++."""
+        """The instance of the C++ template."""
         numbers = (self.channels, *self.padded, self.filters, *self.kernel, *self.stride)
         return f"Convolution<{', '.join(map(str, numbers))}>"
 
     @property
-    def room(self) -> int:
-        """Numbers of an image's result, the filters of each pixel side by side, with vectors filled up."""
+    def scratch(self) -> int:
+        """Floats of the result of one image with filters innermost (HWC), padded to whole vectors."""
         return self._pixels * _whole_vectors(self.filters)
 
     @property
     def packed(self) -> int:
-        """Numbers of the filters side by side, with vectors filled up."""
+        """Floats of the packed filters of the forward pass, padded to whole vectors."""
         return self.channels * math.prod(self.kernel) * _whole_vectors(self.filters)
 
     @property
     def packed_backward(self) -> int:
-        """Numbers of the filters' lines, their channels side by side, with vectors filled up."""
+        """Floats of the packed filters of the gradient of images, padded to whole vectors."""
         return self.kernel[0] * _whole_vectors(self.kernel[1] * self.channels) * self.filters
 
     @property
-    def backward_room(self) -> int:
-        """Numbers of an image's gradient with its padding, and a vector more."""
+    def backward_scratch(self) -> int:
+        """Floats of the gradient of one padded image with channels innermost, and a vector more."""
         return self.channels * math.prod(self.padded) + MOST_LANES
 
     def forward(
-        self, images: str, weight: str, bias: str | None, result: str, room: str, packed: str
+        self, images: str, weight: str, bias: str | None, result: str, scratch: str, packed: str
     ) -> tuple[list[str], list[str]]:
-        """Lines before a loop over images ``i0``, and inside of it.
+        """Lines before the loop over images ``i0`` and inside it.
 
         Args:
-            images: The current image, as all that follows a pointer in C++.
+            images: The current image; like all arguments that follow a C++ expression for a pointer.
             weight: The filters.
             bias: Of each filter, if they have one.
             result: The results of all images.
-            room: Room for ``room`` numbers.
-            packed: Room for ``packed`` numbers.
+            scratch: Memory for :attr:`scratch` floats.
+            packed: Memory for :attr:`packed` floats.
         """
         before = [f"typedef {self.name} C;", "float bias[C::WIDTH] = {};", f"C::pack_forward({weight}, {packed});"]
         if bias is not None:
             before.append(f"for (int i = 0; i < {self.filters}; i++) bias[i] = ({bias})[i];")
-        return before, [f"C::forward({images}, {packed}, bias, {result} + i0 * {self.result_size}, {room});"]
+        return before, [f"C::forward({images}, {packed}, bias, {result} + i0 * {self.result_size}, {scratch});"]
 
-    def weight_gradient(self, gradient: str, images: str, result: str, room: str, packed: str) -> list[list[str]]:
-        """Lines before a loop over images ``i0``, inside of it, and after it: the filters' gradient."""
+    def weight_gradient(self, gradient: str, images: str, result: str, scratch: str, packed: str) -> list[list[str]]:
+        """Lines before the loop over images ``i0``, inside it and after it, for the gradient of the filters."""
         return [
-            [*_zeros(room, self.room), *_zeros(packed, self.packed)],
+            [*_zeros(scratch, self.scratch), *_zeros(packed, self.packed)],
             [
-                f"transpose({gradient}, {self.filters}, C::PIXELS, C::PIXELS, {room}, C::WIDTH);",
-                f"C::weight_gradient({images}, {room}, {packed});",
+                f"transpose({gradient}, {self.filters}, C::PIXELS, C::PIXELS, {scratch}, C::WIDTH);",
+                f"C::weight_gradient({images}, {scratch}, {packed});",
             ],
             [f"transpose({packed}, C::FILTER, {self.filters}, C::WIDTH, {result}, C::FILTER);"],
         ]
 
-    def image_gradient(self, gradient: str, weight: str, result: str, room: str, packed: str) -> list[list[str]]:
-        """Lines before a loop over images ``i0``, inside of it, and after it: the images' gradient, without padding."""
+    def image_gradient(self, gradient: str, weight: str, result: str, scratch: str, packed: str) -> list[list[str]]:
+        """Lines before the loop over images ``i0``, inside it and after it, for the gradient of the unpadded images."""
         (high, wide), (top, left) = self.size, self.padding
         columns = self.channels
         to = f"{result} + i0 * {self.image_size}"
         if left:
-            begin = f"{room} + ((i + {top}) * {self.padded[1]} + {left}) * {columns}"
+            begin = f"{scratch} + ((i + {top}) * {self.padded[1]} + {left}) * {columns}"
             unpad = f"transpose({begin}, {wide}, {columns}, {columns}, {to} + i * {wide}, {high * wide});"
             unpad = f"for (int i = 0; i < {high}; i++) {unpad}"
         else:
-            begin = f"{room} + {top * wide * columns}"
+            begin = f"{scratch} + {top * wide * columns}"
             unpad = f"transpose({begin}, {high * wide}, {columns}, {columns}, {to}, {high * wide});"
         return [
             [f"C::pack_backward({weight}, {packed});"],
-            [f"C::image_gradient({gradient}, {packed}, {room});", unpad],
+            [f"C::image_gradient({gradient}, {packed}, {scratch});", unpad],
             [],
         ]
 
     def bias_gradient(self, gradient: str, result: str) -> list[list[str]]:
-        """Lines before a loop over images ``i0``, inside of it, and after it: the gradient of the bias."""
+        """Lines before the loop over images ``i0``, inside it and after it, for the gradient of the bias."""
         return [_zeros(result, self.filters), [f"C::bias_gradient({gradient}, {result});"], []]
 
 

@@ -1,7 +1,7 @@
-"""Loops that compute tensors element by element, in C++.
+"""Pointwise operations, reductions and indexing as loops, with loop fusion.
 
-An operation on elements is not written where it stands if its result is read once, element by element: its expression
-becomes part of its reader's loop (loop fusion).
+A pointwise operation whose result is read once, element by element, gets neither a loop nor a buffer: its expression is
+inlined where it is read.
 """
 
 import math
@@ -53,7 +53,11 @@ aten = torch.ops.aten
 
 
 class Elements(Buffers):
-    """Writes expressions, and loops around them."""
+    """Writes expressions and the loops around them.
+
+    Attributes:
+        inlined: Expressions of the nodes that are fused into their readers.
+    """
 
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__(graph)
@@ -65,15 +69,15 @@ class Elements(Buffers):
             raise unsupported(node)
         return super().buffer_of(node)
 
-    def is_part_of_its_reader(self, node: Node) -> bool:
-        """Whether a node's elements are computed where they are read."""
+    def is_fused(self, node: Node) -> bool:
+        """Loop fusion: whether a pointwise node is inlined into its reader."""
         readers = list(node.users)
         if not all(reader.target in ELEMENT_READERS for reader in readers):
             return False
         if not nodes_in(node.args):
             return True  # a constant
         if readers and all(reads_as_image(reader, node) for reader in readers):
-            return True  # and computed again where gradients are
+            return True  # recomputed in the backward pass
         (reader, *others) = readers
         value = node.meta["val"]
         if others or sum(1 for read in nodes_in([reader.args, reader.kwargs]) if read is node) > 1:
@@ -85,7 +89,7 @@ class Elements(Buffers):
         return reader.target in ELEMENTWISE and reader.meta["val"].shape == value.shape
 
     def pointwise(self, node: Node) -> Expression | None:
-        """A node's element as an expression, if each is computed from elements at the same place alone."""
+        """One element of a pointwise operation as an expression; ``None`` for any other operation."""
         target, value, args = node.target, node.meta["val"], list(node.args)
         if target in CONSTANTS:
             return Operation(literal(args[CONSTANTS[target]], value.dtype))
@@ -130,7 +134,7 @@ class Elements(Buffers):
         return Operation(template, tuple(self.operand(arg, value.shape, dtype) for arg in args))
 
     def operand(self, argument: Any, shape: Sequence[int], dtype: torch.dtype) -> Expression:
-        """An operand's element in a loop over ``shape``, as a ``dtype``."""
+        """One element of an operand, broadcast to ``shape`` and converted to ``dtype``."""
         if not isinstance(argument, fx.Node):
             return Operation(literal(argument, dtype))
         expression = self.inlined.get(argument)
@@ -143,17 +147,17 @@ class Elements(Buffers):
             return expression
         through = ""
         if dtype == torch.uint8 and argument.meta["val"].dtype.is_floating_point:
-            through = "(int64)"  # as in PyTorch; C++ says nothing of numbers outside of [0, 256)
+            through = "(int64)"  # as in PyTorch; undefined in C++ for numbers outside [0, 256)
         return Operation(f"(({type_name(dtype)}){through}{{0}})", (expression,))
 
     def gathered(self, node: Node) -> Expression:
-        """One element of the first argument along a dimension, at each place of the index."""
+        """One element of ``torch.gather``."""
         source, dim, index = node.args[:3]
         element = element_of(source, self.buffer_of(source))
         return self.indexed_element(element, source, dim, index)
 
     def indexed_element(self, element: Element, indexed: Node, dim: int, index: Node) -> Element:
-        """An element of a tensor at the places that an index names, all of which are looked at first."""
+        """The element that a gather reads or a scatter writes; writes a bounds check of the whole index first."""
         shape = index.meta["val"].shape
         at = self.operand(index, shape, torch.int64)
         size = indexed.meta["val"].shape[dim]
@@ -168,7 +172,7 @@ class Elements(Buffers):
         return at_index(element, dim, at)
 
     def assign(self, target: Element, expression: Expression, shape: Sequence[int], operator: str = "=") -> None:
-        """A loop over a shape that writes an expression."""
+        """A loop over a shape that assigns an expression to the elements of a buffer."""
         loop = Loop([target, expression], by_stride(target.strides), shape)
         dependent = target.index is not None and operator != "="
         self.lines += loop.around(
@@ -176,7 +180,7 @@ class Elements(Buffers):
         )
 
     def reduce(self, node: Node, result: Buffer) -> None:
-        """Sums, means and extremes over dimensions."""
+        """Sums, means, minima and maxima over dimensions."""
         source = node.args[0]
         value, reduced_value = source.meta["val"], node.meta["val"]
         target, kept, reduced = reduced_element(node, result)
@@ -193,7 +197,7 @@ class Elements(Buffers):
         mean = f" / {count}" if node.target in (aten.mean.default, aten.mean.dim) else ""
         along = [element.strides for element in elements_of(expression)]
         if kept and all(strides[kept[-1]] == 1 or strides[reduced[-1]] != 1 for strides in along):
-            # Rows are added to rows, rather than each column added up by itself.
+            # Whole rows are accumulated, so that the inner loop is contiguous, rather than one column after another.
             self.assign(target, Operation(start), [1 if dim in reduced else n for dim, n in enumerate(value.shape)])
             loop = Loop([target, expression], [*reduced, *kept], value.shape, [set(reduced), set(kept)])
             added = update.format(loop.text(target), loop.text(expression))
@@ -208,7 +212,7 @@ class Elements(Buffers):
         self.lines += loop.around(body, "", set(kept))
 
     def argmax(self, node: Node, result: Buffer) -> None:
-        """The place of the first NaN, or else of the first of the largest."""
+        """The index of the first NaN, else of the first maximum."""
         source, dim = node.args[0], node.args[1]
         value = source.meta["val"]
         dim %= value.dim()
@@ -234,7 +238,7 @@ class Elements(Buffers):
         self.lines += loop.around(body, "", set(kept))
 
     def variance(self, node: Node, result: Buffer) -> None:
-        """In two passes: the mean, then the squares of what is left."""
+        """Two passes: the mean, then the mean squared deviation from it."""
         source = node.args[0]
         value = source.meta["val"]
         target, kept, reduced = reduced_element(node, result)

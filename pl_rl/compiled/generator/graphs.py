@@ -1,53 +1,40 @@
-"""C++ source for graphs of ATen operations, as ``make_fx`` records them for fixed shapes.
+"""Walks a graph of ATen operations, as ``make_fx`` records it for fixed shapes, and writes one C++ function.
 
-Every tensor lies in a buffer: an argument, a result, or a part of one block of memory that is shared among those whose
-lives do not overlap. A view is another way to go over a buffer (fake tensors tell which, and with which strides).
-Operations on elements become loops; one whose result is read once, element by element, is part of its reader's loop.
-Matrix products and elementary functions are those of ``kernels/kernels.h``; convolutions are written in
-:mod:`pl_rl.compiled.generator.convolutions`.
+Memory: each storage is a *buffer*, that is an argument, a result, a constant, or a part of one scratch block that
+buffers share whose lifetimes do not overlap. A view copies nothing: it is a buffer with other strides.
 
-``(x @ w).tanh().mul(2).t().sum(1)`` for ``x`` of ``[8, 3]`` and ``w`` of ``[3, 5]`` is recorded as::
+Loop fusion: a pointwise operation whose result is read once is inlined into the loop of its reader.
+
+For example, ``(x @ w).tanh()`` for ``x`` of ``[8, 3]`` and ``w`` of ``[3, 5]`` is recorded as::
 
     mm = aten.mm.default(x, w)
     tanh = aten.tanh.default(mm)
-    mul = aten.mul.Tensor(tanh, 2)
-    permute = aten.permute.default(mul, [1, 0])
-    sum_1 = aten.sum.dim_IntList(permute, [1])
 
-and becomes what follows: ``tanh`` is part of the loop of ``mul``, ``permute`` is another way to go over ``b3``, and the
-sum is written where the caller wants it::
+Walking it, ``mm`` gets a buffer of 8 * 5 floats in the scratch block and a call of a kernel, ``tanh`` one that the
+caller gave, as it is the result, and a loop. What the product is packed into follows the scratch block::
 
     #include "kernels.h"
     extern "C" int run(void* const* arguments, void* const* results, char* block) {
       float* const b0 = (float*)(arguments[0]);
       float* const b1 = (float*)(arguments[1]);
       float* const b2 = (float*)(block + 0);
-      float* const b3 = (float*)(block + 192);
-      float* const b4 = (float*)(results[0]);
-      float* const panel = (float*)(block + 384);
+      float* const b3 = (float*)(results[0]);
+      float* const panel = (float*)(block + 192);
       {
         multiply(8, 5, 3, b0 + 0, 3, 1, b1 + 0, 5, 1, 0, 0, 0, b2 + 0, panel);
       }
       {
         #pragma GCC ivdep
         for (int i0 = 0; i0 < 40; i0++) {
-          b3[i0] = (tanh_of(b2[i0]) * 0x1.0000000000000p+1f);
-        }
-      }
-      {
-        #pragma GCC ivdep
-        for (int i0 = 0; i0 < 5; i0++) {
-          b4[i0] = 0;
-        }
-        for (int i0 = 0; i0 < 8; i0++) {
-          #pragma GCC ivdep
-          for (int i1 = 0; i1 < 5; i1++) {
-            b4[i1] += b3[i0 * 5 + i1];
-          }
+          b3[i0] = tanh_of(b2[i0]);
         }
       }
       return 0;
     }
+
+``2 * (x @ w).tanh()`` has no loop more: ``tanh`` is fused into that of ``mul``, which computes
+``(tanh_of(b2[i0]) * 0x1.0000000000000p+1f)``. And ``x @ w.t()``, for ``w`` of ``[5, 3]``, reads ``b1 + 0, 1, 3``: the
+same memory by other strides.
 """
 
 import dataclasses
@@ -68,20 +55,20 @@ from pl_rl.compiled.generator.operations import EXTREMES, PRODUCTS, SUMS
 aten = torch.ops.aten
 INCLUDE = '#include "kernels.h"'
 FEW, LONG = 8, 512
-"""Rows of a left matrix, and their length, that packing the right one is not worth its while for."""
+"""For at most FEW rows and an inner size of at least LONG, dot products beat packing the right matrix."""
 PANEL_BYTES = 4 * 256 * 32
-"""``DEPTH * 2 * LANES`` floats of ``kernels/kernels.h``."""
+"""The packed panel of a right matrix: ``DEPTH * 2 * LANES`` floats of ``kernels/kernels.h``, at most."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A function in C++: ``run(arguments, results, block)``, all of them pointers.
+    """A C++ function ``int run(void* const* arguments, void* const* results, char* block)``.
 
-    It returns 0, or 1 where it stops before an index that lies outside of what it indexes.
+    It returns 0, or 1 if the index of a gather or scatter is out of bounds; it stops before it uses that.
 
     Attributes:
         text: The source.
-        block_size: Bytes of memory that it works in.
+        block_size: Bytes of scratch memory that ``block`` must have.
     """
 
     text: str
@@ -95,13 +82,13 @@ def generate(graph: fx.GraphModule) -> Source:
         graph: Functional, in core ATen operations, its nodes with fake tensors.
 
     Raises:
-        CompilationError: For an operation or a type that it is not made for.
+        CompilationError: For an operation or a type that is not supported.
     """
     return _Generator(graph).source()
 
 
 class _Generator(Elements):
-    """Goes over the nodes of a graph once."""
+    """Walks the nodes of a graph once, in order."""
 
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__(graph)
@@ -109,7 +96,7 @@ class _Generator(Elements):
         self.results = list(nodes_in(graph.graph.output_node().args[0]))
 
     def source(self) -> Source:
-        """The text, once all nodes are written."""
+        """Write all nodes, then allocate memory; the declarations of buffers come out first."""
         arguments = [node for node in self.nodes if node.op == "placeholder"]
         for i, node in enumerate(arguments):
             self.new_buffer(node.meta["val"], f"arguments[{i}]")
@@ -141,7 +128,7 @@ class _Generator(Elements):
         return Source("\n".join([*lines, ""]), block_size + PANEL_BYTES)
 
     def _node(self, node: Node) -> None:
-        """Write a node, unless it is a view or becomes part of its reader."""
+        """Write a node, unless it is a view or fused into its reader."""
         tensors = [value for value in values_of(node) if isinstance(value, Tensor)]
         if tensors and all(storage_of(value) in self.by_storage for value in tensors):
             return  # a view
@@ -157,7 +144,7 @@ class _Generator(Elements):
             self.by_storage[storage_of(tensors[0])] = self.buffer_of(node.args[0])
             return
         expression = self.pointwise(node)
-        if expression is not None and self.is_part_of_its_reader(node):
+        if expression is not None and self.is_fused(node):
             self.inlined[node] = expression
             return
         result = self.new_buffer(node.meta["val"])
@@ -174,7 +161,7 @@ class _Generator(Elements):
         self.end_step()
 
     def _result(self, node: Node, place: str) -> None:
-        """Let a result be computed in its place, or copy it there."""
+        """Let a result be computed where the caller wants it, or copy it there."""
         value = node.meta["val"]
         buffer = self.buffer_of(node)
         if buffer.place is None and value.is_contiguous() and value.numel() == buffer.size:
@@ -223,7 +210,7 @@ class _Generator(Elements):
         self.assign(Element(result, offset, tuple(strides)), self.operand(source, shape, result.dtype), shape)
 
     def _scatter(self, node: Node, result: Buffer) -> None:
-        """Writes, or adds, at the places that an index names, one after another."""
+        """Sequential, as an index may name a place twice."""
         base, dim, index, source = node.args[:4]
         whole, value = element_of(node, result), node.meta["val"]
         shape = index.meta["val"].shape
@@ -267,9 +254,9 @@ class _Generator(Elements):
     def _convolve(self, node: Node, result: Buffer) -> None:
         sizes = Convolution.of(node)
         weight, bias = self._pointer(node.args[1]), node.args[2] and self._pointer(node.args[2])
-        room, packed = self.room(sizes.room).name, self.room(sizes.packed).name
+        scratch, packed = self.scratch(sizes.scratch).name, self.scratch(sizes.packed).name
         begin, each, image = self._image(node.args[0], sizes.padding)
-        before, inside = sizes.forward(image, weight, bias, result.name, room, packed)
+        before, inside = sizes.forward(image, weight, bias, result.name, scratch, packed)
         self._for_each_image(node.args[0], [*begin, *before], [*each, *inside])
 
     def _convolve_backward(self, node: Node) -> None:
@@ -279,11 +266,11 @@ class _Generator(Elements):
         parts = [[begin, each, []]]
         if weight is not None:
             begin, each, images = self._image(node.args[1], sizes.padding)
-            room, packed = self.room(sizes.room).name, self.room(sizes.packed).name
-            parts += [[begin, each, []], sizes.weight_gradient(gradient, images, weight, room, packed)]
+            scratch, packed = self.scratch(sizes.scratch).name, self.scratch(sizes.packed).name
+            parts += [[begin, each, []], sizes.weight_gradient(gradient, images, weight, scratch, packed)]
         if image is not None:
-            room, packed = self.room(sizes.backward_room).name, self.room(sizes.packed_backward).name
-            parts.append(sizes.image_gradient(gradient, self._pointer(node.args[2]), image, room, packed))
+            scratch, packed = self.scratch(sizes.backward_scratch).name, self.scratch(sizes.packed_backward).name
+            parts.append(sizes.image_gradient(gradient, self._pointer(node.args[2]), image, scratch, packed))
         if bias is not None:
             parts.append(sizes.bias_gradient(gradient, bias))
         before, inside, after = (list(itertools.chain(*lines)) for lines in zip(*parts, strict=True))
@@ -299,14 +286,14 @@ class _Generator(Elements):
         ]
 
     def _image(self, node: Node, padding: tuple[int, int] = (0, 0)) -> tuple[list[str], list[str], str]:
-        """Lines before a loop over images ``i0``, lines inside of it, and then where the image is, with its padding."""
+        """Lines before the loop over images ``i0``, lines inside it, and a pointer to the padded image."""
         value = node.meta["val"]
         _, channels, high, wide = value.shape
         if node not in self.inlined and not any(padding):
             return [], [], f"{self._pointer(node)} + i0 * {channels * high * wide}"
         padded_high, padded_wide = high + 2 * padding[0], wide + 2 * padding[1]
         size = channels * padded_high * padded_wide
-        image = self.room(size)
+        image = self.scratch(size)
         strides = (0, padded_high * padded_wide, padded_wide, 1)
         target = Element(image, padding[0] * padded_wide + padding[1], strides)
         expression = self.operand(node, value.shape, torch.float32)

@@ -1,4 +1,4 @@
-"""Loops over elements of tensors, in C++."""
+"""Loop nests and expressions over elements of tensors, as C++ text."""
 
 import dataclasses
 import math
@@ -24,7 +24,7 @@ Node = Any
 
 @dataclasses.dataclass
 class Buffer:
-    """Memory of tensors: ``size`` elements, read last by the step ``last_use``."""
+    """Memory of ``size`` elements, live from the step ``first_use`` to the step ``last_use``."""
 
     name: str
     dtype: torch.dtype
@@ -32,12 +32,15 @@ class Buffer:
     first_use: int = 0
     last_use: int = 0
     place: str | None = None
-    """Where it lies, in C++; ``None`` for a part of the shared block."""
+    """Its address in C++; ``None`` for a part of the scratch block that is not chosen yet."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Element:
-    """An element of a buffer, by strides over the dimensions of a loop; ``index`` counts ``index_stride`` more."""
+    """The address of one element in a loop: ``offset + sum(i_d * strides[d])``, in elements.
+
+    Gathers and scatters add ``index * index_stride``.
+    """
 
     buffer: Buffer
     offset: int
@@ -48,7 +51,7 @@ class Element:
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """A computation with elements."""
+    """A C++ expression: a template and its operands."""
 
     template: str
     operands: tuple["Expression", ...] = ()
@@ -69,13 +72,13 @@ def elements_of(expression: Expression) -> Iterable[Element]:
 
 
 class Loop:
-    """Nested loops over the dimensions of a shape, as few as the strides of all elements allow.
+    """A loop nest over a shape; dimensions that are contiguous in all operands are collapsed into one loop.
 
     Args:
         expressions: What is read and written inside.
         order: The dimensions, outermost first.
         shape: Of the loop.
-        kinds: Sets of dimensions that stay apart.
+        kinds: Sets of dimensions that are not collapsed with those outside, as the reduced and the kept ones.
     """
 
     def __init__(
@@ -100,11 +103,11 @@ class Loop:
             self.groups.append([dim])
 
     def variable(self, dim: int) -> str:
-        """Counts a dimension that stays apart."""
+        """The loop variable of a dimension."""
         return next((f"i{i}" for i, group in enumerate(self.groups) if dim in group), "0")
 
     def text(self, expression: Expression) -> str:
-        """An expression in C++, inside of the loops."""
+        """An expression in C++, inside the loops."""
         if isinstance(expression, Operation):
             return expression.template.format(*map(self.text, expression.operands))
         terms = [str(expression.offset)] if expression.offset else []
@@ -116,7 +119,7 @@ class Loop:
         return f"{expression.buffer.name}[{' + '.join(terms) or '0'}]"
 
     def around(self, body: Sequence[str], pragma: str, dims: set[int] | None = None) -> list[str]:
-        """Lines of a loop, or of the loops over some dimensions, around others."""
+        """The loops, or those over ``dims`` only, around the lines of a body; the innermost has the pragma."""
         groups = [(i, g) for i, g in enumerate(self.groups) if dims is None or g[-1] in dims]
         lines = list(body)
         for depth, (i, group) in enumerate(reversed(groups)):
@@ -127,19 +130,23 @@ class Loop:
 
 
 def by_stride(strides: Sequence[int]) -> list[int]:
-    """Dimensions in the order in which memory runs."""
+    """Dimensions from the largest stride to the smallest."""
     return sorted(range(len(strides)), key=lambda dim: -strides[dim])
 
 
 def type_name(dtype: torch.dtype) -> str:
-    """In C++."""
+    """The C++ type.
+
+    Raises:
+        CompilationError: If there is none.
+    """
     if dtype not in TYPES:
         raise CompilationError(f"the network computes in {dtype}, which compiled updates are not made for")
     return TYPES[dtype]
 
 
 def literal(number: Any, dtype: torch.dtype) -> str:
-    """A number in C++."""
+    """A C++ literal; floats are written in hexadecimal, which loses no digit."""
     if not dtype.is_floating_point:
         number = int(number)  # C++ has no literal for the least one
         return f"({type_name(dtype)}){number}" if number > -(2**63) else f"({type_name(dtype)})({number + 1} - 1)"

@@ -1,4 +1,4 @@
-"""What is asked of the nodes of a graph."""
+"""Shapes, strides, types and operands of the nodes of a graph."""
 
 import dataclasses
 import itertools
@@ -16,7 +16,7 @@ from pl_rl.errors import CompilationError
 
 
 def element_of(node: Node, buffer: Buffer, dims: int | None = None) -> Element:
-    """An element of a tensor in a loop over its shape, or over one that it is broadcast to."""
+    """One element of a tensor in a loop over its shape, or over a shape of ``dims`` that it is broadcast to."""
     value = node.meta["val"]
     strides = [stride if n != 1 else 0 for stride, n in zip(value.stride(), value.shape, strict=True)]
     missing = 0 if dims is None else dims - len(strides)
@@ -24,7 +24,7 @@ def element_of(node: Node, buffer: Buffer, dims: int | None = None) -> Element:
 
 
 def at_index(element: Element, dim: int, index: Expression) -> Element:
-    """An element whose place along a dimension is an index."""
+    """An element with an index in the place of one dimension's loop variable."""
     strides = list(element.strides)
     dim %= max(1, len(strides))
     stride, strides[dim] = strides[dim], 0
@@ -32,13 +32,13 @@ def at_index(element: Element, dim: int, index: Expression) -> Element:
 
 
 def reads_as_image(reader: Node, node: Node) -> bool:
-    """Whether a reader is a convolution whose images a node is, and nothing else of it."""
+    """Whether a reader is a convolution that reads a node as its images, and not as weights or gradient too."""
     place = CONVOLUTIONS.get(reader.target)
     return place is not None and [i for i, argument in enumerate(reader.args) if argument is node] == [place]
 
 
 def reduced_dims(node: Node, dims: int) -> list[int]:
-    """Over which dimensions a node adds up, or looks for the largest."""
+    """The dimensions, of ``dims``, that a reduction reduces."""
     given = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
     if given is None or given == []:
         return list(range(dims))
@@ -46,7 +46,7 @@ def reduced_dims(node: Node, dims: int) -> list[int]:
 
 
 def reduced_element(node: Node, result: Buffer) -> tuple[Element, list[int], list[int]]:
-    """An element of a reduction's result in a loop over its argument; the dimensions that are kept, and the others."""
+    """One element of a reduction's result in a loop over its argument; the kept and the reduced dimensions."""
     dims = node.args[0].meta["val"].dim()
     reduced = reduced_dims(node, dims)
     kept = [dim for dim in range(dims) if dim not in reduced]
@@ -57,14 +57,14 @@ def reduced_element(node: Node, result: Buffer) -> tuple[Element, list[int], lis
 
 
 def extent(value: Tensor) -> int:
-    """Elements from the first to the last, in memory."""
+    """Elements of memory from a tensor's first element to its last, gaps included."""
     if value.numel() == 0:
         return 0
     return sum((n - 1) * stride for n, stride in zip(value.shape, value.stride(), strict=True)) + 1
 
 
 def common_type(arguments: Sequence[Any]) -> torch.dtype:
-    """In which numbers are compared."""
+    """The type to which the operands of a comparison are promoted."""
     types = [arg.meta["val"].dtype if isinstance(arg, fx.Node) else torch.tensor(arg).dtype for arg in arguments]
     return reduce(torch.promote_types, types)
 
@@ -79,13 +79,13 @@ def bounds_of(dtype: torch.dtype) -> tuple[str, str]:
 
 
 def storage_of(value: Tensor) -> int:
-    """What a tensor and its views have in common, and no other tensor."""
+    """The identity of a tensor's storage, which its views share."""
     identity: int = value.untyped_storage()._cdata
     return identity
 
 
 def values_of(node: Node) -> Sequence[Any]:
-    """What a node returns."""
+    """The outputs of a node, of which some may be ``None``."""
     value = node.meta.get("val")
     return value if isinstance(value, tuple | list) else [value]
 
@@ -102,5 +102,5 @@ def nodes_in(arguments: Any) -> list[Node]:
 
 
 def unsupported(node: Node) -> CompilationError:
-    """That there is no source for a node."""
+    """The refusal of an operation that is not supported."""
     return CompilationError(f"the network uses {node.target}, which compiled updates are not made for")

@@ -1,4 +1,4 @@
-"""Operations of ATen that there is source for, by what they become."""
+"""The supported ATen operations, and the C++ that each becomes."""
 
 import torch
 
@@ -6,7 +6,8 @@ from pl_rl.compiled.generator.convolutions import CONVOLUTIONS
 
 aten = torch.ops.aten
 
-# Operations on elements, by what their operands become first: the result's type, or one type common to all.
+# Pointwise operations as templates. Operands are first converted to the result's type (AS_RESULT), or to the type that
+# all of them are promoted to (AS_COMMON).
 AS_RESULT = {
     aten.add.Tensor: "({0} + {1})",
     aten.add.Scalar: "({0} + {1})",
@@ -57,7 +58,7 @@ CONSTANTS = {
     aten.full_like.default: 1,
     aten.scalar_tensor.default: 0,
 }
-"""Tensors of one number, and which argument it is."""
+"""Tensors filled with one number, and which argument that is."""
 POWERS = {
     1: "{0}",
     2: "square({0})",
@@ -70,10 +71,10 @@ WRAPPING = {
     *(aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar, aten.mul.Tensor, aten.mul.Scalar),
     aten.neg.default,
 }
-"""What whole numbers may overflow in, which C++ knows of unsigned ones alone."""
+"""Operations in which integers may overflow: undefined in C++ for signed ones, so they are computed unsigned."""
 WHOLE = {torch.int64, torch.int32}
 SMALL = {torch.uint8, torch.bool}
-"""Types that C++ computes with as larger ones, in which nothing overflows."""
+"""Types that C++ promotes to ``int``, so that results are converted back."""
 SUMS = {aten.sum.default, aten.sum.dim_IntList, aten.mean.default, aten.mean.dim}
 EXTREMES = {aten.amax.default: "maximum", aten.amin.default: "minimum"}
 PRODUCTS = {aten.mm.default, aten.addmm.default, aten.bmm.default}
@@ -90,4 +91,4 @@ PIECES = {
     *(aten.select_scatter.default, aten.scatter.src, aten.scatter.value, aten.scatter_add.default),
 }
 ELEMENT_READERS = {*ELEMENTWISE, *SUMS, *EXTREMES, *PIECES, *CONVOLUTIONS} - {aten.gather.default}
-"""What takes its operands one element at a time, so that they may be computed where they are read."""
+"""Operations that read their operands element by element, so that a producer can be fused into them."""

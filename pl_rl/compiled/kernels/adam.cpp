@@ -1,8 +1,8 @@
-// Averaging and clipping gradients, and Adam (https://arxiv.org/abs/1412.6980), on parameters wherever they lie.
+// Averages and clips gradients, and applies Adam (https://arxiv.org/abs/1412.6980) to parameters in place.
 #include "kernels.h"
 
-// As torch's fused Adam takes them. What new gradients count, 1 - beta1 and 1 - beta2, is rounded once, as 1 - 0.999 has
-// few digits left in single precision; the corrections are 1 - beta1^step and sqrt(1 - beta2^step).
+// Of torch's fused Adam. new_in_average and new_in_square are 1 - beta1 and 1 - beta2, computed in double precision, as
+// 1 - 0.999 loses digits in single precision; the bias corrections are 1 - beta1^step and sqrt(1 - beta2^step).
 struct Settings {
   float rate, new_in_average, beta2, new_in_square, decay, epsilon, correction, root_correction;
 };
@@ -14,9 +14,9 @@ struct Parameter {
   size count;
 };
 
-// The mean of `parts` gradients of `total` numbers each.
+// The mean of `parts` gradients of `total` floats each.
 extern "C" void average(const float* gradients, size parts, size total, float* mean) {
-  enum { BLOCK = 2048 };  // stays in the first cache
+  enum { BLOCK = 2048 };  // cache blocking: stays in the first-level cache
   for (size i = 0; i < total; i += BLOCK) {
     size count = total - i < BLOCK ? total - i : BLOCK;
     for (size part = 0; part < parts; part++) {
@@ -29,14 +29,14 @@ extern "C" void average(const float* gradients, size parts, size total, float* m
   }
 }
 
-// Clips the gradient, which lies in one piece, as torch's clip_grad_norm_ does, and steps; tells its norm before.
+// One step: clips the contiguous gradient as torch's clip_grad_norm_ and applies Adam; writes the norm before clipping.
 extern "C" void step(const Parameter* parameters, size count, const float* gradient, size total, float max_norm,
                      float* norm_before) {
   float sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (size i = 0; i < total; i++) sum += gradient[i] * gradient[i];
   float norm = *norm_before = __builtin_sqrtf(sum), scale = max_norm / (norm + 1e-6f);
-  scale = scale < 1.f ? scale : max_norm == __builtin_inff() || scale >= 1.f ? 1.f : scale;  // NaN stays
+  scale = scale < 1.f ? scale : max_norm == __builtin_inff() || scale >= 1.f ? 1.f : scale;  // NaN propagates
   for (const Parameter* p = parameters; p < parameters + count; p++) {
     Settings s = *p->settings;
     *p->steps += 1;

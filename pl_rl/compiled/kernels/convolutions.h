@@ -1,14 +1,29 @@
-// Convolutions of one image, as matrix products whose left matrix is never written down: a row of it is what lies under
-// a filter at one place, and is read there.
+// Convolution of one image as an implicit GEMM: a matrix product whose left matrix (im2col) is never written to memory.
+// A row of it is the patch of the image under the filters at one output pixel, and is read where it lies. The right
+// matrix, the filters, is packed, so that whole vectors of it lie side by side.
+//
+// A tile of the result, R rows by V vectors of LANES floats, stays in registers while the inner dimension k runs:
+//
+//                    w[k]: V vectors, loaded once per k
+//                       +---------+---------+
+//     x[0][k]  ------>  | s[0][0] | s[0][1] |
+//     x[1][k]  ------>  | s[1][0] | s[1][1] |      s[r][v] += x[r][k] * w[k][v], x[r][k] in all lanes
+//     x[2][k]  ------>  | s[2][0] | s[2][1] |      R * V <= TILE
+//                       +---------+---------+
+//
+//   gradient of   rows of a tile (R)                  vectors of a tile (V)               inner dimension (k)
+//   (forward)     output pixels of a line             filters                             weights of a filter
+//   filters       LINES x LINE weights of a filter    filters                             output pixels
+//   images        output pixels of a line             weights of a filter's line, KW * C  filters
 #include "kernels.h"
 
 #if defined(__AVX512F__)
-enum { TILE = 28 };  // vectors of a result that are kept in registers
+enum { TILE = 28 };  // vectors of a tile, of 32 registers
 #else
 enum { TILE = 12 };
 #endif
 
-// The least number of equal parts, none longer than `most`, and how long they are.
+// The least number of nearly equal parts, none longer than `most`, and the length of the longest.
 constexpr int parts(int whole, int most) { return (whole + most - 1) / most; }
 constexpr int part(int whole, int most) { return (whole + parts(whole, most) - 1) / parts(whole, most); }
 
@@ -26,23 +41,23 @@ static void transpose(const float* from, size rows, size columns, size stride, f
     for (size j = 0; j < columns; j++) to[j * to_stride + i] = from[i * stride + j];
 }
 
-// C channels of H x W pixels, with the padding; O filters of KH x KW pixels, moved by SH and SW. Results have their
-// pixels side by side, as torch does; while they are computed they have their filters so, in whole vectors.
+// C channels of H x W pixels, padding included; O filters of KH x KW with strides SH and SW. Images, filters and results
+// lie as torch has them, pixels innermost (CHW); scratch memory has filters or channels innermost, in whole vectors.
 template <int C, int H, int W, int O, int KH, int KW, int SH, int SW> struct Convolution {
   enum {
     OH = (H - KH) / SH + 1, OW = (W - KW) / SW + 1, PIXELS = OH * OW,
     FILTER = C * KH * KW,
-    VECTORS = (O + LANES - 1) / LANES, WIDTH = VECTORS * LANES,  // of all filters
-    LINE_VECTORS = (KW * C + LANES - 1) / LANES,                 // of a line of a filter, in all channels
-    MOST = OW <= TILE / 4 ? 4 : OW <= TILE / 3 ? 3 : 2,          // vectors of a tile, whose rows are pixels of a line
+    VECTORS = (O + LANES - 1) / LANES, WIDTH = VECTORS * LANES,  // all filters of a pixel
+    LINE_VECTORS = (KW * C + LANES - 1) / LANES,                 // a line of a filter, all channels
+    MOST = OW <= TILE / 4 ? 4 : OW <= TILE / 3 ? 3 : 2,          // most vectors of a tile
     ROWS_OF_TILE = part(OW, TILE / MOST),
   };
 
-  // --- Forward --------------------------------------------------------------------------------------------------------
+  // --- Forward -------------------------------------------------------------------------------------------------------
 
-  enum { FORWARD = part(VECTORS, MOST) };
+  enum { FORWARD = part(VECTORS, MOST) };  // vectors of a tile
 
-  // Filters as [block of FORWARD vectors][FILTER][vectors], zeros on the right.
+  // Packing: filters as [block of FORWARD vectors][FILTER][vectors], zeros on the right.
   static void pack_forward(const float* weights, float* to) {
     for (int v = 0; v < VECTORS; v += FORWARD) {
       int width = (VECTORS - v < FORWARD ? VECTORS - v : FORWARD) * LANES;
@@ -92,7 +107,7 @@ template <int C, int H, int W, int O, int KH, int KW, int SH, int SW> struct Con
     }
   }
 
-  // y[O][PIXELS] from x[C][H][W]; `room` is for PIXELS * WIDTH numbers.
+  // y[O][PIXELS] from x[C][H][W]; `room` is scratch memory of PIXELS * WIDTH floats.
   static void forward(const float* x, const float* packed, const float* bias, float* y, float* room) {
     constexpr int rest = VECTORS % FORWARD;
     int v = 0;
@@ -102,13 +117,13 @@ template <int C, int H, int W, int O, int KH, int KW, int SH, int SW> struct Con
     transpose(room, PIXELS, O, WIDTH, y, PIXELS);
   }
 
-  // --- Gradient of the filters ----------------------------------------------------------------------------------------
+  // --- Gradient of the filters ---------------------------------------------------------------------------------------
 
-  // The rows of a tile are LINES x LINE pixels of a filter.
+  // A tile has LINES x LINE rows, weights of a filter, and GRADIENT vectors.
   enum {
     LINE = part(KW, TILE / 2), LINES = LINE < KW ? 1 : part(KH, TILE / 2 / KW),
     GRADIENT = part(VECTORS, TILE / (LINE * LINES) > 4 ? 4 : TILE / (LINE * LINES)),
-    // Lines of pixels whose gradient fits the first cache.
+    // Cache blocking: output lines whose gradient fits 24 KiB of the first-level cache.
     STRIPE = part(OH, 24576 / (4 * OW * WIDTH) ? 24576 / (4 * OW * WIDTH) : 1),
   };
 
@@ -177,11 +192,11 @@ template <int C, int H, int W, int O, int KH, int KW, int SH, int SW> struct Con
     }
   }
 
-  // --- Gradient of the images -----------------------------------------------------------------------------------------
+  // --- Gradient of the images ----------------------------------------------------------------------------------------
 
-  enum { BACKWARD = part(LINE_VECTORS, MOST) };
+  enum { BACKWARD = part(LINE_VECTORS, MOST) };  // vectors of a tile
 
-  // Filters as [KH][block of BACKWARD vectors of a line, channels side by side][O][vectors].
+  // Packing: filters as [KH][block of BACKWARD vectors of a line, channels innermost][O][vectors].
   static void pack_backward(const float* weights, float* to) {
     for (int h = 0; h < KH; h++)
       for (int v = 0; v < LINE_VECTORS; v += BACKWARD) {
@@ -205,7 +220,7 @@ template <int C, int H, int W, int O, int KH, int KW, int SH, int SW> struct Con
 #pragma GCC unroll 4
         for (int v = 0; v < V; v++) sums[r][v] += dy[r] * right[v];
     }
-    // One after another, as they overlap.
+    // In order, as the patches of neighbouring pixels overlap.
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
@@ -226,7 +241,7 @@ template <int C, int H, int W, int O, int KH, int KW, int SH, int SW> struct Con
     }
   }
 
-  // room[H][W][C], and LANES more, from dy[O][PIXELS].
+  // `room`, scratch memory of [H][W][C] floats and LANES more, from dy[O][PIXELS].
   static void image_gradient(const float* dy, const float* packed, float* room) {
     for (int i = 0; i < H * W * C + LANES; i++) room[i] = 0;
     constexpr int rest = LINE_VECTORS % BACKWARD;

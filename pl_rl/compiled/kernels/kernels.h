@@ -1,25 +1,25 @@
-// What generated functions are made of: elementary functions that the compiler can vectorize, and matrix products.
+// The library of generated functions: elementary functions that the compiler vectorizes, and matrix products (GEMM).
 //
-// It needs no header, as reading those of C++ takes longer than compiling all this.
+// It includes no standard header, as parsing one takes longer than compiling all this.
 
 typedef unsigned char uint8;
 typedef long long int64;
 typedef __SIZE_TYPE__ size;
 
 #define INLINE static inline __attribute__((always_inline))
-// Not "static const": GCC 12 copies some of those wrong with -O2 (for AVX-512: {1, 1, 1, 0, 0, 0, 0, 0} as eight ones).
+// Not "static const": GCC 12 miscompiles copies of some with -O2 (for AVX-512: {1, 1, 1, 0, 0, 0, 0, 0} as eight ones).
 #define CONSTANT __attribute__((visibility("hidden")))
 
-// --- Elementary functions ---------------------------------------------------------------------------------------------
+// --- Elementary functions --------------------------------------------------------------------------------------------
 
 INLINE float bits_to_float(int bits) { return __builtin_bit_cast(float, bits); }
 INLINE int float_to_bits(float x) { return __builtin_bit_cast(int, x); }
 
-// e^x = 2^n e^r with |r| <= ln(2) / 2. Returns e^r - 1 by its Taylor series, whose next term is below the last bit.
+// Range reduction: e^x = 2^n e^r with |r| <= ln(2) / 2. Returns e^r - 1 by its Taylor series, up to the last bit.
 INLINE float exp_parts(float x, float& n) {
   n = __builtin_rintf(x * 1.44269504f);
-  float r = x - n * 0.693145752f;  // ln(2) with few bits, so that the product is exact
-  r = r - n * 1.42860677e-6f;      // the rest of ln(2)
+  float r = x - n * 0.693145752f;  // the high bits of ln(2), so that the product is exact
+  r = r - n * 1.42860677e-6f;      // the low bits
   float p = 1.f / 5040;
   p = p * r + 1.f / 720;
   p = p * r + 1.f / 120;
@@ -30,27 +30,27 @@ INLINE float exp_parts(float x, float& n) {
 }
 
 INLINE float exp_of(float x) {
-  x = x > 89.f ? 89.f : x;  // beyond, all is infinite, or zero; NaN stays
+  x = x > 89.f ? 89.f : x;  // beyond, the result is infinite or zero; NaN propagates
   x = x < -104.f ? -104.f : x;
   float n;
   float p = exp_parts(x, n);
-  int k = (int)n, half = k >> 1;  // in two factors, as 2^n may lie beyond the range of floats where e^x does not
+  int k = (int)n, half = k >> 1;  // two factors, as 2^n may overflow where e^x does not
   return (1.f + p) * bits_to_float((half + 127) << 23) * bits_to_float((k - half + 127) << 23);
 }
 
-// e^x - 1, to the last bits also near zero.
+// e^x - 1 without cancellation near zero.
 INLINE float expm1_of(float x) {
   x = x > 89.f ? 89.f : x;  // infinite
   x = x < -40.f ? -40.f : x;  // -1
   float n;
   float p = exp_parts(x, n);
-  // 2^128 is infinite, where the result need not be.
+  // 2^128 overflows where the result need not.
   float factor = n > 127.f ? 2.f : 1.f;
   float power = bits_to_float(((int)n - (n > 127.f) + 127) << 23);
   return (power * p + (power - 1.f / factor)) * factor;
 }
 
-// The same for x <= 0.
+// expm1_of for x <= 0.
 INLINE float expm1_of_negative(float x) {
   x = x < -40.f ? -40.f : x;
   float n;
@@ -81,7 +81,7 @@ INLINE float log_of(float x) {
   return x < 0.f || x != x ? __builtin_nanf("") : result;
 }
 
-// As torch has them: NaN wins.
+// As in torch, NaN propagates.
 template <class T> INLINE T maximum(T a, T b) { return a > b || a != a ? a : b; }
 template <class T> INLINE T minimum(T a, T b) { return a < b || a != a ? a : b; }
 template <class T> INLINE T absolute(T x) { return x < 0 ? -x : x; }
@@ -90,7 +90,7 @@ template <class T> INLINE T square(T x) { return x * x; }
 template <class T> INLINE T relu(T x) { return x < 0 ? 0 : x; }
 template <class T> INLINE T sign(T x) { return (T)((x > 0) - (x < 0)); }
 
-// Of whole numbers, with the digits that they have room for.
+// Integer power, which wraps around as torch's.
 INLINE int64 power(int64 x, int exponent) {
   size result = 1, factor = (size)x;
   for (; exponent; exponent >>= 1, factor *= factor)
@@ -98,21 +98,23 @@ INLINE int64 power(int64 x, int exponent) {
   return (int64)result;
 }
 
-// --- Matrix products --------------------------------------------------------------------------------------------------
+// --- Matrix products -------------------------------------------------------------------------------------------------
+
+// LANES floats of a vector; a register tile has up to ROWS rows of two vectors.
 
 #if defined(__AVX512F__)
-enum { LANES = 16, ROWS = 14 };  // 28 of 32 registers hold a tile of the result
+enum { LANES = 16, ROWS = 14 };  // 28 of 32 registers
 #elif defined(__AVX__)
 enum { LANES = 8, ROWS = 6 };
 #else
 enum { LANES = 4, ROWS = 6 };
 #endif
-enum { DEPTH = 256 };  // so that a panel of the right matrix fits the first cache
+enum { DEPTH = 256 };  // cache blocking: a panel, DEPTH rows of two vectors, fits the first-level cache
 
 typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int Lanes __attribute__((vector_size(4 * LANES)));
 
-// Elements of two vectors side by side, by their numbers, which are constants once loops are unrolled.
+// Lanes of two vectors by their indices, which are constants once loops are unrolled.
 #if defined(__clang__)
 INLINE Vector shuffle(Vector first, Vector second, Lanes numbers) {
   Vector result;
@@ -123,7 +125,7 @@ INLINE Vector shuffle(Vector first, Vector second, Lanes numbers) {
 #define shuffle __builtin_shuffle
 #endif
 
-// A block of LANES x LANES, transposed: in each step, blocks of twice the size.
+// Transposes a block of LANES x LANES in registers, by log2(LANES) rounds of shuffles.
 INLINE void transpose_block(const float* from, size stride, float* to, size to_stride) {
   Vector rows[LANES];
 #pragma GCC unroll 16
@@ -148,7 +150,7 @@ INLINE void transpose_block(const float* from, size stride, float* to, size to_s
   for (int i = 0; i < LANES; i++) *(Vector*)(to + i * to_stride) = rows[i];
 }
 
-// Columns [0, width) of a right matrix, `depth` rows of it, as rows of `padded` columns.
+// Packing: `depth` rows and `width` columns of the right matrix, as contiguous rows of `padded` columns.
 static void pack(const float* b, size row, size column, size depth, size width, size padded, float* to) {
   size whole = 0;
   if (column != 1 && row == 1 && width == padded)
@@ -172,7 +174,7 @@ struct Tile {
   size c_row;
 };
 
-// R rows and V vectors of columns of the result, all of them in registers.
+// Register tile: R rows by V vectors of the result stay in registers while the inner dimension runs.
 template <int R, int V> static void multiply_tile(const Tile& t) {
   Vector sums[R][V];
 #pragma GCC unroll 16
@@ -201,11 +203,11 @@ template <int R, int V> INLINE void multiply_rows(int rows, const Tile& tile) {
   else if constexpr (R > 1) multiply_rows<R - 1, V>(rows, tile);
 }
 
-// c[m][n] = start[m][n] + sum over k of a[m][k] b[k][n]; every matrix by its strides, but c by rows. `panel` is room
-// for DEPTH rows of 2 LANES columns of b.
+// GEMM with packing, cache blocking and register tiles: c[m][n] = start[m][n] + sum over k of a[m][k] b[k][n]. All
+// matrices have strides, but c is contiguous. `panel` is scratch memory of DEPTH * 2 * LANES floats, for packed b.
 static void multiply(size m, size n, size k, const float* a, size a_row, size a_column, const float* b, size b_row,
                      size b_column, const float* start, size start_row, size start_column, float* c, float* panel) {
-  float edge[ROWS * 2 * LANES];  // a tile that lies across the right edge
+  float edge[ROWS * 2 * LANES];  // a tile across the right edge
   size tiles = (m + ROWS - 1) / ROWS;
   for (size depth = 0; depth < k; depth += DEPTH)
     for (size column = 0; column < n; column += 2 * LANES) {
@@ -245,7 +247,7 @@ INLINE float sum_of_lanes(Vector x) {
   return x[0];
 }
 
-// Adds the products of R rows of a with S rows of b, both of k numbers side by side, to c.
+// Adds the dot products of R rows of a and S rows of b, contiguous and of length k, to c.
 template <int R, int S>
 static void multiply_rows_with_rows(size k, const float* a, size a_row, const float* b, size b_row, float* c,
                                     size c_row) {
@@ -272,7 +274,7 @@ static void multiply_rows_with_rows(size k, const float* a, size a_row, const fl
     }
 }
 
-// As `multiply`, where a has few and long rows, and b long columns side by side: packing b would cost more.
+// GEMM by dot products, for few rows of a and contiguous long columns of b: packing b would cost more than it saves.
 static void multiply_few(size m, size n, size k, const float* a, size a_row, const float* b, size b_column,
                          const float* start, size start_row, size start_column, float* c) {
   for (size i = 0; i < m; i++)
