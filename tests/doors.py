@@ -23,7 +23,8 @@ from lightning.pytorch.cli import LightningCLI
 import pl_rl
 from pl_rl import cli
 from pl_rl.cli.verbs import OWN_VERBS
-from pl_rl.deploy.export import Format, export
+from pl_rl.deploy import Format
+from pl_rl.deploy.export import export
 from pl_rl.deploy.policy import TrainedPolicy, read_trained
 from pl_rl.pretrained import read_weights
 from tests.places import (

@@ -8,7 +8,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from pl_rl import PPO
 from pl_rl.callbacks import RunCheckpoint
-from pl_rl.runs.directory import packaged_configs
+from pl_rl.cli.configs import packaged_configs
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 

@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from pl_rl import PPO, EnvConfig
-from pl_rl.runs.directory import packaged_configs
+from pl_rl.cli.configs import packaged_configs
 from tests.support import MemoryLogger, fit, quiet_trainer, small_ppo
 
 pytestmark = pytest.mark.slow

@@ -1,9 +1,11 @@
 """The command line: ``python -m pl_rl VERB ...``.
 
 What belongs here: options, help and exit statuses; nothing else knows jsonargparse and LightningCLI.
-What does not: what a verb does (``trainer``, ``tools/``, ``deploy/``).
+What does not: what a verb does (``trainer``, ``tools/``, ``deploy/``). Lightning, and what else takes its time, is
+imported by the verb that needs it.
 """
 
+import argparse
 import errno
 import logging
 import re
@@ -11,27 +13,28 @@ import signal
 import sys
 import threading
 import warnings
-
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.cli import LightningCLI
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from pl_rl.cli.parsing import PROG, Parser, fail, setting
 from pl_rl.cli.sentences import said_by_library
-from pl_rl.cli.training import CLI, SaveConfig
 from pl_rl.cli.verbs import OWN_VERBS
 from pl_rl.errors import RunFailure, UsageError
-from pl_rl.ppo import PPO
 from pl_rl.runs.output import lasting_output, open_standard_descriptors
-from pl_rl.trainer import Trainer
 
 # Of the disk rather than of the program.
 STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
-DESCRIPTION = """PPO whose runs can be stopped and continued.
+DESCRIPTION = "PPO whose runs can be stopped and continued."
 
-Further verbs: plot RUN_DIR ... draws learning curves, inspect CKPT says what a checkpoint holds,
-export CKPT --to FORMAT writes its policy for use elsewhere, verify --config FILE proves for a configuration
-that a killed run goes on bit for bit."""
+# What each does, as its help says; those of Lightning's Trainer as the docstrings of :class:`pl_rl.Trainer` do.
+TRAINER_VERBS = {
+    "fit": "Train, or continue a run as if it had never stopped.",
+    "validate": "Repeat the evaluation that training made at a checkpoint.",
+    "test": "Evaluate a checkpoint on episodes that no choice was based on.",
+    "predict": "Play episodes with the policy of a checkpoint.",
+}
+VERBS = {**TRAINER_VERBS, **{name: verb.description for name, verb in OWN_VERBS.items()}}
 
 
 def main(args: list[str] | None = None) -> None:
@@ -53,27 +56,16 @@ def _run(args: list[str]) -> None:
     try:
         _check_verb(args)
         if args[0] in OWN_VERBS:
-            OWN_VERBS[args[0]](args[1:])
+            OWN_VERBS[args[0]].run(args[1:])
             return
-        # Flags, where jsonargparse asks for a value.
-        args = [f"{arg}=true" if arg in ("--branch", "--auto_resume") else arg for arg in args]
-        CLI(
-            PPO,
-            save_config_callback=SaveConfig,
-            trainer_class=Trainer,
-            seed_everything_default=0,
-            trainer_defaults={
-                "accelerator": "cpu",
-                "enable_model_summary": False,
-                "num_sanity_val_steps": 0,
-            },
-            parser_class=Parser,
-            parser_kwargs={"prog": PROG, "allow_abbrev": False, "description": DESCRIPTION},
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            args=args,
-        )
-    except (UsageError, MisconfigurationException) as error:
+        if args[0] in ("-h", "--help"):
+            _parser_of_verbs().parse_args(args)
+        # Late, as Lightning takes seconds.
+        with _loading():
+            from pl_rl.cli.trainer_verbs import run
+
+        run(args, DESCRIPTION)
+    except UsageError as error:
         fail(error, status=2)
     except RunFailure as error:
         for note in getattr(error, "__notes__", []):  # the traceback of an environment
@@ -94,16 +86,40 @@ def _run(args: list[str]) -> None:
         fail(sentence, status=2)
 
 
+@contextmanager
+def _loading() -> Iterator[None]:
+    """Say at once that something happens, where somebody looks on."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    sys.stderr.write("loading ...")
+    sys.stderr.flush()
+    try:
+        yield
+    finally:
+        sys.stderr.write("\r           \r")
+
+
+def _parser_of_verbs() -> argparse.ArgumentParser:
+    """For what can be asked without a verb: each verb has a parser of its own."""
+    parser = argparse.ArgumentParser(
+        prog=PROG, usage="%(prog)s [-h] VERB ...", description=DESCRIPTION, epilog=f"{PROG} VERB --help says more."
+    )
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    for name, description in VERBS.items():
+        verbs.add_parser(name, help=description)
+    return parser
+
+
 def _check_verb(args: list[str]) -> None:
     """Refuse an unknown verb, and an evaluation of a policy that nobody trained.
 
     Raises:
         UsageError: For either.
     """
-    verbs = [*LightningCLI.subcommands(), *OWN_VERBS]
-    if not args or (args[0] not in verbs and not args[0].startswith("-")):
+    if not args or (args[0] not in VERBS and not args[0].startswith("-")):
         given = f"there is no verb {args[0]!r}" if args else "a verb is missing"
-        raise UsageError(f"{given}; the verbs are {', '.join(verbs)}")
+        raise UsageError(f"{given}; the verbs are {', '.join(VERBS)}")
     asks = {"-h", "--help", "--help_trainer", "--print_config"}.intersection(arg.partition("=")[0] for arg in args)
     if args[0] in ("validate", "test", "predict") and not asks and setting(args, "ckpt_path") is None:
         raise UsageError(f"{args[0]} needs a trained policy; add --ckpt_path last, or the path of a checkpoint")

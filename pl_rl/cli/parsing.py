@@ -9,14 +9,13 @@ from typing import Any, ClassVar, NoReturn
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, _loaders_dumpers
 from jsonargparse._loaders_dumpers import get_yaml_default_loader
-from lightning.pytorch.cli import LightningArgumentParser
 
+from pl_rl.cli.configs import find_config, packaged_configs
 from pl_rl.cli.help import help_of, without_markup
 from pl_rl.cli.sentences import sentence_of
 from pl_rl.errors import UsageError
 from pl_rl.files.plain_yaml import check_yaml, lines_of, read_yaml
 from pl_rl.files.terminal import printable, shortened
-from pl_rl.runs.directory import find_config, packaged_configs
 
 PROG = "python -m pl_rl"
 
@@ -75,7 +74,7 @@ class ConfigFile(ActionConfigFile):
         self.apply_config(parser, namespace, self.dest, str(path))
 
 
-class Parser(LightningArgumentParser):
+class Parser(ArgumentParser):
     """Says in one sentence what is wrong with an argument.
 
     Attributes:

@@ -18,6 +18,7 @@ from pl_rl.callbacks import PretrainedCheckpoint, RunCheckpoint, RunProgressBar,
 from pl_rl.callbacks.lookup import find_callback
 from pl_rl.callbacks.run_directory import LOGS_KEY
 from pl_rl.checkpoints.format import read_checkpoint
+from pl_rl.cli.configs import packaged_configs
 from pl_rl.cli.help import TrainerHelp
 from pl_rl.cli.parsing import ConfigFile, Parser, option, setting, with_whole_numbers
 from pl_rl.cli.tables import print_episodes, print_statistics
@@ -38,7 +39,6 @@ from pl_rl.runs.directory import (
     display_path,
     find_checkpoint,
     own_run,
-    packaged_configs,
 )
 from pl_rl.runs.trust import by_settings, checked_of_file, is_own
 from pl_rl.trainer import Trainer

@@ -5,9 +5,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from pl_rl.cli.configs import find_config
 from pl_rl.errors import UsageError
 from pl_rl.files.plain_yaml import parse_yaml, read_yaml
-from pl_rl.runs.directory import find_config
 from pl_rl.runs.trust import names_in
 
 OPTION = re.compile(r"config|model(\.(env|network)(\.[\w.]+)?)?")

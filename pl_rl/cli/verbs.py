@@ -1,31 +1,32 @@
-"""The verbs that are not Lightning's: plot, inspect, export, verify."""
+"""The verbs that are not Lightning's: plot, inspect, export, verify.
+
+Each imports what it works with once its arguments are read: help and a mistake in them do not wait for PyTorch.
+Nor is anything imported here that Lightning's own imports come after: whether its Trainer takes ``1`` for ``1`` or for
+``1.0`` hangs on who first wrote ``int | float`` with :mod:`typing`, and rich writes ``float, int``.
+"""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
-
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from typing import NamedTuple, get_args
 
 from pl_rl.cli.parsing import PROG, Parser
-from pl_rl.deploy.export import Format, export
+from pl_rl.deploy import Format
 from pl_rl.errors import RunFailure, UsageError
 from pl_rl.files.terminal import printable
-from pl_rl.runs.directory import display_path, find_checkpoint
-from pl_rl.runs.trust import by_trust_option
-from pl_rl.tools import plotting
-from pl_rl.tools.aggregation import Aggregate
-from pl_rl.tools.inspection import describe_checkpoint
-from pl_rl.tools.verification import verify
+from pl_rl.tools import Aggregate, PictureFormat
 
-VERIFY_DESCRIPTION = (
-    "Kill a run at random moments, resume it, and compare with one left alone. Takes all arguments of fit."
-)
+
+class Verb(NamedTuple):
+    """A verb of the command line."""
+
+    run: Callable[[list[str]], None]
+    """Does it, given the arguments that follow."""
+    description: str
 
 
 def _plot(args: list[str]) -> None:
-    parser = Parser(prog=f"{PROG} plot", description="Draw the evaluation curves of runs.")
+    parser = Parser(prog=f"{PROG} plot", description=OWN_VERBS["plot"].description)
     parser.add_argument(
         "runs",
         nargs="*",
@@ -40,8 +41,12 @@ def _plot(args: list[str]) -> None:
         default="iqm",
         help="What is drawn of runs that differ by their seeds: their interquartile mean, their mean, or each.",
     )
-    parser.add_argument("--format", choices=get_args(plotting.Format), default="png", help="Of the pictures.")
+    parser.add_argument("--format", choices=get_args(PictureFormat), default="png", help="Of the pictures.")
     config = parser.parse_args(args)
+
+    from pl_rl.runs.directory import display_path
+    from pl_rl.tools import plotting
+
     runs = plotting.find_runs(config.runs)
     for path in plotting.plot_runs(runs, config.output or runs[0], config.aggregate, config.format):
         print(display_path(path))
@@ -49,7 +54,7 @@ def _plot(args: list[str]) -> None:
 
 def _verify(args: list[str]) -> None:
     parser = argparse.ArgumentParser(
-        prog=f"{PROG} verify", description=VERIFY_DESCRIPTION, allow_abbrev=False, exit_on_error=False
+        prog=f"{PROG} verify", description=OWN_VERBS["verify"].description, allow_abbrev=False, exit_on_error=False
     )
     parser.add_argument("--iterations", type=int, default=30, help="Length of each run (default: 30).")
     parser.add_argument("--kills", type=int, default=3, help="How often to kill (default: 3).")
@@ -64,6 +69,13 @@ def _verify(args: list[str]) -> None:
         )
     if not fit_args:
         raise UsageError("verify needs what fit would be given; add --config FILE")
+
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from pl_rl.tools.verification import verify
+
     result = verify(fit_args, options.iterations, options.kills)
     table = Table("component", "killed and resumed against uninterrupted")
     for component, difference in result.differences.items():
@@ -81,16 +93,25 @@ def _verify(args: list[str]) -> None:
 
 
 def _inspect(args: list[str]) -> None:
-    parser = Parser(prog=f"{PROG} inspect", description="Say what a checkpoint holds.")
+    parser = Parser(prog=f"{PROG} inspect", description=OWN_VERBS["inspect"].description)
     parser.add_argument("checkpoint", metavar="CKPT", help="Path, or the name of one in the newest run (last, best).")
+    config = parser.parse_args(args)
+
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from pl_rl.runs.directory import find_checkpoint
+    from pl_rl.tools.inspection import describe_checkpoint
+
     table = Table(show_header=False)
-    for name, value in describe_checkpoint(find_checkpoint(parser.parse_args(args).checkpoint)):
+    for name, value in describe_checkpoint(find_checkpoint(config.checkpoint)):
         table.add_row(escape(printable(name)), escape(printable(value)))
     Console().print(table)
 
 
 def _export(args: list[str]) -> None:
-    parser = Parser(prog=f"{PROG} export", description="Write the policy of a checkpoint for use elsewhere.")
+    parser = Parser(prog=f"{PROG} export", description=OWN_VERBS["export"].description)
     parser.add_argument("checkpoint", metavar="CKPT", help="Path, or the name of one in the newest run (last, best).")
     parser.add_argument(
         "--to", choices=get_args(Format), required=True, help="What to write; hub is a folder for a model hub."
@@ -104,8 +125,20 @@ def _export(args: list[str]) -> None:
         help="What a checkpoint from elsewhere may have imported and called: modules, classes, environments.",
     )
     config = parser.parse_args(args)
+
+    from pl_rl.deploy.export import export
+    from pl_rl.runs.directory import find_checkpoint
+    from pl_rl.runs.trust import by_trust_option
+
     written = export(find_checkpoint(config.checkpoint), config.to, config.output, config.trust, by_trust_option)
     print(printable(written))
 
 
-OWN_VERBS = {"plot": _plot, "inspect": _inspect, "export": _export, "verify": _verify}
+OWN_VERBS = {
+    "plot": Verb(_plot, "Draw the evaluation curves of runs as PNG files."),
+    "inspect": Verb(_inspect, "Say what a checkpoint holds."),
+    "export": Verb(_export, "Write the policy of a checkpoint for use elsewhere."),
+    "verify": Verb(
+        _verify, "Kill a run at random moments, resume it, and compare with one left alone. Takes all arguments of fit."
+    ),
+}

@@ -10,10 +10,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
+from pl_rl.deploy import Format
 from pl_rl.deploy.policy import (
     TrainedPolicy,
     TrainedWeights,
@@ -27,8 +28,6 @@ from pl_rl.files.writing import flush
 from pl_rl.pretrained import safetensors
 from pl_rl.runs.directory import display_path
 from pl_rl.runs.trust import WayOut, in_python
-
-Format = Literal["state_dict", "safetensors", "onnx", "hub"]
 
 _ENDINGS: dict[Format, str] = {"state_dict": ".pt", "safetensors": ".safetensors", "onnx": ".onnx", "hub": "-hub"}
 

@@ -16,9 +16,6 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
-from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
-from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
-
 from pl_rl.files.writing import is_regular, reading
 
 EVENT_FILES = "events.out.tfevents.*"
@@ -146,6 +143,9 @@ def last_step(path: Path) -> float:
     size = path.stat().st_size
     if size > _CHUNK or damage_of(path, size) is not None:  # which takes long for a long run's
         return math.inf
+    # Late, as TensorBoard takes a while and only a resume reads logs.
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
     return max((event.step for event in EventFileLoader(str(path)).Load()), default=0)
 
 
@@ -167,6 +167,8 @@ def damage_of(path: Path, length: int) -> str | None:
 
 
 def _checksum(content: bytes) -> bytes:
+    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
+
     return struct.pack("<I", masked_crc32c(content))
 
 

@@ -251,8 +251,9 @@ def _is_wrapper(path: str) -> bool:
 def _is_imported(path: str, base: type) -> bool:
     """Whether a class of the right kind has been imported by now, and not by us from a library that has others too."""
     module, _, name = path.rpartition(".")
-    # Not by getattr, which lets a module import more.
-    cls = getattr(sys.modules.get(module), "__dict__", {}).get(name)
+    loaded = sys.modules.get(module)
+    # Not by getattr, which lets a module import more, as pl_rl does of its own.
+    cls = getattr(loaded, name, None) if module == "pl_rl" else getattr(loaded, "__dict__", {}).get(name)
     libraries = {listed.partition(".")[0] for listed in WRAPPERS} - {"pl_rl"}
     return isinstance(cls, type) and issubclass(cls, base) and cls.__module__.partition(".")[0] not in libraries
 

@@ -15,7 +15,6 @@ from pl_rl.files.plain_data import flat_settings
 from pl_rl.files.plain_yaml import read_yaml
 
 Floats = npt.NDArray[np.float64]
-Aggregate = Literal["iqm", "mean", "runs"]
 
 BOOTSTRAP_SAMPLES = 2000
 # At most so many settings are named in a label.

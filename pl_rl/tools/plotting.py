@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from typing import Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -16,12 +15,10 @@ from pl_rl.files.terminal import printable
 from pl_rl.files.writing import replacing
 from pl_rl.runs.directory import LOG_ROOT, display_path, runs_under
 from pl_rl.runs.log_meter import event_files
-from pl_rl.tools.aggregation import Aggregate, Curve, Group, aggregated, grouped
+from pl_rl.tools import Aggregate, PictureFormat
+from pl_rl.tools.aggregation import Curve, Group, aggregated, grouped
 
 AXES = {"evaluator_iter": "train iterations", "evaluator_step": "env steps"}
-
-
-Format = Literal["png", "svg", "pdf"]
 
 
 def read_segments(run: Path, group: str) -> list[Curve]:
@@ -66,7 +63,9 @@ def _evaluated_under(log_root: Path) -> list[Path]:
     return found
 
 
-def plot_runs(runs: list[Path], output: Path, aggregate: Aggregate = "iqm", file_format: Format = "png") -> list[Path]:
+def plot_runs(
+    runs: list[Path], output: Path, aggregate: Aggregate = "iqm", file_format: PictureFormat = "png"
+) -> list[Path]:
     """Draw evaluation return against train iterations and against env steps.
 
     Runs of the same settings are drawn as one curve with the 95 % interval of a bootstrap over them. Others have a
@@ -129,7 +128,7 @@ def _joined(segments: list[Curve]) -> Curve:
     return Curve(*(np.concatenate(parts) for parts in zip(*segments, strict=True)))
 
 
-def _save(figure: Figure, path: Path, file_format: Format) -> None:
+def _save(figure: Figure, path: Path, file_format: PictureFormat) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:

@@ -319,8 +319,10 @@ def module(*args):
 
 def test_the_module_runs_as_a_process(config, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
-    done = module("fit", "--config", config, "--model.total_env_steps", "64")
+    done = module("fit", "--config", config, "--model.total_env_steps", "64", "--trainer.limit_val_batches", "1")
     assert done.returncode == 0, done.stderr
+    # One batch, where ``1.0`` would be all; which it becomes hangs on who is the first to import ``int | float``.
+    assert "  limit_val_batches: 1\n" in Path("lightning_logs/version_0/config.yaml").read_text()
     assert "Traceback" not in done.stderr
     assert Path("lightning_logs/version_0/checkpoints/last.ckpt").is_file()
 
@@ -331,3 +333,11 @@ def test_bad_input_ends_a_process_with_status_2(monkeypatch):
     assert done.returncode == 2
     assert done.stderr == ("error: num_envs*num_steps=1024 is not divisible by minibatch_size=300; use 256 or 512\n")
     assert done.stdout == ""
+
+
+def test_a_terminal_is_told_at_once_and_a_log_is_not(monkeypatch, capsys):
+    for is_terminal in (True, False):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda is_terminal=is_terminal: is_terminal)
+        with pytest.raises(SystemExit):
+            cli.main(["fit", "--config", "nosuch"])
+        assert capsys.readouterr().err.startswith("loading ...\r" if is_terminal else "error: ")

@@ -22,7 +22,8 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 import pl_rl
 from pl_rl.checkpoints.format import check_content, load_sound
 from pl_rl.checkpoints.schema import LOGS
-from pl_rl.cli.parsing import ConfigFile, Parser
+from pl_rl.cli.parsing import ConfigFile
+from pl_rl.cli.trainer_verbs import TrainerParser
 from pl_rl.deploy.policy import TrainedPolicy, file_metadata, load_weights, read_trained
 from pl_rl.files.plain_yaml import read_yaml
 from pl_rl.files.schema import Misfit
@@ -211,7 +212,7 @@ def _read_config(path):
 
 @functools.cache
 def _parser():
-    parser = Parser(exit_on_error=True)
+    parser = TrainerParser(exit_on_error=True)
     parser.add_argument("--config", action=ConfigFile)
     parser.add_lightning_class_args(pl_rl.PPO, "model")
     return parser

@@ -12,8 +12,8 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 import pl_rl
 from pl_rl.callbacks import PretrainedCheckpoint, RunCheckpoint
+from pl_rl.cli.configs import packaged_configs
 from pl_rl.envs import EnvConfig
-from pl_rl.runs.directory import packaged_configs
 from tests.fuzz.mutations import places
 
 DATA = Path(__file__).parents[1] / "data"

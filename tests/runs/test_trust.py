@@ -28,7 +28,7 @@ from pl_rl.envs.spaces import describe_spaces, make_spaces
 from pl_rl.errors import RunFailure
 from pl_rl.runs import trust
 from tests import doors, places
-from tests import networks as own
+from tests import example_networks as own
 from tests.support import small_ppo
 
 CHECKPOINT = places.CHECKPOINT

@@ -1,0 +1,59 @@
+"""Running a verb of Lightning's Trainer. To import this takes the seconds that it takes to import Lightning."""
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.cli import LightningArgumentParser
+
+from pl_rl.cli.parsing import PROG, Parser
+from pl_rl.cli.training import CLI, SaveConfig
+from pl_rl.errors import UsageError
+from pl_rl.ppo import PPO
+from pl_rl.trainer import Trainer
+
+
+class TrainerParser(Parser, LightningArgumentParser):
+    """A parser to which LightningCLI can add the arguments of classes."""
+
+
+def _cli_for(verb: str) -> type[CLI]:
+    """A command line with a parser for one verb alone, as it takes a while to make one; for all if it is none."""
+    verbs = CLI.subcommands()
+
+    class OneVerb(CLI):
+        @staticmethod
+        def subcommands() -> dict[str, set[str]]:
+            return {verb: verbs[verb]} if verb in verbs else verbs
+
+    return OneVerb
+
+
+def run(args: list[str], description: str) -> None:
+    """Run a verb.
+
+    Args:
+        args: The verb and its arguments.
+        description: Of the program.
+
+    Raises:
+        UsageError: If Lightning refuses what it is to do.
+    """
+    # Flags, where jsonargparse asks for a value.
+    args = [f"{arg}=true" if arg in ("--branch", "--auto_resume") else arg for arg in args]
+    try:
+        _cli_for(args[0])(
+            PPO,
+            save_config_callback=SaveConfig,
+            trainer_class=Trainer,
+            seed_everything_default=0,
+            trainer_defaults={
+                "accelerator": "cpu",
+                "enable_model_summary": False,
+                "num_sanity_val_steps": 0,
+            },
+            parser_class=TrainerParser,
+            parser_kwargs={"prog": PROG, "allow_abbrev": False, "description": description},
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            args=args,
+        )
+    except MisconfigurationException as error:
+        raise UsageError(str(error)) from error
