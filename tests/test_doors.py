@@ -51,6 +51,7 @@ MODULES_THAT_READ = {
     "pl_rl.deploy.hub": "HubPolicy.from_checkpoint",
     "pl_rl.tools.inspection": "inspect",
     "pl_rl.resume.loading": "PPO.load_from_checkpoint",
+    "pl_rl.deploy.loading": "TrainedPolicy, HubPolicy.from_pretrained",
     "pl_rl.deploy.policy": "TrainedPolicy",
     "pl_rl.resume.resumable": "PPO.load_from_checkpoint",
     "pl_rl.resume.start": "pl_rl.Trainer.fit",

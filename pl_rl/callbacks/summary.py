@@ -80,9 +80,10 @@ def _commands(trainer: L.Trainer, agent: Agent) -> list[tuple[str, str]]:
     best = shlex.quote(display_path(checkpoint.best_model_path or checkpoint.last_model_path))
     config = _config(trainer)
     commands = [("watch", f"python -m pl_rl predict --ckpt_path {best}{config} --video videos")]
-    if _early_stopping(trainer) is None:  # whose patience no command can give in one word
-        commands.insert(0, ("go on", f"python -m pl_rl fit --ckpt_path {last}{config}{_extension(trainer, agent)}"))
-    return commands
+    go_on = f"python -m pl_rl fit --ckpt_path {last}{config}{_extension(trainer, agent)}"
+    stopped = _early_stopping(trainer) is not None  # whose patience no command can raise in a word
+    purpose = "go on, with a larger patience of EarlyStopping or without it" if stopped else "go on"
+    return [(purpose, go_on), *commands]
 
 
 def _limit(trainer: L.Trainer, agent: Agent) -> str:
@@ -93,7 +94,7 @@ def _limit(trainer: L.Trainer, agent: Agent) -> str:
     if cast(Any, trainer).fast_dev_run:
         return "fast_dev_run, which saves nothing"
     if stopped is not None:
-        return f"EarlyStopping of {stopped.monitor}; to go on, give it a larger patience or leave it out"
+        return f"EarlyStopping of {stopped.monitor}"
     if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= agent.iteration:
         return f"max_epochs={trainer.max_epochs:,} reached"
     if 0 <= trainer.max_steps <= agent.train_iter:

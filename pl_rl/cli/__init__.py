@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pl_rl.cli.configs import packaged_configs
 from pl_rl.cli.parsing import PROG, Parser, fail, setting
 from pl_rl.cli.sentences import said_by_library
 from pl_rl.cli.verbs import OWN_VERBS
@@ -102,8 +103,12 @@ def _loading() -> Iterator[None]:
 
 def _parser_of_verbs() -> argparse.ArgumentParser:
     """For what can be asked without a verb: each verb has a parser of its own."""
+    shipped = [name.removesuffix(".yaml") for name in packaged_configs()]
     parser = argparse.ArgumentParser(
-        prog=PROG, usage="%(prog)s [-h] VERB ...", description=DESCRIPTION, epilog=f"{PROG} VERB --help says more."
+        prog=PROG,
+        usage="%(prog)s [-h] VERB ...",
+        description=DESCRIPTION,
+        epilog=f"{PROG} VERB --help says more. Shipped for --config: {', '.join(shipped)}.",
     )
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     for name, description in VERBS.items():

@@ -40,8 +40,9 @@ def help_of(
 
 
 def without_markup(text: str) -> str:
-    """A docstring's text without the marks by which Sphinx makes pages of it."""
+    """Help without the marks by which Sphinx makes pages of docstrings, and without a type that says nothing."""
     text = re.sub(r":[a-z]+:`~?([^`]+)`", lambda match: match[1].rpartition(".")[2], text)
+    text = re.sub(r"\s+\((?:required,\s+)?type:\s+<class\s+'Path'>\)", "", text)  # of a positional argument
     return text.replace("``", "")
 
 

@@ -66,7 +66,7 @@ class ConfigFile(ActionConfigFile):
             )
         lines = lines_of(path)
         for name, group in settings.items():
-            if name in ("model", "trainer", "checkpoint", "pretrained") and not isinstance(group, dict):
+            if name in ("model", "trainer", "checkpoint", "pretrained") and isinstance(group, int | float | list):
                 raise UsageError(
                     f"{name} is {group!r} in line {lines[name]} of {str(path)!r}, where there are to be settings by "
                     "name; --print_config prints what it may say"

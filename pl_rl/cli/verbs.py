@@ -135,7 +135,7 @@ def _export(args: list[str]) -> None:
 
 
 OWN_VERBS = {
-    "plot": Verb(_plot, "Draw the evaluation curves of runs as PNG files."),
+    "plot": Verb(_plot, "Draw the evaluation curves of runs, seeds together."),
     "inspect": Verb(_inspect, "Say what a checkpoint holds."),
     "export": Verb(_export, "Write the policy of a checkpoint for use elsewhere."),
     "verify": Verb(

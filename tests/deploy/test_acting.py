@@ -91,7 +91,7 @@ def test_ragged_observations_are_refused():
 def test_images_of_floats_are_not_taken_for_pixels():
     policy = pl_rl.load_policy(checkpoint(env="PlRlTest/Pictures-v0", network=pl_rl.CNNActorCritic))
     assert policy.act(np.zeros((2, 36, 36), np.uint8)).shape == ()
-    with pytest.raises(UsageError, match=r"type float64, .* the type uint8"):
+    with pytest.raises(UsageError, match=r"type float64 are given, .* the type uint8"):
         policy.act(np.zeros((2, 36, 36)))
 
 
