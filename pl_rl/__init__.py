@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from pl_rl.ppo import PPO
     from pl_rl.trainer import Trainer
 
+__version__ = "0.1.0"
+
 __all__ = [
     "PPO",
     "ActorCritic",

@@ -20,6 +20,7 @@ import pl_rl
 from pl_rl import cli
 from pl_rl.callbacks import PretrainedCheckpoint, RunCheckpoint
 from pl_rl.cli.parsing import Parser
+from pl_rl.cli.trainer_verbs import TrainerParser
 from pl_rl.cli.training import CLI
 from pl_rl.cli.verbs import OWN_VERBS
 
@@ -112,7 +113,7 @@ def described(function: Any) -> list[tuple[str, str, str, str]]:
 
 def of_the_command_line(group: str, name: str) -> tuple[str, str, str, str]:
     """As :func:`described`, of an option that is no argument of a class."""
-    parser = Parser()
+    parser = TrainerParser()
     CLI.add_arguments_to_parser(None, parser)  # type: ignore[arg-type]
     action = next(action for action in parser._actions if action.dest == f"{group}.{name}")
     return name, "boolean", default_in_words(action.default), plain(action.help)

@@ -1,8 +1,7 @@
 """The command line: ``python -m pl_rl VERB ...``.
 
 What belongs here: options, help and exit statuses; nothing else knows jsonargparse and LightningCLI.
-What does not: what a verb does (``trainer``, ``tools/``, ``deploy/``). Lightning, and what else takes its time, is
-imported by the verb that needs it.
+What does not: what a verb does (``trainer``, ``tools/``, ``deploy/``), which is imported by the verb that needs it.
 """
 
 import argparse
@@ -16,6 +15,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pl_rl import __version__
 from pl_rl.cli.configs import packaged_configs
 from pl_rl.cli.parsing import PROG, Parser, fail, setting
 from pl_rl.cli.sentences import said_by_library
@@ -59,7 +59,7 @@ def _run(args: list[str]) -> None:
         if args[0] in OWN_VERBS:
             OWN_VERBS[args[0]].run(args[1:])
             return
-        if args[0] in ("-h", "--help"):
+        if args[0] in ("-h", "--help", "--version"):
             _parser_of_verbs().parse_args(args)
         # Late, as Lightning takes seconds.
         with _loading():
@@ -106,10 +106,11 @@ def _parser_of_verbs() -> argparse.ArgumentParser:
     shipped = [name.removesuffix(".yaml") for name in packaged_configs()]
     parser = argparse.ArgumentParser(
         prog=PROG,
-        usage="%(prog)s [-h] VERB ...",
+        usage="%(prog)s [-h] [--version] VERB ...",
         description=DESCRIPTION,
         epilog=f"{PROG} VERB --help says more. Shipped for --config: {', '.join(shipped)}.",
     )
+    parser.add_argument("--version", action="version", version=f"pl_rl {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     for name, description in VERBS.items():
         verbs.add_parser(name, help=description)

@@ -1,7 +1,7 @@
 """Tracing: functions of tensors as graphs of core ATen operations, and the refusal of what a trace would miss."""
 
 from collections.abc import Callable, Sequence
-from functools import reduce
+from functools import cache, reduce
 from typing import Any
 
 import numpy as np
@@ -29,17 +29,28 @@ def trace(function: Callable[..., Sequence[Tensor]], example: Sequence[Tensor]) 
     """
     graph = _recorded(function, example)
     _check(graph)
-    decompositions = {**core_aten_decompositions(), **get_decompositions(ALSO_DECOMPOSED)}
-    decompositions[torch.ops.aten.native_layer_norm.default] = _layer_norm
-    decompositions |= codegen.DECOMPOSITIONS
-    for operation in NOT_DECOMPOSED:
-        decompositions.pop(operation, None)
-    functional = _recorded(functionalize(graph), example, decompositions)
+    decompositions = _decompositions(len(torch._C._dispatch_get_all_op_names()))
+    functional = _recorded(functionalize(graph), example, {**decompositions})
     functional.graph.eliminate_dead_code()
     for node in functional.graph.nodes:
         if node.target is torch.ops.aten.copy_.default:  # those that are left change an argument
             raise CompilationError("the network changes its own state")
     return functional
+
+
+@cache
+def _decompositions(operations: int) -> dict[Any, Any]:
+    """What makes core operations of others.
+
+    Args:
+        operations: How many torch knows; a library may add some. To look through them takes 60 ms.
+    """
+    decompositions = {**core_aten_decompositions(), **get_decompositions(ALSO_DECOMPOSED)}
+    decompositions[torch.ops.aten.native_layer_norm.default] = _layer_norm
+    decompositions |= codegen.DECOMPOSITIONS
+    for operation in NOT_DECOMPOSED:
+        decompositions.pop(operation, None)
+    return decompositions
 
 
 def _recorded(

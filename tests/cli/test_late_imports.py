@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,7 @@ except SystemExit as end:
         ((), 2),
         (("fti",), 2),
         (("--help",), 0),
+        (("--version",), 0),
         (("plot", "--help"), 0),
         (("inspect", "--help"), 0),
         (("export", "--help"), 0),
@@ -54,6 +56,11 @@ except SystemExit as end:
 )
 def test_what_needs_no_lightning_does_not_import_it(args, status):
     assert python(ANSWER, *args).endswith(f"status {status}\nloaded:\n")
+
+
+def test_the_version_is_that_of_the_package():
+    assert python(ANSWER, "--version").startswith(f"pl_rl {version('pl-rl')}\n")
+    assert pl_rl.__version__ == version("pl-rl")
 
 
 def test_the_package_is_imported_without_what_its_names_stand_for():
