@@ -263,7 +263,7 @@ FIT = ["fit", "--config", "small.yaml"]
         (["test", "--config", "small.yaml"], "test needs a trained policy"),
         (["predict", "--ckpt_path", "last"], "there is no file 'last' here, and no run under 'lightning_logs'"),
         (["predict", "--ckpt_path", "foreign.ckpt"], "is not a checkpoint of pl_rl"),
-        (["plot"], "RUN_DIR|runs"),
+        (["plot"], "there is no run under .lightning_logs.; name a run.s directory"),
         (["plot", "nosuch"], "there is no run directory 'nosuch'"),
         (["plot", "empty"], "'empty' holds no evaluation"),
     ],
