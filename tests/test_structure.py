@@ -32,6 +32,7 @@ def imports_of(name):
             found |= {
                 f"{node.module}.{alias.name}" if f"{node.module}.{alias.name}" in MODULES else node.module
                 for alias in node.names
+                if alias.name != "__version__"  # which the package has before anything else
             }
     return found
 
