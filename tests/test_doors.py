@@ -49,6 +49,7 @@ MODULES_THAT_READ = {
     "pl_rl.cli.trust": "--config, which the user gives",
     "pl_rl.deploy.export": "export",
     "pl_rl.deploy.hub": "HubPolicy.from_checkpoint",
+    "pl_rl.tools.aggregation": "plot",
     "pl_rl.tools.inspection": "inspect",
     "pl_rl.resume.loading": "PPO.load_from_checkpoint",
     "pl_rl.deploy.loading": "TrainedPolicy, HubPolicy.from_pretrained",
