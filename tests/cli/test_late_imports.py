@@ -46,6 +46,7 @@ except SystemExit as end:
         (("fti",), 2),
         (("--help",), 0),
         (("--version",), 0),
+        (("--version",), 0),
         (("plot", "--help"), 0),
         (("inspect", "--help"), 0),
         (("export", "--help"), 0),
