@@ -213,6 +213,7 @@ def test_episodes_are_watched_in_a_window_and_are_those_that_are_played():
     assert Window.drawn[:6] == [1, 2, 3, 1, 2, 3]
 
 
+@pytest.mark.filterwarnings("ignore:.*You are trying to use 'human' rendering:UserWarning")  # gymnasium's
 def test_an_environment_that_cannot_be_drawn_into_a_window_is_named():
     with pytest.raises(UsageError, match="'PlRlTest/Undrawable-v0' cannot be drawn here, AttributeError"):
         watch(policy_for(EnvConfig("PlRlTest/Undrawable-v0")), EnvConfig("PlRlTest/Undrawable-v0"), 1, seed=1)
