@@ -9,6 +9,7 @@ from pl_rl.errors import RunFailure, UsageError
 
 if TYPE_CHECKING:
     from pl_rl.agent import Agent
+    from pl_rl.deploy.loading import load_policy
     from pl_rl.envs import EnvConfig
     from pl_rl.networks.actor_critic import ActorCritic, CNNActorCritic, MLPActorCritic
     from pl_rl.ppo import PPO
@@ -26,6 +27,7 @@ __all__ = [
     "RunFailure",
     "Trainer",
     "UsageError",
+    "load_policy",
 ]
 
 # Imported when they are first asked for, as Lightning takes seconds: ``--help`` and ``plot`` do without it.
@@ -37,6 +39,7 @@ _LATE = {
     "EnvConfig": "pl_rl.envs",
     "MLPActorCritic": "pl_rl.networks.actor_critic",
     "Trainer": "pl_rl.trainer",
+    "load_policy": "pl_rl.deploy.loading",
 }
 
 

@@ -16,7 +16,7 @@ from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.parsing import AttributeDict
 
-from pl_rl.algorithm.evaluation import LIMIT_EPISODES, LONGEST_EPISODE, Episodes, evaluate, format_return, record
+from pl_rl.algorithm.evaluation import LIMIT_EPISODES, LONGEST_EPISODE, Episodes, evaluate, format_return, record, watch
 from pl_rl.algorithm.rollout import Rollout, RolloutCollector, RolloutLoader
 from pl_rl.envs import EnvConfig, close_single, make_single, make_vector_env, vectorization_of
 from pl_rl.errors import EnvironmentFailure, UsageError
@@ -107,6 +107,7 @@ class Agent(L.LightningModule):
         self.structures: list[str] = []
         self.missing_logs: list[str] = []
         self.video_dir: Path | None = None
+        self.in_window = False
         self._collector: RolloutCollector | None = None
         self._before_fit: tuple[int | float, int] | None = None
         self._elapsed_before = 0.0
@@ -213,6 +214,10 @@ class Agent(L.LightningModule):
         if collector is not None:
             collector.env.close()
 
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse to act, which the policy of :func:`pl_rl.load_policy` does."""
+        raise UsageError(f"a {type(self).__name__} is not called to act; use pl_rl.load_policy(checkpoint).act(obs)")
+
     def train_dataloader(self) -> RolloutLoader:
         """One rollout of the current policy for each epoch."""
         return RolloutLoader(self._collect)
@@ -238,18 +243,14 @@ class Agent(L.LightningModule):
         self._log_statistics("test", self.play(Stream.TEST))
 
     def predict_step(self, batch: int, batch_idx: int) -> Episodes:
-        """Play ``eval_episodes`` episodes; each becomes a video file where ``video_dir`` is set."""
-        if self.video_dir is None:
-            return self.play(Stream.PREDICTION)
-        return record(
-            self.network,
-            self.env_config,
-            self.eval_episodes,
-            derive_seed(self.run_seed, Stream.PREDICTION, self.train_iter),
-            self.video_dir,
-            self.eval_deterministic,
-            self.normalizer,
-        )
+        """Play ``eval_episodes`` episodes; each becomes a video file where ``video_dir`` is set, or is shown."""
+        seed = derive_seed(self.run_seed, Stream.PREDICTION, self.train_iter)
+        acting = self.eval_deterministic, self.normalizer
+        if self.in_window:
+            return watch(self.network, self.env_config, self.eval_episodes, seed, *acting)
+        if self.video_dir is not None:
+            return record(self.network, self.env_config, self.eval_episodes, seed, self.video_dir, *acting)
+        return self.play(Stream.PREDICTION)
 
     def play(self, stream: Stream) -> Episodes:
         """Play an evaluation's episodes; a function of the weights, the run's seed and the train iteration."""

@@ -5,6 +5,42 @@ in a script they are ordinary exceptions. :class:`Interrupted` is what ends a ru
 """
 
 import signal
+from pathlib import Path
+
+# By module.
+_EXTRAS = {
+    "Box2D": "box2d",
+    "ale_py": "atari",
+    "cv2": "atari",
+    "huggingface_hub": "hub",
+    "minigrid": "minigrid",
+    "moviepy": "video",
+    "mujoco": "mujoco",
+    "onnx": "onnx",
+    "onnxscript": "onnx",
+    "pygame": "video",
+    "safetensors": "safetensors",
+}
+
+
+def installation(extra: str) -> str:
+    """The command that installs an extra: from the clone where this is one, else from the package index."""
+    clone = Path(__file__).parents[1]
+    if not (clone / "pyproject.toml").is_file():
+        return f'pip install "pl-rl[{extra}]"'
+    return f'pip install -e "{"." if clone == Path.cwd() else clone}[{extra}]"'
+
+
+def missing_package(error: BaseException) -> str | None:
+    """A module that could not be imported and how to install it, for the end of a sentence; ``None`` if all could."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ModuleNotFoundError) and cause.name is not None:
+            module = cause.name.partition(".")[0]
+            extra = _EXTRAS.get(module)
+            return f"{module} is not installed; {installation(extra) if extra else f'pip install {module}'}"
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 class UsageError(ValueError):

@@ -128,15 +128,28 @@ class Trainer(L.Trainer):
 
     def validate(self, *args: Any, **kwargs: Any) -> Any:
         """Repeat the evaluation that training made at a checkpoint."""
+        self._check_evaluated(args, kwargs)
         return super().validate(*args, **kwargs)
 
     def test(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate a checkpoint on episodes that no choice was based on."""
+        self._check_evaluated(args, kwargs)
         return super().test(*args, **kwargs)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Play episodes with the policy of a checkpoint."""
+        self._check_evaluated(args, kwargs)
         return super().predict(*args, **kwargs)
+
+    def _check_evaluated(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Refuse a trainer that evaluates wrongly, before it launches processes.
+
+        Raises:
+            UsageError: As :meth:`pl_rl.Agent.check_trainer`.
+        """
+        model = args[0] if args else kwargs.get("model")
+        if isinstance(model, Agent):
+            model.check_trainer(self)
 
     @contextmanager
     def _stopped_by_signals(self) -> Iterator[None]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from pl_rl.envs import AnyVectorEnv, EnvConfig, make_env, make_vector_env
 from pl_rl.envs.faults import STOPS, check_finite, close_each, closing, number_of
 from pl_rl.envs.parallel import SyncEnvs
-from pl_rl.errors import EnvironmentFailure, UsageError
+from pl_rl.errors import EnvironmentFailure, UsageError, installation, missing_package
 from pl_rl.networks.actor_critic import ActorCritic
 from pl_rl.networks.distributions import to_numpy
 from pl_rl.networks.modes import evaluation_mode
@@ -98,11 +98,11 @@ def record(
         EnvironmentFailure: If it fails.
     """
     if find_spec("moviepy") is None:
-        raise UsageError("recording videos needs a package more; pip install 'pl-rl[video]'")
+        raise UsageError(f"recording videos needs one more package; {installation('video')}")
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame renders without a display
     if sys.platform == "linux" and "DISPLAY" not in os.environ:
         os.environ.setdefault("MUJOCO_GL", "egl")  # and so does MuJoCo
-    _check_drawable(env_config)
+    _check_drawable(env_config, "rgb_array")
     prefix = env_config.id.replace("/", "-")
     _make_room(directory / f"{prefix}-episode-{episode}.mp4" for episode in range(num_episodes))
     recorded = gym.wrappers.RecordVideo(
@@ -113,6 +113,26 @@ def record(
         disable_logger=True,
     )
     env = SyncEnvs([lambda: gym.wrappers.TransformReward(recorded, number_of)])
+    with closing(env):
+        return play(network, env, num_episodes, seed, deterministic, normalizer)
+
+
+def watch(
+    network: ActorCritic,
+    env_config: EnvConfig,
+    num_episodes: int,
+    seed: int,
+    deterministic: bool = True,
+    normalizer: ObservationNormalizer | None = None,
+) -> Episodes:
+    """Play episodes one after another in a window, at the speed at which the environment draws.
+
+    Raises:
+        UsageError: If the environment has no window, or there is no screen.
+        EnvironmentFailure: If it fails.
+    """
+    _check_drawable(env_config, "human")
+    env = SyncEnvs([lambda: gym.wrappers.TransformReward(make_env(env_config, render_mode="human"), number_of)])
     with closing(env):
         return play(network, env, num_episodes, seed, deterministic, normalizer)
 
@@ -133,23 +153,37 @@ def _make_room(videos: Iterable[Path]) -> None:
             ) from error
 
 
-def _check_drawable(env_config: EnvConfig) -> None:
-    """Render one frame, before a folder for videos is made."""
-    env = make_env(env_config, render_mode="rgb_array")
-    if env.render_mode != "rgb_array":
-        raise UsageError(f"environment {env_config.id!r} does not render images, so there is nothing to record")
+def _check_drawable(env_config: EnvConfig, render_mode: str) -> None:
+    """Render one frame, before a folder for videos is made.
+
+    Args:
+        env_config: The environment.
+        render_mode: ``rgb_array`` for images, ``human`` for a window.
+
+    Raises:
+        UsageError: If it cannot be drawn so.
+    """
+    env = make_env(env_config, render_mode=render_mode)
+    if env.render_mode != render_mode:
+        what = "images, so there is nothing to record" if render_mode == "rgb_array" else "into a window"
+        raise UsageError(f"environment {env_config.id!r} does not render {what}")
     try:
         env.reset()
         env.render()
     except gym.error.DependencyNotInstalled as error:
-        raise UsageError(f"recording {env_config.id!r} needs a package more: {error}") from error
+        missing = missing_package(error) or str(error)
+        raise UsageError(f"drawing {env_config.id!r} needs one more package: {missing}") from error
     except STOPS:
         raise
     except BaseException as error:  # simulators raise all sorts
         _drop_quietly(error)
+        way_out = (
+            "without a screen, MuJoCo's need EGL or, with MUJOCO_GL=osmesa, OSMesa"
+            if render_mode == "rgb_array"
+            else "a window needs a screen; without one, --video FOLDER makes films"
+        )
         raise UsageError(
-            f"environment {env_config.id!r} cannot be drawn here, {type(error).__name__}: {error}; without a screen, "
-            "MuJoCo's need EGL or, with MUJOCO_GL=osmesa, OSMesa"
+            f"environment {env_config.id!r} cannot be drawn here, {type(error).__name__}: {error}; {way_out}"
         ) from error
     finally:
         close_each([(0, env)])  # a fault there is reported after the recording
@@ -214,7 +248,7 @@ def _play(
     step = 0
     while remaining.any():
         step += 1
-        actions = _act(network, _to_tensor(obs, parameter, normalizer), generator, deterministic)
+        actions = choose_actions(network, network_input(obs, parameter, normalizer), generator, deterministic)
         try:
             obs, rewards, terminated, truncated, _ = env.step(network.distribution.to_env(to_numpy(actions)))
             if not (np.isfinite(rewards).all() and (obs.dtype.kind != "f" or np.isfinite(obs).all())):
@@ -241,7 +275,15 @@ def _play(
     return episodes
 
 
-def _act(network: ActorCritic, obs: Tensor, generator: torch.Generator, deterministic: bool) -> Tensor:
+def choose_actions(network: ActorCritic, obs: Tensor, generator: torch.Generator, deterministic: bool) -> Tensor:
+    """What a network does, ``[B]`` or ``[B, A]``, before :meth:`ActionDistribution.to_env`.
+
+    Args:
+        network: The policy, in evaluation mode.
+        obs: Its input ``[B, ...]``, as :func:`network_input` gives it.
+        generator: Of sampled actions, on the CPU.
+        deterministic: Take the most probable actions rather than sampled ones.
+    """
     outputs = network.policy(obs)
     if deterministic:
         return network.distribution.mode(outputs)
@@ -249,8 +291,14 @@ def _act(network: ActorCritic, obs: Tensor, generator: torch.Generator, determin
     return network.distribution.sample(outputs, noise.to(outputs.device))
 
 
-def _to_tensor(obs: Any, parameter: Tensor, normalizer: ObservationNormalizer | None) -> Tensor:
-    """Observations on the network's device: floats in its type, normalized or not; integers unchanged."""
+def network_input(obs: Any, parameter: Tensor, normalizer: ObservationNormalizer | None) -> Tensor:
+    """Observations ``[B, ...]`` of environments on a network's device.
+
+    Args:
+        obs: A NumPy array.
+        parameter: One of the network, for its device and type, which floats are given; integers stay as they are.
+        normalizer: Stands between the observations and the network.
+    """
     tensor = torch.from_numpy(obs)
     if normalizer is not None:
         tensor = normalizer(tensor)

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
+from pl_rl.envs import EnvConfig
 from pl_rl.errors import UsageError
 from pl_rl.files.plain_data import plain_data
 from pl_rl.networks.actor_critic import ActorCritic
@@ -50,6 +51,25 @@ ZERO_IN_FIT = ("learning_rate", "clip_coef")
 SETTINGS = frozenset({*WHOLE, *SWITCHES, *NUMBERS, "env", "env_config", "network"})
 LIVE_SETTINGS = sorted(SETTINGS - FIXED.keys() - FIXED_IN_FIT.keys() - {"learning_rate"})
 """Those that may change while a run trains; the learning rate has a state of its own."""
+
+
+def check_parts(env: Any, network: Any) -> None:
+    """Refuse what no model can be made of.
+
+    Raises:
+        UsageError: If the environment is no name and no :class:`pl_rl.EnvConfig`, or the network is none that can be
+            made for an environment's spaces.
+    """
+    if not isinstance(env, EnvConfig):
+        raise UsageError(
+            f"env={str(env)[:80]} is a {type(env).__name__} and must be the name of an environment or an EnvConfig, as "
+            "a run makes several of it; register your own with gymnasium.register and give its name"
+        )
+    if isinstance(network, nn.Module) or not callable(network):
+        raise UsageError(
+            f"network is a {type(network).__name__} and must be a class, or a function that makes a network of the "
+            "observation and the action space; give pl_rl.MLPActorCritic, or a functools.partial of it"
+        )
 
 
 def plain_number(name: str, value: Any) -> Any:

@@ -1,24 +1,29 @@
 """A progress bar that speaks of iterations, env steps and returns."""
 
+import math
 import time
-from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from pl_rl.agent import Agent, as_agent
 from pl_rl.algorithm.evaluation import format_return
 from pl_rl.callbacks.evaluation import evaluation_of
 
 REFRESH_SECONDS = 0.1
+NARROWEST_BAR = 10
+
+# From what a narrow terminal keeps longest, to what it gives up first; they stand in the order of their numbers.
+IMPORTANCE = (0, 4, 1, 2, 3)
 
 
 class RunProgressBar(ProgressBar):
-    """Iteration, env steps, mean training return, latest evaluation, steps per second and time left.
+    """Env steps, mean training return, latest evaluation, env steps per second and time left.
 
-    Where the output is no terminal, such as a job's log file, each evaluation is a line instead.
+    A narrow terminal shows fewer of them, in full. Where the output is no terminal, such as a job's log file, each
+    evaluation is a line instead.
     """
 
     def __init__(self) -> None:
@@ -44,18 +49,14 @@ class RunProgressBar(ProgressBar):
             return
         agent = as_agent(pl_module)
         self._progress = Progress(
-            TextColumn("iteration {task.fields[iteration]:,}"),
             BarColumn(bar_width=None),
-            TextColumn("{task.completed:,.0f}/{task.total:,.0f} env steps ·"),
-            TextColumn("return {task.fields[train_return]}, evaluated {task.fields[eval_return]} ·"),
-            TextColumn("{task.fields[speed]:,.0f} steps/s ·"),
-            TimeRemainingColumn(),
-            TextColumn("left"),
+            TextColumn("{task.description}", markup=False),
             console=self._console,
             transient=True,
             expand=True,
         )
-        self._task = self._progress.add_task("", total=agent.total_env_steps, **_fields(trainer, agent))
+        words = bar_words(_parts(trainer, agent), self._console.width)
+        self._task = self._progress.add_task(words, total=agent.total_env_steps)
         self._progress.start()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -76,7 +77,8 @@ class RunProgressBar(ProgressBar):
             now = time.monotonic()
             if now - self._refreshed > REFRESH_SECONDS:
                 self._refreshed = now
-                self._progress.update(self._task, completed=agent.env_steps, **_fields(trainer, agent))
+                words = bar_words(_parts(trainer, agent), self._console.width)
+                self._progress.update(self._task, completed=agent.env_steps, description=words)
             return
         evaluation = evaluation_of(trainer)
         if evaluation.train_iter is not None and evaluation.train_iter != self._reported:
@@ -96,10 +98,45 @@ class RunProgressBar(ProgressBar):
             self._progress = None
 
 
-def _fields(trainer: L.Trainer, agent: Agent) -> dict[str, Any]:
-    return {
-        "iteration": agent.iteration,
-        "train_return": format_return(agent.collector.episodes.mean_return()),
-        "eval_return": format_return(evaluation_of(trainer).latest.get("return_mean", float("nan"))),
-        "speed": agent.env_steps_per_second,
-    }
+def bar_words(parts: list[str], width: int) -> str:
+    """What stands beside the bar: as many of the parts as a terminal has room for.
+
+    Args:
+        parts: Each in full.
+        width: Of the terminal, in characters.
+    """
+    shown: list[int] = []
+    for number in IMPORTANCE:
+        words = " · ".join(parts[i] for i in sorted([*shown, number]))
+        if len(words) + 1 + NARROWEST_BAR > width:
+            break
+        shown.append(number)
+    return " · ".join(parts[i] for i in sorted(shown))
+
+
+def _parts(trainer: L.Trainer, agent: Agent) -> list[str]:
+    returns = agent.collector.episodes.mean_return(), evaluation_of(trainer).latest.get("return_mean", math.nan)
+    train_return, evaluated = ("-" if math.isnan(value) else format_return(value) for value in returns)
+    speed = agent.env_steps_per_second
+    left = max(agent.total_env_steps - agent.env_steps, 0) / speed if speed > 0 else None
+    return [
+        f"{compact(agent.env_steps)}/{compact(agent.total_env_steps)} steps",
+        f"return {train_return}",
+        f"eval {evaluated}",
+        f"{compact(speed)}/s",
+        f"{'-:--' if left is None else _duration(left)} left",
+    ]
+
+
+def compact(number: float) -> str:
+    """A number in three digits, such as ``12.5k`` or ``2M``."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= 0.9995 * size:
+            return f"{number / size:#.3g}".rstrip("0").rstrip(".") + unit
+    return f"{number:.0f}"
+
+
+def _duration(seconds: float) -> str:
+    hours, seconds = divmod(round(seconds), 3600)
+    minutes, seconds = divmod(seconds, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -2,8 +2,10 @@
 
 import shlex
 from pathlib import Path
+from typing import Any, cast
 
 import lightning as L
+from lightning.pytorch.callbacks import EarlyStopping, Timer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -11,7 +13,7 @@ from rich.table import Table
 from pl_rl.agent import Agent, as_agent
 from pl_rl.algorithm.evaluation import format_return
 from pl_rl.callbacks.evaluation import PeriodicEvaluation, evaluation_of
-from pl_rl.callbacks.lookup import find_callback
+from pl_rl.callbacks.lookup import find_callback, find_callbacks
 from pl_rl.callbacks.run_checkpoint import RunCheckpoint
 from pl_rl.errors import Interrupted
 from pl_rl.runs.directory import display_path
@@ -47,7 +49,7 @@ class RunSummary(L.Callback):
     def _rows(self, trainer: L.Trainer, agent: Agent) -> list[tuple[str, str]]:
         evaluation = evaluation_of(trainer)
         rows = [
-            ("ended", agent.stop_reason or "a limit of the trainer was reached"),
+            ("ended", agent.stop_reason or _limit(trainer, agent)),
             ("trained", f"{agent.env_steps:,} env steps, {agent.train_iter:,} train iterations"),
             ("time", f"{agent.elapsed_seconds_here:.1f} s, {agent.elapsed_seconds:.1f} s over all resumes"),
             ("speed", f"{agent.env_steps_per_second:,.0f} env steps/s"),
@@ -77,13 +79,39 @@ def _commands(trainer: L.Trainer, agent: Agent) -> list[tuple[str, str]]:
     last = shlex.quote(display_path(checkpoint.last_model_path))
     best = shlex.quote(display_path(checkpoint.best_model_path or checkpoint.last_model_path))
     config = _config(trainer)
-    return [
-        ("go on", f"python -m pl_rl fit --ckpt_path {last}{config}{_extension(trainer, agent)}"),
-        ("watch", f"python -m pl_rl predict --ckpt_path {best}{config} --video videos"),
-    ]
+    commands = [("watch", f"python -m pl_rl predict --ckpt_path {best}{config} --video videos")]
+    go_on = f"python -m pl_rl fit --ckpt_path {last}{config}{_extension(trainer, agent)}"
+    stopped = _early_stopping(trainer) is not None  # whose patience no command can raise in a word
+    purpose = "go on, with a larger patience of EarlyStopping or without it" if stopped else "go on"
+    return [(purpose, go_on), *commands]
+
+
+def _limit(trainer: L.Trainer, agent: Agent) -> str:
+    """What Lightning ended training by."""
+    stopped = _early_stopping(trainer)
+    timer = find_callback(trainer, Timer)
+    left = None if timer is None else timer.time_remaining()
+    if cast(Any, trainer).fast_dev_run:
+        return "fast_dev_run, which saves nothing"
+    if stopped is not None:
+        return f"EarlyStopping of {stopped.monitor}"
+    if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= agent.iteration:
+        return f"max_epochs={trainer.max_epochs:,} reached"
+    if 0 <= trainer.max_steps <= agent.train_iter:
+        return f"max_steps={trainer.max_steps:,} reached"
+    if left is not None and left <= 0:
+        return "max_time reached"
+    return "a callback stopped the trainer"
+
+
+def _early_stopping(trainer: L.Trainer) -> EarlyStopping | None:
+    """The callback by which the run was ended, if it was."""
+    return next((callback for callback in find_callbacks(trainer, EarlyStopping) if callback.stopped_epoch), None)
 
 
 def _checkpoint(trainer: L.Trainer) -> RunCheckpoint | None:
+    if cast(Any, trainer).fast_dev_run:  # which writes none
+        return None
     checkpoint = find_callback(trainer, RunCheckpoint)
     return checkpoint if checkpoint is not None and checkpoint.last_model_path else None
 

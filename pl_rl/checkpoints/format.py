@@ -4,9 +4,11 @@ import hashlib
 import io
 import pickle
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from pl_rl.checkpoints.schema import check_checkpoint
 from pl_rl.errors import UsageError
@@ -103,11 +105,20 @@ def damage_of(content: bytes) -> str | None:
         return None if right else "its checksum is wrong"
     if content.startswith(LFS_POINTER):
         return "it is a Git LFS pointer and not the file itself, which git lfs pull fetches"
+    if not content:
+        return "it is empty"
+    if content[8:9] == b"{" and int.from_bytes(content[:8], "little") <= len(content) - 8:
+        return "it is a safetensors file, weights alone, from which --pretrained.path starts a new run"
     if content[-22:-18] != _END or content[-2:] != b"\0\0":
         return "it is cut short" if content.startswith(b"PK") else "it is not what torch.save writes"
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        if {"data", "policy.pth"} <= set(archive.namelist()):
-            return "it is a model of Stable-Baselines3, from which --pretrained.path starts a new run"
+        names = archive.namelist()
+    if {"data", "policy.pth"} <= set(names):
+        return "it is a model of Stable-Baselines3, from which --pretrained.path starts a new run"
+    if any(name.endswith("/constants.pkl") for name in names):
+        return "it is a TorchScript program"
+    if not any(name.endswith("/data.pkl") for name in names):
+        return f"it is a zip archive of something else: {names[0] if names else 'nothing'!r}"
     check_archive(content)  # before anything is unpacked
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         damaged = archive.testzip()  # torch does not compare the checksums that it writes
@@ -130,7 +141,8 @@ def check_content(path: str, checkpoint: Any) -> dict[str, Any]:
         UsageError: If it is not a checkpoint of ours, or comes from a newer version.
     """
     if not isinstance(checkpoint, dict) or STATE_KEY not in checkpoint:
-        raise UsageError(f"{path!r} is not a checkpoint of pl_rl; a run's are in its checkpoints/ folder")
+        what = ", but holds weights: --pretrained.path starts a new run from them" if _has_weights(checkpoint) else ""
+        raise UsageError(f"{path!r} is not a checkpoint of pl_rl{what}; a run's are in its checkpoints/ folder")
     try:
         check_tree(checkpoint)  # as Lightning may have read it
         record({"format_version": whole(1)})(checkpoint[STATE_KEY], STATE_KEY)
@@ -151,6 +163,14 @@ def check_content(path: str, checkpoint: Any) -> dict[str, Any]:
     except Misfit as error:
         raise Damaged(Path(path), str(error)) from error
     return checkpoint
+
+
+def _has_weights(content: Any, depth: int = 2) -> bool:
+    """Whether there are tensors by name in a file, as other libraries write them."""
+    if not isinstance(content, Mapping):
+        return False
+    parts = content.values()
+    return any(isinstance(part, torch.Tensor) or (depth > 0 and _has_weights(part, depth - 1)) for part in parts)
 
 
 def migrate(checkpoint: dict[str, Any]) -> None:

@@ -12,9 +12,13 @@ import signal
 import sys
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from pl_rl import __version__
-from pl_rl.cli.parsing import PROG, fail, setting
+from pl_rl.cli.configs import packaged_configs
+from pl_rl.cli.parsing import PROG, Parser, fail, setting
+from pl_rl.cli.sentences import said_by_library
 from pl_rl.cli.verbs import OWN_VERBS
 from pl_rl.errors import RunFailure, UsageError
 from pl_rl.runs.output import lasting_output, open_standard_descriptors
@@ -41,6 +45,7 @@ def main(args: list[str] | None = None) -> None:
         args: Arguments, those of the process by default.
     """
     args = sys.argv[1:] if args is None else args
+    Parser.given = args
     open_standard_descriptors()
     _quieten_lightning()
     threading.excepthook = _quiet_about_the_disk
@@ -57,7 +62,8 @@ def _run(args: list[str]) -> None:
         if args[0] in ("-h", "--help", "--version"):
             _parser_of_verbs().parse_args(args)
         # Late, as Lightning takes seconds.
-        from pl_rl.cli.trainer_verbs import run
+        with _loading():
+            from pl_rl.cli.trainer_verbs import run
 
         run(args, DESCRIPTION)
     except UsageError as error:
@@ -74,15 +80,35 @@ def _run(args: list[str]) -> None:
         fail(f"{error}; the checkpoints that are there are whole: continue with --ckpt_path last", status=1)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+    except Exception as error:
+        sentence = said_by_library(error)
+        if sentence is None:
+            raise
+        fail(sentence, status=2)
+
+
+@contextmanager
+def _loading() -> Iterator[None]:
+    """Say at once that something happens, where somebody looks on."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    sys.stderr.write("loading ...")
+    sys.stderr.flush()
+    try:
+        yield
+    finally:
+        sys.stderr.write("\r           \r")
 
 
 def _parser_of_verbs() -> argparse.ArgumentParser:
     """For what can be asked without a verb: each verb has a parser of its own."""
+    shipped = [name.removesuffix(".yaml") for name in packaged_configs()]
     parser = argparse.ArgumentParser(
         prog=PROG,
         usage="%(prog)s [-h] [--version] VERB ...",
         description=DESCRIPTION,
-        epilog=f"{PROG} VERB --help says more.",
+        epilog=f"{PROG} VERB --help says more. Shipped for --config: {', '.join(shipped)}.",
     )
     parser.add_argument("--version", action="version", version=f"pl_rl {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
@@ -100,7 +126,7 @@ def _check_verb(args: list[str]) -> None:
     if not args or (args[0] not in VERBS and not args[0].startswith("-")):
         given = f"there is no verb {args[0]!r}" if args else "a verb is missing"
         raise UsageError(f"{given}; the verbs are {', '.join(VERBS)}")
-    asks = {"-h", "--help", "--print_config"}.intersection(arg.partition("=")[0] for arg in args)
+    asks = {"-h", "--help", "--help_trainer", "--print_config"}.intersection(arg.partition("=")[0] for arg in args)
     if args[0] in ("validate", "test", "predict") and not asks and setting(args, "ckpt_path") is None:
         raise UsageError(f"{args[0]} needs a trained policy; add --ckpt_path last, or the path of a checkpoint")
 
@@ -115,6 +141,8 @@ def _quiet_about_the_disk(failure: threading.ExceptHookArgs) -> None:
 def _quieten_lightning() -> None:
     """Leave out Lightning's advertisements and the devices that are not used."""
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    logger.addFilter(lambda record: not re.match(r"💡|GPU available|TPU available|HPU available", record.getMessage()))
+    logger.addFilter(
+        lambda record: not re.match(r"💡|GPU avail|TPU avail|HPU avail|Restor|Loaded model", record.getMessage())
+    )
     logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", r".*LeafSpec", category=FutureWarning)

@@ -1,5 +1,6 @@
 """The configs that come with the package."""
 
+import difflib
 from pathlib import Path
 
 from pl_rl.errors import UsageError
@@ -25,4 +26,9 @@ def find_config(name: str) -> Path:
     for candidate in (name, f"{name}.yaml"):
         if candidate in packaged:
             return packaged[candidate]
-    raise UsageError(f"there is no config file {name!r} here, and the configs shipped are {', '.join(packaged)}")
+    if Path(name).is_dir():
+        inside = sorted(str(path) for path in Path(name).glob("*.yaml"))
+        raise UsageError(f"config {name!r} is a folder; name a file{f' in it, as {inside[0]}' if inside else ''}")
+    nearest = difflib.get_close_matches(Path(name).stem, [Path(config).stem for config in packaged], n=1, cutoff=0.7)
+    hint = f" (did you mean {nearest[0]}.yaml?)" if nearest else ""
+    raise UsageError(f"there is no config file {name!r} here{hint}, and the configs shipped are {', '.join(packaged)}")

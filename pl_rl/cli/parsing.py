@@ -2,22 +2,24 @@
 
 import argparse
 import contextlib
-import difflib
 import re
 import sys
-from typing import Any, NoReturn, get_args
+from typing import Any, ClassVar, NoReturn
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, _loaders_dumpers
 from jsonargparse._loaders_dumpers import get_yaml_default_loader
 
-from pl_rl.cli.configs import find_config
+from pl_rl.cli.configs import find_config, packaged_configs
+from pl_rl.cli.help import help_of, without_markup
+from pl_rl.cli.sentences import sentence_of
 from pl_rl.errors import UsageError
-from pl_rl.files.plain_yaml import check_yaml, read_yaml
+from pl_rl.files.plain_yaml import check_yaml, lines_of, read_yaml
 from pl_rl.files.terminal import printable, shortened
-from pl_rl.trackers import LoggerName
 
 PROG = "python -m pl_rl"
+
+_WHOLE = re.compile(r"[-+]?[0-9_]+[eE]\+?[0-9]{1,2}")
 
 
 class _CheckedLoader(get_yaml_default_loader()):  # type: ignore[misc]
@@ -34,6 +36,13 @@ class _CheckedLoader(get_yaml_default_loader()):  # type: ignore[misc]
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise yaml.YAMLError(f"{type(error).__name__}: {error}") from error
 
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> float | int:
+        """A number; ``1e6``, which has no point, is a whole one."""
+        number: float = super().construct_yaml_float(node)
+        return int(number) if _WHOLE.fullmatch(node.value) else number
+
+
+_CheckedLoader.add_constructor("tag:yaml.org,2002:float", _CheckedLoader.construct_yaml_float)
 
 # The one place through which all YAML of the parser goes: its public set_loader leaves out values within values.
 _loaders_dumpers.yaml_default_loader = _CheckedLoader  # type: ignore[assignment]
@@ -55,16 +64,45 @@ class ConfigFile(ActionConfigFile):
                 f"config file {str(path)!r} holds {'nothing' if settings is None else f'a {type(settings).__name__}'}, "
                 "where there are to be settings by name; --print_config prints what it may say"
             )
+        lines = lines_of(path)
+        for name, group in settings.items():
+            if name in ("model", "trainer", "checkpoint", "pretrained") and isinstance(group, int | float | list):
+                raise UsageError(
+                    f"{name} is {group!r} in line {lines[name]} of {str(path)!r}, where there are to be settings by "
+                    "name; --print_config prints what it may say"
+                )
         self.apply_config(parser, namespace, self.dest, str(path))
 
 
 class Parser(ArgumentParser):
-    """Says in one sentence what is wrong with an argument."""
+    """Says in one sentence what is wrong with an argument.
+
+    Attributes:
+        given: What was typed, which a parser within the parser does not know.
+        is_of_trainer: Whether it has the options of Lightning's Trainer.
+    """
+
+    given: ClassVar[list[str]] = []
+    is_of_trainer = False
+
+    def full_help(self) -> str:
+        """The help with all options."""
+        return without_markup(super().format_help())
+
+    def format_help(self, *args: Any, **kwargs: Any) -> str:
+        """The help; a verb of Lightning's Trainer leaves out the Trainer's options."""
+        return help_of(self, self.full_help) if self.is_of_trainer else self.full_help()
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the sentence and exit with status 2."""
         options = [option for parser in self._parsers() for option in parser._option_string_actions]
-        fail(_sentence(message, options), status=2)
+        args = Parser.given
+        config, lines = None, {}
+        with contextlib.suppress(UsageError, TypeError):
+            config = find_config(str(option(args, "-c", "--config")))
+            lines = lines_of(config)
+        shipped = [name.removesuffix(".yaml") for name in packaged_configs()]
+        fail(sentence_of(message, options, args, lines, config, shipped), status=2)
 
     def _parsers(self) -> list[ArgumentParser]:
         subcommands = self._subcommands_action
@@ -100,28 +138,17 @@ def setting(args: list[str], name: str) -> str | None:
     return given
 
 
+def with_whole_numbers(args: list[str]) -> list[str]:
+    """The arguments, of which a value such as ``1e6`` is written out, which would be no whole number."""
+    written = []
+    for before, arg in zip(["", *args], args, strict=False):
+        name, equals, value = arg.rpartition("=") if arg.startswith("--") else (before, "", arg)
+        is_number = name.startswith("--") and not name.endswith(("_dir", "path")) and _WHOLE.fullmatch(value)
+        written.append(f"{name if equals else ''}{equals}{int(float(value))}" if is_number else arg)
+    return written
+
+
 def fail(error: object, status: int) -> NoReturn:
     """Say why in one line and end the process."""
     sys.stderr.write(f"error: {shortened(printable(error))}\n")
     sys.exit(status)
-
-
-def _sentence(message: str, options: list[str]) -> str:
-    """The parser's message on one line, with the nearest option where one is unknown."""
-    sentence = " ".join(message.split())
-    if "arguments are required" in sentence and "model.env" in sentence:
-        return "no environment is named; add --model.env ID or --config FILE"
-    if sentence.endswith("arguments are required: id"):
-        return "an environment with settings of its own is named by --model.env.id ID, not by --model.env ID"
-    # The type of a network factory, spelled out, helps nobody.
-    sentence = re.sub(r"Type collections\.abc\.Callable\S.* expects a function or", "expects", sentence)
-    logger = re.search(r"\"trainer\.logger\": .*Given value: (\S+)$", sentence)
-    if logger is not None:
-        words = ", ".join(get_args(LoggerName))
-        return f"there is no logger {logger[1]!r}; use {words}, a list of them, or the class of one with its settings"
-    unknown = re.search(r"(?:does not accept option|[Uu]nrecognized arguments:|Unknown option) '?-*([\w.]+)", sentence)
-    if unknown is None:
-        return sentence
-    settings = [option for option in options if not any(other.startswith(f"{option}.") for other in options)]
-    nearest = difflib.get_close_matches(f"--{unknown[1]}", settings, n=1, cutoff=0.75)
-    return f"{sentence}; did you mean {nearest[0]}?" if nearest else sentence

@@ -1,6 +1,7 @@
 """The verbs of Lightning's Trainer: fit, validate, test, predict."""
 
 import os
+import secrets
 import shlex
 import sys
 from inspect import signature
@@ -11,15 +12,16 @@ import lightning as L
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
-from rich.console import Console
-from rich.table import Table
 
 from pl_rl.algorithm.evaluation import Episodes
 from pl_rl.callbacks import PretrainedCheckpoint, RunCheckpoint, RunProgressBar, RunSummary
 from pl_rl.callbacks.lookup import find_callback
 from pl_rl.callbacks.run_directory import LOGS_KEY, run_directory
 from pl_rl.checkpoints.format import read_checkpoint
-from pl_rl.cli.parsing import ConfigFile, option, setting
+from pl_rl.cli.configs import packaged_configs
+from pl_rl.cli.help import TrainerHelp
+from pl_rl.cli.parsing import ConfigFile, Parser, option, setting, with_whole_numbers
+from pl_rl.cli.tables import print_episodes, print_statistics
 from pl_rl.cli.trust import names_said
 from pl_rl.errors import UsageError
 from pl_rl.files.plain_yaml import parse_yaml, read_yaml
@@ -46,6 +48,11 @@ from pl_rl.trainer import Trainer
 
 TIME_LIMIT_STATUS = os.EX_TEMPFAIL
 """Exit status of a run that its time limit ended: the command is to be given again."""
+
+
+CONFIG_HELP = (
+    f"Path of a configuration file, or one shipped: {', '.join(Path(name).stem for name in packaged_configs())}."
+)
 
 
 class SaveConfig(SaveConfigCallback):
@@ -83,7 +90,7 @@ class CLI(LightningCLI):
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """A parser whose ``--config`` finds shipped configs."""
         parser = self.parser_class(**kwargs)
-        parser.add_argument("-c", "--config", action=ConfigFile, help="Path or shipped name of a configuration file.")
+        parser.add_argument("-c", "--config", action=ConfigFile, help=CONFIG_HELP)
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -99,7 +106,12 @@ class CLI(LightningCLI):
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        cast(Parser, parser).is_of_trainer = True
+        parser.add_argument(
+            "--help_trainer", action=TrainerHelp, help="Show the options of Lightning's Trainer and exit."
+        )
         if subcommand == "predict":
+            parser.add_argument("--render", action="store_true", help="Show the episodes in a window.")
             parser.add_argument("--video", type=Path | None, help="Folder for an MP4 file of each episode.")
         return parser
 
@@ -108,7 +120,7 @@ class CLI(LightningCLI):
         if not isinstance(args, list):
             raise UsageError(f"the command line must be a list of words, and is a {type(args).__name__}; pass a list")
         self.command = [arg for arg in args if not arg.startswith("--auto_resume")]
-        self.config = parser.parse_args(self._with_checkpoint(args))
+        self.config = parser.parse_args(with_whole_numbers(self._with_checkpoint(args)))
 
     def _with_checkpoint(self, args: list[str]) -> list[str]:
         """The arguments with the checkpoint's full path and, unless a config is given, the run's own."""
@@ -160,6 +172,13 @@ class CLI(LightningCLI):
         """Nothing: the checkpoint's hyperparameters are defaults; LightningCLI would let them override the user."""
 
     def _set_seed(self) -> None:
+        config = self.config[self.subcommand]
+        if config.seed_everything is True:
+            config.seed_everything = secrets.randbelow(2**32)
+            if config.get("ckpt_path") is None or config.get("branch"):  # another run goes on with its own
+                print(
+                    f"seed: {config.seed_everything}, drawn; --seed_everything {config.seed_everything} repeats the run"
+                )
         seed = self._get(self.config, "seed_everything")
         if not 0 <= seed < 2**32:  # False and True, which are no seed and any, lie within
             raise UsageError(f"seed_everything={seed} is no seed; use a number from 0 to {2**32 - 1}")
@@ -179,6 +198,8 @@ class CLI(LightningCLI):
             self._adopt_network(config)
         if self.subcommand != "fit":
             config.trainer.logger = False
+            if not config.trainer.callbacks:  # one of them may be a bar
+                config.trainer.enable_progress_bar = False
             self.save_config_callback = None
         given = config.trainer.logger
         for logger in given if isinstance(given, list) else [given]:
@@ -231,22 +252,33 @@ class CLI(LightningCLI):
         return trainer
 
     def before_predict(self) -> None:
-        """Tell the model where videos go."""
-        self.model.video_dir = self.config.predict.video
+        """Tell the model where its episodes are drawn.
+
+        Raises:
+            UsageError: If that is two places.
+        """
+        self.model.video_dir, self.model.in_window = self.config.predict.video, self.config.predict.render
+        if self.model.video_dir is not None and self.model.in_window:
+            raise UsageError("--render and --video are two ways to watch; leave one of them out")
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's verbs, and their arguments that are no options: for data and for its own table."""
+        return {verb: {*skipped, "verbose"} for verb, skipped in LightningCLI.subcommands().items()}
+
+    def validate(self, model: PPO, **kwargs: Any) -> None:
+        """Repeat an evaluation and print its statistics."""
+        for logged in self.trainer.validate(model, verbose=False, **kwargs):
+            print_statistics(logged, model.eval_episodes)
+
+    def test(self, model: PPO, **kwargs: Any) -> None:
+        """Evaluate on other episodes and print their statistics."""
+        for logged in self.trainer.test(model, verbose=False, **kwargs):
+            print_statistics(logged, model.eval_episodes)
 
     def predict(self, model: PPO, **kwargs: Any) -> None:
         """Play episodes and print their returns."""
         for episodes in self.trainer.predict(model, **kwargs) or []:
-            _print_episodes(cast(Episodes, episodes))
+            print_episodes(cast(Episodes, episodes))
         if model.video_dir is not None:
             print(f"videos: {display_path(model.video_dir)}")
-
-
-def _print_episodes(episodes: Episodes) -> None:
-    table = Table("episode", "return", "length")
-    for number, (episode_return, length) in enumerate(zip(*episodes, strict=True)):
-        table.add_row(str(number), f"{episode_return:.2f}", f"{length:,}")
-    statistics = episodes.statistics()
-    table.add_section()
-    table.add_row("mean", f"{statistics['return_mean']:.2f}", f"{statistics['length_mean']:,.1f}")
-    Console().print(table)

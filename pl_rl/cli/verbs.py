@@ -14,6 +14,7 @@ from pl_rl.cli.parsing import PROG, Parser
 from pl_rl.deploy import Format
 from pl_rl.errors import RunFailure, UsageError
 from pl_rl.files.terminal import printable
+from pl_rl.tools import Aggregate, PictureFormat
 
 
 class Verb(NamedTuple):
@@ -27,18 +28,27 @@ class Verb(NamedTuple):
 def _plot(args: list[str]) -> None:
     parser = Parser(prog=f"{PROG} plot", description=OWN_VERBS["plot"].description)
     parser.add_argument(
-        "runs", nargs="*", type=Path, metavar="RUN_DIR", help="Run directories (version_N); the newest by default."
+        "runs",
+        nargs="*",
+        type=Path,
+        metavar="RUN_DIR",
+        help="Run directories (version_N), or folders of such; the newest run by default.",
     )
     parser.add_argument("--output", type=Path | None, help="Folder for the files; the first run's by default.")
+    parser.add_argument(
+        "--aggregate",
+        choices=get_args(Aggregate),
+        default="iqm",
+        help="What is drawn of runs that differ by their seeds: their interquartile mean, their mean, or each.",
+    )
+    parser.add_argument("--format", choices=get_args(PictureFormat), default="png", help="Of the pictures.")
     config = parser.parse_args(args)
 
-    from pl_rl.runs.directory import LOG_ROOT, display_path, runs_under
+    from pl_rl.runs.directory import display_path
     from pl_rl.tools import plotting
 
-    runs = config.runs or runs_under(LOG_ROOT)[-1:]
-    if not runs:
-        raise UsageError(f"there is no run under {str(LOG_ROOT)!r}; give a run's version_N directory")
-    for path in plotting.plot_runs(runs, config.output or runs[0]):
+    runs = plotting.find_runs(config.runs)
+    for path in plotting.plot_runs(runs, config.output or runs[0], config.aggregate, config.format):
         print(display_path(path))
 
 
@@ -125,7 +135,7 @@ def _export(args: list[str]) -> None:
 
 
 OWN_VERBS = {
-    "plot": Verb(_plot, "Draw the evaluation curves of runs as PNG files."),
+    "plot": Verb(_plot, "Draw the evaluation curves of runs, seeds together."),
     "inspect": Verb(_inspect, "Say what a checkpoint holds."),
     "export": Verb(_export, "Write the policy of a checkpoint for use elsewhere."),
     "verify": Verb(

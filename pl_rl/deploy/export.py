@@ -23,7 +23,7 @@ from pl_rl.deploy.policy import (
     load_weights,
     read_trained,
 )
-from pl_rl.errors import RunFailure, UsageError
+from pl_rl.errors import RunFailure, UsageError, installation
 from pl_rl.files.writing import flush
 from pl_rl.pretrained import safetensors
 from pl_rl.runs.directory import display_path
@@ -93,7 +93,7 @@ def _state_dict(trained: TrainedWeights) -> bytes:
 def _onnx(trained: TrainedWeights, path: Path, trust: Iterable[str], way_out: WayOut) -> tuple[bytes, tuple[str, ...]]:
     """The graph, and the names of its outputs."""
     if find_spec("onnxscript") is None:
-        raise UsageError("writing ONNX needs packages more; pip install 'pl-rl[onnx]'")
+        raise UsageError(f"writing ONNX needs more packages; {installation('onnx')}")
     policy = TrainedPolicy(checked_settings(trained.settings, trained.spaces, path, trust, way_out), trained.spaces)
     load_weights(policy, trained.tensors)
     with _quiet():

@@ -19,7 +19,7 @@ from pl_rl.deploy.policy import (
     read_trained,
     what_is_needed,
 )
-from pl_rl.errors import UsageError
+from pl_rl.errors import UsageError, installation
 from pl_rl.files.plain_data import plain_data
 from pl_rl.files.writing import write_whole
 from pl_rl.pretrained import safetensors
@@ -29,7 +29,7 @@ from pl_rl.runs.trust import WayOut, checked, in_python
 try:
     from huggingface_hub import EvalResult, ModelCard, ModelCardData, PyTorchModelHubMixin
 except ImportError as error:
-    raise ImportError("a model hub needs packages more; pip install 'pl-rl[hub]'") from error
+    raise ImportError(f"a model hub needs more packages; {installation('hub')}") from error
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 # Of config.json, which can hold two bounds for each number in an observation.
@@ -45,14 +45,12 @@ A policy trained with pl_rl's PPO: {env_steps:,} env steps, {train_iter:,} gradi
 ## Use
 
 ```python
-import torch
-from pl_rl.deploy.hub import HubPolicy
+import pl_rl
 
-policy = HubPolicy.from_pretrained("OWNER/NAME")  # this repository, or a folder with its files
+policy = pl_rl.load_policy("OWNER/NAME")  # this repository, or a folder with its files
 env = policy.make_env()
 obs, _ = env.reset()
-with torch.no_grad():
-    action = policy(torch.from_numpy(obs).unsqueeze(0))[0][0].numpy()
+action = policy.act(obs)
 ```
 
 `python -m pl_rl fit --pretrained.path model.safetensors ...` starts a training run from it.

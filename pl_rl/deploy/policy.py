@@ -13,16 +13,18 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from pl_rl.algorithm.evaluation import choose_actions, network_input
 from pl_rl.checkpoints.format import STATE_KEY, read_checkpoint
 from pl_rl.envs import EnvConfig, make_env
 from pl_rl.envs.spaces import Space, describe_spaces, make_spaces
 from pl_rl.errors import UsageError
 from pl_rl.networks.actor_critic import ActorCritic
 from pl_rl.networks.description import NetworkFactory, network_from_description
-from pl_rl.networks.distributions import Categorical, DiagonalGaussian, MultiCategorical
+from pl_rl.networks.distributions import Categorical, DiagonalGaussian, MultiCategorical, to_numpy
 from pl_rl.networks.normalization import ObservationNormalizer
 from pl_rl.runs.trust import WayOut, checked, checked_of_file, in_python, is_own
 
@@ -49,9 +51,17 @@ class TrainedWeights:
 
 
 class TrainedPolicy(nn.Module):
-    """The policy of a run acting without chance, from an environment's observations to its actions.
+    """The policy of a run, from an environment's observations to its actions.
 
-    The network is in float32; observations are normalized where they were in training.
+    The network is in float32; observations are normalized where they were in training. :meth:`act` is for a program
+    that plays; :meth:`forward` gives all that the network says, as tensors.
+
+    Example::
+
+        policy = pl_rl.load_policy("last")
+        env = policy.make_env(render_mode="human")
+        obs, info = env.reset()
+        action = policy.act(obs)
 
     Args:
         settings: Of the model: a checkpoint's ``hyper_parameters``.
@@ -95,6 +105,70 @@ class TrainedPolicy(nn.Module):
             assert isinstance(self._space, gym.spaces.Discrete | gym.spaces.MultiDiscrete)
             self.outputs = ("action", "value", "logits")
             self.register_buffer("_start", torch.as_tensor(self._space.start), persistent=False)
+
+    @torch.no_grad()
+    def act(
+        self, obs: npt.ArrayLike, deterministic: bool = True, generator: torch.Generator | None = None
+    ) -> npt.NDArray[np.generic]:
+        """What the policy does, as an evaluation plays it.
+
+        Args:
+            obs: One observation ``[*observation_space.shape]`` as the environment gives it, or a batch of them
+                ``[B, *observation_space.shape]``.
+            deterministic: Take the most probable action rather than a sampled one.
+            generator: Of sampled actions, on the CPU; torch's global one by default.
+
+        Returns:
+            For one observation an action of the environment's action space, for a batch ``[B, *action_space.shape]``:
+            shifted to the space's start, or clipped to its bounds.
+
+        Raises:
+            UsageError: If these are no observations of the environment.
+        """
+        batch, is_one = self._batch(obs)
+        chosen = choose_actions(self.network, batch, generator or torch.default_generator, deterministic)
+        actions = self.network.distribution.to_env(to_numpy(chosen))
+        return actions[0] if is_one else actions
+
+    @torch.no_grad()
+    def value(self, obs: npt.ArrayLike) -> npt.NDArray[np.float32]:
+        """The discounted sum of rewards that the network expects, scaled as they were in training.
+
+        Args:
+            obs: As :meth:`act`.
+
+        Returns:
+            A number for one observation, for a batch ``[B]``.
+
+        Raises:
+            UsageError: As :meth:`act`.
+        """
+        batch, is_one = self._batch(obs)
+        values: npt.NDArray[np.float32] = self.network(batch)[1].float().cpu().numpy()
+        return values[0] if is_one else values
+
+    def _batch(self, obs: npt.ArrayLike) -> tuple[Tensor, bool]:
+        """Input of the network for observations, and whether they are one alone.
+
+        Raises:
+            UsageError: If they are no observations of the environment.
+        """
+        space = self.network.observation_space
+        dtype = np.dtype(space.dtype)
+        try:
+            array = np.asarray(obs.detach().cpu() if isinstance(obs, Tensor) else obs)
+        except ValueError as error:
+            raise UsageError(f"the observations cannot be made an array: {error}; give as many numbers each") from error
+        is_one = array.shape == space.shape
+        if not (is_one or array.shape[1:] == space.shape) or not np.can_cast(array.dtype, dtype, "same_kind"):
+            raise UsageError(
+                f"observations of shape {array.shape} and type {array.dtype} are given, where one has the shape "
+                f"{space.shape} and the type {dtype}, and a batch one dimension more; give them as the "
+                "environment does"
+            )
+        # As a vector environment gives them.
+        array = np.ascontiguousarray(array[None] if is_one else array, dtype)
+        return network_input(array, next(self.network.parameters()), self.normalizer), is_one
 
     def forward(self, obs: Tensor) -> tuple[Tensor, ...]:
         """The most probable actions and what they come from.

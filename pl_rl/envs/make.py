@@ -15,7 +15,7 @@ import gymnasium as gym
 
 from pl_rl.envs.config import ClassPath, EnvConfig
 from pl_rl.envs.faults import STOPS, close_each, error_in_words
-from pl_rl.errors import RunFailure, UsageError
+from pl_rl.errors import RunFailure, UsageError, missing_package
 
 AnyEnv = gym.Env[Any, Any]
 
@@ -50,9 +50,11 @@ def import_modules(config: EnvConfig) -> None:
         except STOPS:
             raise
         except BaseException as error:  # whatever the module does
-            raise UsageError(
-                f"imports: the module {name!r} cannot be imported: {_in_words(error)}; install it, or correct the name"
-            ) from error
+            missing = missing_package(error)
+            reason = (
+                f"{missing}, or correct the name" if missing else f"{_in_words(error)}; mend it, or correct the name"
+            )
+            raise UsageError(f"imports: the module {name!r} cannot be imported: {reason}") from error
 
 
 def _make_unwrapped(config: EnvConfig, render_mode: str | None) -> AnyEnv:
@@ -61,7 +63,8 @@ def _make_unwrapped(config: EnvConfig, render_mode: str | None) -> AnyEnv:
         render: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
         return _made(partial(gym.make, config.id, **render), config.kwargs)
     except gym.error.DependencyNotInstalled as error:
-        raise UsageError(f"environment {config.id!r} needs a package that is not installed: {error}") from error
+        missing = missing_package(error) or str(error)
+        raise UsageError(f"environment {config.id!r} needs one more package: {missing}") from error
     except (gym.error.UnregisteredEnv, gym.error.DeprecatedEnv, ModuleNotFoundError) as error:
         nearest = difflib.get_close_matches(config.id, gym.registry, n=3, cutoff=0.4)
         hint = f"; the nearest names are {', '.join(nearest)}" if nearest else ""
@@ -192,6 +195,9 @@ def wrapper_parts(wrapper: ClassPath) -> tuple[str, dict[str, Any]]:
 
 def _wrapper_class(path: str) -> type[gym.Wrapper[Any, Any, Any, Any]]:
     module_name, _, name = path.rpartition(".")
+    if not module_name:
+        known = f"gymnasium.wrappers.{name}" if hasattr(gym.wrappers, name) else "package.module.Class"
+        raise UsageError(f"the wrapper {path!r} has no module before its name; give it as {known}")
     try:
         module = import_module(module_name)
     except STOPS:

@@ -76,6 +76,28 @@ def parse_yaml(text: str) -> Any:
         raise NotPlainYAML(f"is not valid YAML: {type(error).__name__}: {error}") from error
 
 
+def lines_of(path: Path) -> dict[str, int]:
+    """The line of each setting in a YAML file, by its dotted name.
+
+    Args:
+        path: Of a file that :func:`read_yaml` takes.
+
+    Raises:
+        NotPlainYAML: If a name stands in one place twice, of which YAML would take the last.
+    """
+    lines: dict[str, int] = {}
+    places = [("", yaml.compose(path.read_text(encoding="utf-8-sig"), _LOADER))]
+    for prefix, node in places:  # which grows
+        for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+            name, line = f"{prefix}{getattr(key, 'value', key)}", key.start_mark.line + 1
+            if lines.setdefault(name, line) != line:
+                raise NotPlainYAML(
+                    f"has {name} twice, in lines {lines[name]} and {line}; leave one", f"config file {str(path)!r}"
+                )
+            places.append((f"{name}.", value))
+    return lines
+
+
 def check_yaml(text: str) -> None:
     """Refuse a text that stands for too much; it is parsed, and nothing is made of it.
 

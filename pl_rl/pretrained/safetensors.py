@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from pl_rl.errors import UsageError
+from pl_rl.errors import UsageError, installation
 from pl_rl.pretrained.policy_weights import Unreadable
 
 
@@ -27,7 +27,7 @@ def load(data: bytes) -> dict[str, Tensor]:
     try:
         from safetensors.torch import load as load_tensors
     except ImportError as error:
-        raise Unreadable("is a safetensors file; to read it, pip install safetensors") from error
+        raise Unreadable(f"is a safetensors file; to read it, {installation('safetensors')}") from error
     try:
         tensors: dict[str, Tensor] = load_tensors(data)
     except Exception as error:  # the library's own error class has no stable place
@@ -53,7 +53,7 @@ def dump(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     try:
         from safetensors.torch import save
     except ImportError as error:
-        raise UsageError("writing safetensors needs a package more; pip install 'pl-rl[safetensors]'") from error
+        raise UsageError(f"writing safetensors needs one more package; {installation('safetensors')}") from error
     # Copies, as the format has no place for two names of one tensor. "format" is what other readers look for.
     copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     return _in_order(save(copies, {"format": "pt", **metadata}))

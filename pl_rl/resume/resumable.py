@@ -10,7 +10,7 @@ from typing import Any, Self, cast
 from lightning.pytorch.utilities import rank_zero_info
 
 from pl_rl.agent import Agent
-from pl_rl.algorithm.settings import LIVE_SETTINGS, SETTINGS, change_setting, check_settings, plain_number
+from pl_rl.algorithm.settings import LIVE_SETTINGS, SETTINGS, change_setting, check_parts, check_settings, plain_number
 from pl_rl.checkpoints.compatibility import check_loaded, check_saved
 from pl_rl.checkpoints.format import STATE_KEY
 from pl_rl.envs import EnvConfig
@@ -35,7 +35,7 @@ class ResumableAgent(Agent):
         resumed: The content of the checkpoint that the latest fit goes on from, if it does.
 
     Raises:
-        UsageError: If a checkpoint names what is not trusted.
+        UsageError: If a checkpoint names what is not trusted, or these are something else.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class ResumableAgent(Agent):
             env = EnvConfig(env)
         if isinstance(network, Mapping):
             network = network_from_description(checked({"network": network}, way_out=by_loading)["network"])
+        check_parts(env, network)
         super().__init__(env=env, network=network, **settings)
         self._described = {"env": dataclasses.asdict(env), "network": describe_network(network, self.network)}
         self.resumed: dict[str, Any] | None = None

@@ -37,6 +37,8 @@ def find_checkpoint(name: str, log_root: Path = LOG_ROOT) -> Path:
     Raises:
         UsageError: If there is none.
     """
+    if not name:
+        raise UsageError("the name of the checkpoint is empty; give the path of one, or last")
     path = Path(os.path.normpath(Path(name).absolute()))
     if path.is_file():
         return path
@@ -53,8 +55,10 @@ def find_checkpoint(name: str, log_root: Path = LOG_ROOT) -> Path:
     if file_name == LAST and any(folder.glob("*.ckpt")):
         return newest_sound_checkpoint(runs[-1])
     if not (folder / file_name).is_file():
+        there = ", ".join(sorted(path.stem for path in folder.glob("*.ckpt"))) or "none"
         raise UsageError(
-            f"the newest run, {display_path(runs[-1])}, has no {file_name}; give the path of another run's"
+            f"the newest run, {display_path(runs[-1])}, has no {file_name} (its checkpoints: {there}); give the path "
+            "of another run's"
         )
     return folder / file_name
 

@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+from typing import ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 
 import tests.faulty_environments  # noqa: F401  (registers environments)
 from pl_rl import EnvConfig, MLPActorCritic, RunFailure, UsageError
-from pl_rl.algorithm.evaluation import Episodes, evaluate, format_return, record
+from pl_rl.algorithm.evaluation import Episodes, evaluate, format_return, record, watch
 from pl_rl.envs import make_env
 
 
@@ -173,3 +174,55 @@ def test_a_library_for_drawing_that_does_not_load_is_named(tmp_path):
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("error: environment 'Hopper-v5'")
     assert "MUJOCO_GL=crayon, which does not work here: unset it, or try MUJOCO_GL=egl" in line
+
+
+class Window(gym.Env):
+    """Notes how often it was drawn into a window."""
+
+    metadata = {"render_modes": ["human"], "render_fps": 1000}  # noqa: RUF012
+    observation_space = gym.spaces.Box(0.0, 9.0, (1,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+    drawn: ClassVar[list[int]] = []
+
+    def __init__(self, render_mode=None):
+        self.render_mode = render_mode
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        if self.render_mode == "human":
+            self.drawn.append(self.steps)
+        return np.zeros(1, np.float32), 1.0, self.steps == 3, False, {}
+
+    def render(self):
+        return None
+
+
+gym.register("PlRlTest/Window-v0", Window)
+
+
+def test_episodes_are_watched_in_a_window_and_are_those_that_are_played():
+    env, network = EnvConfig("PlRlTest/Window-v0"), policy_for(EnvConfig("PlRlTest/Window-v0"))
+    played = evaluate(network, env, 1, 2, seed=1)
+    assert Window.drawn == []
+    assert watch(network, env, 2, seed=1) == played
+    assert Window.drawn[:6] == [1, 2, 3, 1, 2, 3]
+
+
+@pytest.mark.filterwarnings("ignore:.*You are trying to use 'human' rendering:UserWarning")  # gymnasium's
+def test_an_environment_that_cannot_be_drawn_into_a_window_is_named():
+    with pytest.raises(UsageError, match="'PlRlTest/Undrawable-v0' cannot be drawn here, AttributeError"):
+        watch(policy_for(EnvConfig("PlRlTest/Undrawable-v0")), EnvConfig("PlRlTest/Undrawable-v0"), 1, seed=1)
+
+
+def test_without_a_screen_films_are_named(monkeypatch):
+    pytest.importorskip("pygame")
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.setenv("SDL_VIDEODRIVER", "x11")
+    with pytest.raises(UsageError, match="a window needs a screen; without one, --video FOLDER makes films"):
+        watch(policy_for(EnvConfig("CartPole-v1")), EnvConfig("CartPole-v1"), 1, seed=1)

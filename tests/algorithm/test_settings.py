@@ -3,6 +3,7 @@
 import inspect
 from functools import cache
 
+import gymnasium as gym
 import lightning as L
 import pytest
 import torch
@@ -360,3 +361,15 @@ def test_a_run_that_a_setting_made_eager_is_resumed_so(tmp_path, compiled):
         model, _ = train(root, 6, "last", callbacks=callbacks(), **settings)
         assert model.numerics() == {"updates": "eager"} and model._callbacks[0].losses == []
         assert differences(tmp_path / "whole", root) == {}
+
+
+@pytest.mark.parametrize("env", [3, None, ["CartPole-v1"], gym.make("CartPole-v1"), lambda: gym.make("CartPole-v1")])
+def test_what_is_no_environment_is_named_with_its_type(env):
+    with pytest.raises(UsageError, match=r"^env=.* must be the name of an environment or an EnvConfig"):
+        PPO(env)
+
+
+@pytest.mark.parametrize("network", [3, "MLP", torch.nn.Linear(4, 2), None])
+def test_what_makes_no_network_is_named_with_its_type(network):
+    with pytest.raises(UsageError, match=r"^network is a \w+ and must be a class, or a function that makes a network"):
+        PPO("CartPole-v1", network=network)

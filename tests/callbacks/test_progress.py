@@ -1,9 +1,14 @@
 """The progress bar where there is no terminal, such as in a job's log file, and where there is one."""
 
+import io
 import re
+
+import pytest
+from rich.console import Console
 
 from pl_rl.algorithm.evaluation import format_return
 from pl_rl.callbacks import RunProgressBar
+from pl_rl.callbacks.progress import bar_words, compact
 from tests.support import MemoryLogger, fit, small_ppo
 
 
@@ -44,5 +49,38 @@ def test_a_terminal_sees_the_bar_in_words_of_reinforcement_learning(capsys, monk
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.setenv("TERM", "xterm")
     out, _ = output_of_a_run(capsys, eval_freq=16)
-    for words in ("iteration", "/512 env steps", "return", "evaluated", "steps/s", "left"):
+    for words in ("/512 steps", "return", "eval", "/s", "left"):
         assert words in out
+
+
+@pytest.mark.parametrize("width", range(10, 130))
+def test_a_narrow_terminal_loses_columns_and_no_letters(width):
+    parts = ["12.5k/2M steps", "return 75.4", "eval 390.1", "596/s", "1:00:55 left"]
+    words = bar_words(parts, width)
+    shown = words.split(" · ") if words else []
+    assert [part for part in parts if part in shown] == shown
+    assert len(words) + 1 + 10 <= width or not words
+    if width >= 80:
+        assert shown == parts
+    wider = bar_words(parts, width + 1)
+    assert set(shown) <= set(wider.split(" · "))
+
+
+def test_at_80_columns_a_terminal_sees_each_part_and_a_bar(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    bar = RunProgressBar()
+    bar._console = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
+    fit(small_ppo(eval_freq=16), callbacks=[bar], enable_progress_bar=True)
+    lines = re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "\n", bar._console.file.getvalue()).splitlines()
+    drawn = [line for line in lines if "steps · " in line]
+    assert drawn and all(line.endswith("left") and len(line) <= 80 for line in drawn)
+    assert all(
+        re.match(r"[━╸╺ ]{10,} \d+/512 steps · return \S+ · eval \S+ · \S+/s · \S+ left$", line) for line in drawn
+    )
+
+
+def test_numbers_have_three_digits():
+    numbers = [0, 7, 999, 1000, 12_544, 99_949, 999_499, 999_500, 2_000_000, 1_234_567_890]
+    assert [compact(number) for number in numbers] == (
+        ["0", "7", "999", "1k", "12.5k", "99.9k", "999k", "1M", "2M", "1.23G"]
+    )

@@ -105,7 +105,7 @@ def test_a_training_wrapper_that_changes_a_space_is_refused():
     [
         ("gymnasium.wrappers.FlatenObservation", r"has no FlatenObservation; did you mean .*\.FlattenObservation\?"),
         ("no_such_module.Wrapper", "'no_such_module.Wrapper' cannot be imported: No module named"),
-        ("Wrapper", "'Wrapper' cannot be imported"),
+        ("Wrapper", "'Wrapper' has no module before its name"),
         ("gymnasium.Env", "'gymnasium.Env' is not a wrapper; it must be a subclass of gymnasium.Wrapper"),
         ({"class_path": FLATTEN, "init_arg": {}}, "is not a wrapper; it must be the path of a class, or a mapping"),
         ({"init_args": {}}, "is not a wrapper; it must be the path"),
@@ -219,7 +219,9 @@ def test_imported_modules_register_environments():
 
 
 def test_a_module_that_cannot_be_imported_is_named():
-    with pytest.raises(UsageError, match="the module 'minigridd' cannot be imported: No module named 'minigridd'"):
+    with pytest.raises(
+        UsageError, match="the module 'minigridd' cannot be imported: minigridd is not installed; pip install minigridd"
+    ):
         make_env(EnvConfig("CartPole-v1", imports=["minigridd"]))
 
 

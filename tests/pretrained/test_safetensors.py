@@ -1,10 +1,11 @@
+import re
 import struct
 import sys
 
 import gymnasium as gym
 import pytest
 
-from pl_rl.errors import UsageError
+from pl_rl.errors import UsageError, installation
 from pl_rl.networks.actor_critic import MLPActorCritic
 from pl_rl.pretrained import read_weights
 from pl_rl.pretrained.safetensors import dump, load
@@ -27,7 +28,7 @@ def test_a_networks_state_dict_is_read(tmp_path):
 def test_without_the_library_its_installation_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     (tmp_path / "weights.safetensors").write_bytes(EMPTY)
-    with pytest.raises(UsageError, match="pip install safetensors"):
+    with pytest.raises(UsageError, match=re.escape(installation("safetensors"))):
         read_weights(tmp_path / "weights.safetensors")
 
 
