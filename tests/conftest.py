@@ -1,5 +1,7 @@
 """What every test shares: a folder of its own to work in, and one thread."""
 
+import gc
+
 import hypothesis
 import pytest
 import torch
@@ -18,6 +20,10 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(SLOW_SECONDS))
+
+
+def pytest_collection_finish():
+    gc.freeze()  # all that has been imported, which every collection would look through
 
 
 @pytest.fixture(autouse=True)
