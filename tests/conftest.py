@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import tests.environments  # noqa: F401  (registers the small environments)
+from pl_rl.envs.processors import cores
 
 hypothesis.settings.register_profile("quick", max_examples=25, deadline=None, derandomize=True, database=None)
 hypothesis.settings.register_profile("nightly", max_examples=1000, deadline=None)
@@ -20,6 +21,11 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(SLOW_SECONDS))
+
+
+def pytest_xdist_auto_num_workers(config):
+    """One more than there are cores, as many tests wait for a process."""
+    return cores() + 1
 
 
 def pytest_collection_finish():
