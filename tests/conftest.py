@@ -1,10 +1,13 @@
 """What every test shares: a folder of its own to work in, and one thread."""
 
+import gc
+
 import hypothesis
 import pytest
 import torch
 
 import tests.environments  # noqa: F401  (registers the small environments)
+from pl_rl.envs.processors import cores
 
 hypothesis.settings.register_profile("quick", max_examples=25, deadline=None, derandomize=True, database=None)
 hypothesis.settings.register_profile("nightly", max_examples=1000, deadline=None)
@@ -18,6 +21,15 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(SLOW_SECONDS))
+
+
+def pytest_xdist_auto_num_workers(config):
+    """One more than there are cores, as many tests wait for a process."""
+    return cores() + 1
+
+
+def pytest_collection_finish():
+    gc.freeze()  # all that has been imported, which every collection would look through
 
 
 @pytest.fixture(autouse=True)

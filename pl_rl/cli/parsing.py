@@ -22,6 +22,7 @@ PROG = "python -m pl_rl"
 _WHOLE = re.compile(r"[-+]?[0-9_]+[eE]\+?[0-9]{1,2}")
 
 
+# The base class is what a call gives, which type checkers do not follow.
 class _CheckedLoader(get_yaml_default_loader()):  # type: ignore[misc]
     """The parser's YAML, of files and of arguments, after it was checked as :mod:`pl_rl.files.plain_yaml` does."""
 

@@ -198,6 +198,7 @@ class ReplayEnv(gym.Wrapper[Any, Any, Any, Any]):
             except (TypeError, ValueError, BufferError):  # not an array, or not contiguous
                 digest.observe(obs)
             try:
+                # Gymnasium declares SupportsFloat; what else environments give raises here, and is caught.
                 earn(reward)  # type: ignore[arg-type]
             except (TypeError, ValueError, DeprecationWarning):
                 number = number_of(reward)

@@ -40,20 +40,28 @@ def read_yaml(path: Path) -> Any:
     Raises:
         NotPlainYAML: If it cannot be read, is not YAML, asks for more than plain data, or stands for too much.
     """
-    name = f"config file {str(path)!r}"
+    text = _text_of(path)
+    try:
+        return parse_yaml(text)
+    except NotPlainYAML as error:
+        raise NotPlainYAML(error.reason, _name_of(path)) from error
+
+
+def _text_of(path: Path) -> str:
     try:
         with path.open("rb") as file:
             content = file.read(MAX_CHARACTERS + 1)
+        if len(content) <= MAX_CHARACTERS:
+            return content.decode().removeprefix("\ufeff")
     except OSError as error:
-        raise NotPlainYAML(f"cannot be read: {error.strerror}", name) from error
-    if len(content) > MAX_CHARACTERS:
-        raise NotPlainYAML(f"has more than {MAX_CHARACTERS:,} bytes; a configuration is a small text", name)
-    try:
-        return parse_yaml(content.decode().removeprefix("\ufeff"))
+        raise NotPlainYAML(f"cannot be read: {error.strerror}", _name_of(path)) from error
     except UnicodeDecodeError as error:
-        raise NotPlainYAML(f"is not text in UTF-8: {error.reason} at byte {error.start}", name) from error
-    except NotPlainYAML as error:
-        raise NotPlainYAML(error.reason, name) from error
+        raise NotPlainYAML(f"is not text in UTF-8: {error.reason} at byte {error.start}", _name_of(path)) from error
+    raise NotPlainYAML(f"has more than {MAX_CHARACTERS:,} bytes; a configuration is a small text", _name_of(path))
+
+
+def _name_of(path: Path) -> str:
+    return f"config file {str(path)!r}"
 
 
 def parse_yaml(text: str) -> Any:
@@ -86,14 +94,12 @@ def lines_of(path: Path) -> dict[str, int]:
         NotPlainYAML: If a name stands in one place twice, of which YAML would take the last.
     """
     lines: dict[str, int] = {}
-    places = [("", yaml.compose(path.read_text(encoding="utf-8-sig"), _LOADER))]
+    places = [("", yaml.compose(_text_of(path), _LOADER))]
     for prefix, node in places:  # which grows
         for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
             name, line = f"{prefix}{getattr(key, 'value', key)}", key.start_mark.line + 1
             if lines.setdefault(name, line) != line:
-                raise NotPlainYAML(
-                    f"has {name} twice, in lines {lines[name]} and {line}; leave one", f"config file {str(path)!r}"
-                )
+                raise NotPlainYAML(f"has {name} twice, in lines {lines[name]} and {line}; leave one", _name_of(path))
             places.append((f"{name}.", value))
     return lines
 

@@ -94,6 +94,7 @@ def open_csv(loggers: list[Logger]) -> None:
 
 def _is_expanded(path: Path) -> bool:
     """Whether TensorBoard would write somewhere else, as it takes ``$NAME`` for a variable."""
+    # As TensorBoard does it: Path.expanduser raises where there is no such user.
     return os.path.expanduser(os.path.expandvars(path)) != str(path)  # noqa: PTH111
 
 

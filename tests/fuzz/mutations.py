@@ -111,12 +111,16 @@ def _alter(rng, parent, key):
 
 
 def _varied(rng, value):
-    """A value much like it."""
+    """A value much like it, or itself where the first change left nothing to vary: sparse, endless, huge."""
+    try:
+        return _much_like(rng, value)
+    except (RuntimeError, TypeError, OverflowError):
+        return value
+
+
+def _much_like(rng, value):
     if isinstance(value, torch.Tensor):
-        try:
-            return rng.choice(TENSORS)(value)
-        except RuntimeError:  # of one that the first change made sparse, or endless
-            return value
+        return rng.choice(TENSORS)(value)
     if isinstance(value, bool):
         return rng.choice([not value, int(value), str(value)])
     if isinstance(value, int | float):

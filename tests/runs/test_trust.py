@@ -91,10 +91,15 @@ def no_graph(*args, **kwargs):
     raise RunFailure("graphs are slow to make, and tested in test_export.py")
 
 
+def no_picture(figure, file, **settings):
+    file.write(b"drawn in test_plotting.py")
+
+
 @pytest.mark.filterwarnings("ignore")  # of Lightning, about checkpoints as strange as these
 @pytest.mark.parametrize("name", doors.DOORS_OF_A_RUN)
 def test_nothing_that_a_strangers_run_names_is_used(theirs, name, monkeypatch):
     monkeypatch.setattr(torch.onnx, "export", no_graph)
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", no_picture)
     faults = through_all_places(theirs, doors.DOORS_OF_A_RUN[name], doors.places_of(name))
     assert faults == {}
 

@@ -35,6 +35,7 @@ def test_differences_are_found_at_zero_tolerance():
     assert first_difference(torch.ones(1), torch.ones(1, dtype=torch.float64)) == ": tensors differ"
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_proved_to_go_on_bit_for_bit(capsys):
     assert verify("--iterations", "8", "--kills", "1", "--config", "cartpole.yaml") == 0
     out = capsys.readouterr().out
@@ -123,6 +124,7 @@ def test_a_run_that_fit_would_refuse_is_refused_in_its_words(capsys):
     assert "num_envs*num_steps=256 is not divisible by minibatch_size=100" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_that_is_too_short_to_be_killed_is_no_proof(capsys):
     run = ["--config", "cartpole.yaml", "--model.total_env_steps", "256"]
     assert verify("--iterations", "50", "--kills", "1", *run) == 2
