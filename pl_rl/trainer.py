@@ -51,7 +51,7 @@ class Trainer(L.Trainer):
         self,
         max_epochs: int | None = -1,
         plugins: Any = None,
-        logger: LoggerName | bool | Logger | list[LoggerName | Logger] | None = None,
+        logger: Logger | LoggerName | bool | list[Logger | LoggerName] | None = None,
         default_root_dir: str | Path | None = None,
         **kwargs: Any,
     ) -> None:

@@ -94,7 +94,8 @@ def sentence_of(
         return "no environment is named; add --model.env ID or --config FILE"
     if sentence.endswith("arguments are required: id"):
         return "an environment with settings of its own is named by --model.env.id ID, not by --model.env ID"
-    logger = re.search(r"\"trainer\.logger\": .*Given value: (\S+)$", sentence)
+    # The first value that is named is that in a list.
+    logger = re.match(r"Parser key \"trainer\.logger\": .*?Given value: ([\w.]+)(?: |$)", sentence)
     if logger is not None:
         words = ", ".join(get_args(LoggerName))
         return f"there is no logger {logger[1]!r}; use {words}, a list of them, or the class of one with its settings"

@@ -19,7 +19,7 @@ from pl_rl.checkpoints.format import read_checkpoint
 from pl_rl.errors import UsageError
 from pl_rl.files.writing import LOG_FILES, check_names
 from pl_rl.resume.auto_resume import checkpoint_of_command, requeued
-from pl_rl.runs.directory import find_checkpoint, note_command, own_run
+from pl_rl.runs.directory import find_checkpoint, note_command, run_to_continue
 from pl_rl.runs.lock import locked
 
 
@@ -103,12 +103,12 @@ def enter_run_directory(
     continued = None
     missing_logs: list[str] = []
     if start.path is not None and not branch:
-        continued = own_run(start.path, start.checkpoint)
+        continued = run_to_continue(start.path, start.checkpoint)
         if continued is not None:
             locks.enter_context(locked(continued))
         missing_logs = RunDirectory.reuse(trainer, start.path, start.checkpoint)
     run = found[0].begin(trainer, continued)
-    if start.path is not None and (continued is not None or branch):
+    if start.path is not None:
         missing_logs += found[0].take_up(start.path, start.checkpoint, branch)
     if isinstance(model, Agent):
         model.missing_logs = missing_logs

@@ -18,8 +18,9 @@ from pl_rl.checkpoints.saving import LAST
 from pl_rl.errors import UsageError
 from pl_rl.files.plain_yaml import read_yaml
 from pl_rl.files.terminal import printable
-from pl_rl.files.writing import write_whole
+from pl_rl.files.writing import is_regular, write_whole
 from pl_rl.runs.identity import identity_of, run_id_in
+from pl_rl.runs.log_files import CSV_FILE, EVENT_FILES
 
 LOG_ROOT = Path("lightning_logs")
 COMMAND_FILE = "command.yaml"
@@ -137,6 +138,18 @@ def own_run(checkpoint: Path, content: Mapping[str, Any]) -> Path | None:
     identity = None if run is None else identity_of(run)
     run_id = run_id_in(content[STATE_KEY])
     return None if identity is not None and run_id is not None and identity.run_id != run_id else run
+
+
+def run_to_continue(checkpoint: Path, content: Mapping[str, Any]) -> Path | None:
+    """The run directory that a resume writes to, as :func:`own_run`; ``None`` also where it is no run's.
+
+    Somebody may have put a checkpoint into a folder of their own that is called ``checkpoints``.
+    """
+    run = own_run(checkpoint, content)
+    if run is None or identity_of(run) is not None:
+        return run
+    # Before runs had ids, they had log files.
+    return run if any(is_regular(path) for name in (EVENT_FILES, CSV_FILE) for path in run.glob(name)) else None
 
 
 def age_of(path: Path) -> str:

@@ -147,6 +147,17 @@ def test_a_resume_is_in_the_runs_directory_whatever_the_loggers_are(logger, caps
     assert capsys.readouterr().out.count(f"Continued in {run.relative_to(Path.cwd())}.") == 3
 
 
+def test_a_checkpoint_in_a_folder_that_only_has_the_name_begins_a_directory():
+    run = train(True)
+    Path("mine", "checkpoints").mkdir(parents=True)
+    shutil.copy(run / LAST, Path("mine") / LAST)
+    before = stamps(Path.cwd())
+    assert train(True, 3, ckpt_path=Path("mine") / LAST).name == "version_1"
+    assert {path: path.read_bytes() for path in before} == before and list(Path("mine").rglob("*.*")) == [
+        Path("mine") / LAST
+    ]
+
+
 def test_a_plain_trainer_says_from_where_it_goes_on(capsys):
     run = train(True)
     train(True, 3, ckpt_path=run / LAST, trainer_class=L.Trainer)
