@@ -52,6 +52,7 @@ class WandbTracker(Tracker):
         self.logger._id = self.logger._wandb_init["id"] = run_id
         folder = Path(self.logger.save_dir or os.environ.get("WANDB_DIR", "."))
         self._is_known = self.logger._experiment is None and wait_for_files(folder, run_id)
+        _wait_for_a_name(folder, run_id)
         for row in rows_of(folder, run_id) if self._is_known else []:
             self._next_row = max(self._next_row, int(row.get("_step", -1)) + 1)
             step = row.get("trainer/global_step")
@@ -117,6 +118,12 @@ def wait_for_files(folder: Path, run_id: str) -> bool:
     while _open_files(names) and time.monotonic() < deadline:
         time.sleep(0.02)
     return bool(names)
+
+
+def _wait_for_a_name(folder: Path, run_id: str) -> None:
+    """Wait while wandb would replace files of the run, which it names by the second in which a process begins."""
+    while any(folder.glob(f"wandb/*run-{time.strftime('%Y%m%d_%H%M%S')}-{run_id}")):
+        time.sleep(0.02)
 
 
 def _open_files(names: set[str]) -> bool:

@@ -3,7 +3,6 @@
 import pytest
 
 from tests.support import read_checkpoint
-from tests.trackers.killed import kill_until_done
 from tests.trackers.support import (
     checkpoint,
     mlflow_client,
@@ -89,23 +88,6 @@ def test_a_second_run_in_one_process_is_another_run_of_the_tracker(tracker):
     tracker.end()
     assert len(tracker.ids()) == 2
     assert [len(tracker.points(run_id)["evaluator_iter/return_mean"]) for run_id in tracker.ids()] == [2, 2]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("group", [False, True], ids=["one process", "all processes"])
-def test_a_killed_run_has_each_point_once(tracker, group, tmp_path, monkeypatch):
-    name = tracker.__name__.lower()
-    steps = 60
-    (tmp_path / "whole").mkdir()
-    monkeypatch.chdir(tmp_path / "whole")
-    assert kill_until_done(name, steps, kills=0, seed=0) == 0
-    expected = tracker.points(tracker.ids()[0])
-    monkeypatch.chdir(tmp_path)
-    assert kill_until_done(name, steps, kills=2, seed=1, group=group) > 0
-    [run_id] = tracker.ids()
-    points = tracker.points(run_id)
-    assert reproducible(points) == reproducible(expected)
-    assert [step for step, _ in points["losses/entropy"]] == [64 * i for i in range(1, steps + 1)]
 
 
 def test_a_branch_is_a_run_of_its_own_that_knows_its_parent(tracker):
