@@ -1,5 +1,7 @@
 """Words for loggers, as ``--trainer.logger wandb``."""
 
+import contextlib
+import fcntl
 import os
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import get_args
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from pl_rl.errors import UsageError
+from pl_rl.files.writing import open_regular
 from pl_rl.trackers import LoggerName
 
 PROJECT = "pl_rl"
@@ -36,8 +39,24 @@ def logger_named(name: str, folder: Path) -> Logger:
         return CSVLogger(folder)
     if name == "wandb":
         return WandbLogger(project=os.environ.get("WANDB_PROJECT", PROJECT), save_dir=folder)
-    uri = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{folder.absolute()}/mlflow.db")
-    return MLFlowLogger(experiment_name=os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT), tracking_uri=uri)
+    experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    return _with_database(experiment, folder) if uri is None else MLFlowLogger(experiment, tracking_uri=uri)
+
+
+def _with_database(experiment: str, folder: Path) -> MLFlowLogger:
+    """A logger whose database and experiment are there; MLflow fails where several processes make them at once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = open_regular(folder / ".mlflow.lock", os.O_WRONLY | os.O_CREAT)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.lockf(descriptor, fcntl.LOCK_EX)
+        logger = MLFlowLogger(experiment, tracking_uri=f"sqlite:///{folder.absolute()}/mlflow.db")
+        if logger._mlflow_client.get_experiment_by_name(experiment) is None:
+            logger._mlflow_client.create_experiment(experiment)
+    finally:
+        os.close(descriptor)
+    return logger
 
 
 def check_package(logger: str) -> None:

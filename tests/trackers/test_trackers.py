@@ -1,5 +1,7 @@
 """The run of a tracker is gone on with, and no point is there twice."""
 
+import multiprocessing
+
 import pytest
 
 from tests.support import read_checkpoint
@@ -26,6 +28,7 @@ pytestmark = [
 
 
 class WandB:
+    WORD = "wandb"
     logger = staticmethod(wandb_logger)
     ids = staticmethod(wandb_ids)
     points = staticmethod(wandb_points)
@@ -39,6 +42,7 @@ class WandB:
 
 
 class MLflow:
+    WORD = "mlflow"
     logger = staticmethod(mlflow_logger)
     ids = staticmethod(mlflow_ids)
     points = staticmethod(mlflow_points)
@@ -122,3 +126,25 @@ def test_what_a_tracker_has_lost_is_sent_again(capsys):
     [other] = mlflow_ids()
     assert other != run_id and f"the MLflow run {run_id} was deleted" in capsys.readouterr().out
     assert [step for step, _ in mlflow_points(other)["losses/entropy"]] == [64, 128, 192, 256]
+
+
+@pytest.mark.slow
+def test_many_that_start_at_once_have_a_directory_and_a_run_each(tracker, tmp_path):
+    context, many = multiprocessing.get_context("fork"), 20 if tracker is WandB else 6
+    barrier, queue = context.Barrier(many), context.Queue()
+    processes = [context.Process(target=start, args=(tracker, barrier, queue)) for _ in range(many)]
+    for process in processes:
+        process.start()
+    runs = [queue.get(timeout=300) for _ in processes]
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * many
+    assert set(runs) == {str(tmp_path / "lightning_logs" / f"version_{number}") for number in range(many)}
+    assert len(tracker.ids()) == many
+    assert all(len(tracker.points(run_id)["evaluator_iter/return_mean"]) == 2 for run_id in tracker.ids())
+
+
+def start(tracker, barrier, queue):
+    barrier.wait(60)
+    queue.put(str(train(tracker.WORD, 1)))
+    tracker.end()
