@@ -99,7 +99,7 @@ def _onnx(trained: TrainedWeights, path: Path, trust: Iterable[str], way_out: Wa
     load_weights(policy, trained.tensors)
     with _quiet(), held_back():
         try:
-            program = torch.onnx.export(
+            program: Any = torch.onnx.export(
                 policy,
                 (policy.example(),),
                 input_names=["obs"],
@@ -114,7 +114,6 @@ def _onnx(trained: TrainedWeights, path: Path, trust: Iterable[str], way_out: Wa
                 f"the network {trained.settings['network']['class_path']} cannot be turned into an ONNX graph: "
                 f"{reason[:500]}; export its weights with --to state_dict or safetensors"
             ) from error
-    assert program is not None
     model = program.model_proto
     for node in model.graph.node:
         del node.metadata_props[:]  # source lines, with the paths of this machine
