@@ -38,7 +38,8 @@ class Trainer(L.Trainer):
     Args:
         max_epochs: Iterations (collect and learn) at most; -1 for no limit but the model's ``total_env_steps``.
         plugins: As Lightning's; a ``CheckpointIO`` among them takes the place of :class:`DurableCheckpointIO`.
-        logger: As Lightning's, or a word: ``tensorboard``, ``csv``, ``wandb``, ``mlflow``, or a list of them.
+        logger: As Lightning's, or a word: ``tensorboard``, ``csv``, ``wandb``, ``mlflow``, ``trackio``; or a list of
+            them.
         default_root_dir: Where ``lightning_logs``, and what such loggers write, is; the working directory by default.
         kwargs: As Lightning's.
 

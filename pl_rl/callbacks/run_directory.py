@@ -19,7 +19,14 @@ from pl_rl.runs.directory import LOG_ROOT, display_path, own_run, run_of_checkpo
 from pl_rl.runs.identity import identity_of, mark, new_run_id, run_id_in
 from pl_rl.runs.log_meter import LogMeter, measure_logs
 from pl_rl.runs.logs import continue_logs, open_csv
-from pl_rl.trackers.registry import TRACKERS_KEY, branch_trackers, continue_trackers, ids_of, trackers_of
+from pl_rl.trackers.registry import (
+    TRACKERS_KEY,
+    branch_trackers,
+    check_unused,
+    continue_trackers,
+    ids_of,
+    trackers_of,
+)
 from pl_rl.trackers.tracker import Tracker
 
 LOGS_KEY = "pl_rl_logs"
@@ -77,6 +84,7 @@ class RunDirectory(L.Callback):
         if continued is not None:
             join_loggers(trainer.loggers, continued, log_root)
         elif _writes(trainer):
+            check_unused(trainer.loggers)
             self.path = claim(trainer.loggers, log_root, self.run_id)
         open_csv(trainer.loggers)
         self.trackers = [] if self.path is None else trackers_of(trainer.loggers, self.path)

@@ -6,5 +6,5 @@ What does not: files in a run's directory (``runs/``).
 
 from typing import Literal
 
-LoggerName = Literal["tensorboard", "csv", "wandb", "mlflow"]
+LoggerName = Literal["tensorboard", "csv", "wandb", "mlflow", "trackio"]
 """A word for a logger."""

@@ -7,12 +7,14 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger
 
+from pl_rl.errors import UsageError
 from pl_rl.trackers.mlflow import MLflowTracker
 from pl_rl.trackers.tracker import Parent, Tracker
+from pl_rl.trackers.trackio import TrackioTracker
 from pl_rl.trackers.weights_and_biases import WandbTracker
 
 TRACKERS_KEY = "pl_rl_trackers"
-KINDS: tuple[type[Tracker], ...] = (WandbTracker, MLflowTracker)
+KINDS: tuple[type[Tracker], ...] = (WandbTracker, MLflowTracker, TrackioTracker)
 
 
 def trackers_of(loggers: Sequence[Logger], run: Path) -> list[Tracker]:
@@ -28,6 +30,21 @@ def trackers_of(loggers: Sequence[Logger], run: Path) -> list[Tracker]:
             others = sum(tracker.LOGGER == kind.LOGGER for tracker in trackers)
             trackers.append(kind(logger, run / f"tracker_{kind.LOGGER}{others or ''}.jsonl"))
     return trackers
+
+
+def check_unused(loggers: Sequence[Logger]) -> None:
+    """Refuse loggers to which an earlier run of this process has logged, for a run that begins.
+
+    Raises:
+        UsageError: If there is one.
+    """
+    for logger in loggers:
+        earlier = getattr(vars(logger).get("log_metrics"), "__self__", None)
+        if isinstance(earlier, Tracker) and earlier.run_id() is not None:
+            raise UsageError(
+                f"the {earlier.LOGGER} has a run already, {earlier.run_id()}, and each has its own; to go on with it "
+                "call fit(model, ckpt_path='last'), to begin another make a new Trainer with new loggers"
+            )
 
 
 def _kinds_of(logger: Logger) -> list[type[Tracker]]:

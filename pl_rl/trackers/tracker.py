@@ -28,6 +28,14 @@ class Parent(NamedTuple):
     run_id: str | None
     """The tracker's, of the run before."""
 
+    def as_config(self) -> dict[str, Any]:
+        """For the configuration of the tracker's run."""
+        return {
+            "parent_checkpoint": self.checkpoint,
+            "parent_env_steps": self.env_steps,
+            "parent_run": self.run_id,
+        }
+
 
 class Tracker(ABC):
     """A logger of such a kind.

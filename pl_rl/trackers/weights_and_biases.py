@@ -69,12 +69,7 @@ class WandbTracker(Tracker):
         """Put the run into the group of the one before, with where it branched off in its configuration."""
         settings = self.logger._wandb_init
         settings["group"] = settings.get("group") or parent.run_id
-        config = {
-            "parent_checkpoint": parent.checkpoint,
-            "parent_env_steps": parent.env_steps,
-            "parent_run": parent.run_id,
-        }
-        settings["config"] = {**(settings.get("config") or {}), **config}
+        settings["config"] = {**(settings.get("config") or {}), **parent.as_config()}
 
     def send(self, metrics: Mapping[str, float], step: int | None) -> None:
         """Log metrics with what their steps count, which the page draws them against."""

@@ -12,12 +12,13 @@ from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoa
 from pl_rl.errors import UsageError
 from pl_rl.files.writing import open_regular
 from pl_rl.trackers import LoggerName
+from pl_rl.trackers.trackio import TrackioLogger
 
 PROJECT = "pl_rl"
-NEEDED = {"wandb": ("wandb",), "mlflow": ("mlflow", "sqlalchemy")}
+NEEDED = {"wandb": ("wandb",), "mlflow": ("mlflow", "sqlalchemy"), "trackio": ("trackio",)}
 """Modules that a word needs, all of which the extra of the same name installs."""
 PACKAGES = {"mlflow": ("mlflow-skinny", "sqlalchemy", "alembic")}
-CLASSES = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}
+CLASSES = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow", "TrackioLogger": "trackio"}
 
 
 def logger_named(name: str, folder: Path) -> Logger:
@@ -39,6 +40,8 @@ def logger_named(name: str, folder: Path) -> Logger:
         return CSVLogger(folder)
     if name == "wandb":
         return WandbLogger(project=os.environ.get("WANDB_PROJECT", PROJECT), save_dir=folder)
+    if name == "trackio":
+        return TrackioLogger(os.environ.get("TRACKIO_PROJECT", PROJECT), space_id=os.environ.get("TRACKIO_SPACE_ID"))
     experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     return _with_database(experiment, folder) if uri is None else MLFlowLogger(experiment, tracking_uri=uri)

@@ -1,5 +1,6 @@
 """Runs that a tracker follows, and what it has of them, by its own account."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -21,6 +22,45 @@ def wandb_logger():
 
 def mlflow_logger():
     return MLFlowLogger("test", tracking_uri=mlflow_uri())
+
+
+def trackio_logger():
+    from pl_rl.trackers.trackio import TrackioLogger
+
+    return TrackioLogger(trackio_project())
+
+
+def trackio_project():
+    """Of the working directory, as Trackio has one folder for all projects of a process."""
+    return f"test-{hashlib.sha256(str(Path.cwd()).encode()).hexdigest()[:16]}"
+
+
+def trackio_ids():
+    from trackio import Api
+
+    return sorted(run.name for run in Api().runs(trackio_project()))
+
+
+def trackio_points(name, axis="step"):
+    from trackio import SQLiteStorage
+
+    points = {}
+    for row in SQLiteStorage.get_logs(trackio_project(), name):
+        for metric, value in row.items():
+            if "/" in metric:
+                points.setdefault(metric, []).append((row.get(axis), value))
+    return points
+
+
+def trackio_said(name):
+    from trackio import Api
+
+    [run] = [run for run in Api().runs(trackio_project()) if run.name == name]
+    return {
+        "parent": run.config["_Group"],
+        "checkpoint": run.config["parent_checkpoint"],
+        "env_steps": run.config["parent_env_steps"],
+    }
 
 
 def train(logger, until, ckpt_path=None, branch=False, **settings):

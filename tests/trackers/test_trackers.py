@@ -1,9 +1,11 @@
 """The run of a tracker is gone on with, and no point is there twice."""
 
 import multiprocessing
+from pathlib import Path
 
 import pytest
 
+import pl_rl
 from tests.support import read_checkpoint
 from tests.trackers.support import (
     checkpoint,
@@ -13,6 +15,10 @@ from tests.trackers.support import (
     mlflow_points,
     mlflow_said,
     reproducible,
+    trackio_ids,
+    trackio_logger,
+    trackio_points,
+    trackio_said,
     train,
     wandb_axes,
     wandb_ids,
@@ -53,8 +59,27 @@ class MLflow:
         pass
 
 
-@pytest.fixture(params=[WandB, MLflow], ids=["wandb", "mlflow"])
-def tracker(request, monkeypatch):
+class Trackio:
+    WORD = "trackio"
+    logger = staticmethod(trackio_logger)
+    ids = staticmethod(trackio_ids)
+    points = staticmethod(trackio_points)
+    said = staticmethod(trackio_said)
+
+    @staticmethod
+    def end():
+        pass
+
+
+@pytest.fixture(scope="module")
+def trackio_folder(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRACKIO_DIR", str(tmp_path_factory.mktemp("trackio")))  # which it reads as it is imported
+        yield
+
+
+@pytest.fixture(params=[WandB, MLflow, Trackio], ids=["wandb", "mlflow", "trackio"])
+def tracker(request, monkeypatch, trackio_folder):
     pytest.importorskip(request.param.__name__.lower())
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -84,6 +109,18 @@ def test_a_resume_goes_on_with_the_trackers_run_and_no_point_is_there_twice(trac
     assert capsys.readouterr().out.count("fidelity: exact") == 2
     [saved] = read_checkpoint(run / "checkpoints" / "last.ckpt")["pl_rl_trackers"]
     assert saved["run_id"] == run_id
+
+
+def test_a_second_fit_of_one_trainer_is_refused_as_its_logger_has_a_run(tracker):
+    logger = tracker.logger()
+    train(logger, 1)
+    with pytest.raises(pl_rl.UsageError, match=r"has a run already, \S+, and each has its own; to go on with it call"):
+        train(logger, 1)
+    assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]
+    train(logger, 2, ckpt_path="last")
+    tracker.end()
+    [run_id] = tracker.ids()
+    assert [step for step, _ in tracker.points(run_id)["losses/entropy"]] == [64, 128]
 
 
 def test_a_second_run_in_one_process_is_another_run_of_the_tracker(tracker):
