@@ -1,7 +1,9 @@
 """Runs that a tracker follows, and what it has of them, by its own account."""
 
+import functools
 import hashlib
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -133,7 +135,20 @@ def mlflow_said(run_id):
 
 
 def mlflow_uri():
-    return f"sqlite:///{Path.cwd()}/mlflow.db"
+    database = Path("mlflow.db").absolute()
+    if not database.exists():
+        database.write_bytes(empty_database())
+    return f"sqlite:///{database}"
+
+
+@functools.cache
+def empty_database():
+    """As MLflow makes it, which takes a second."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "mlflow.db")
+        mlflow = pytest.importorskip("mlflow")
+        mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
+        return path.read_bytes()
 
 
 def mlflow_client():
