@@ -56,8 +56,8 @@ class TrackioLogger(Logger):
         return self._run
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Keep them for the run's configuration, which Trackio takes as the run begins."""
-        self.config |= vars(params) if isinstance(params, Namespace) else params
+        """Add to the run's configuration, which Trackio writes with the first metrics."""
+        self.experiment.config.update(vars(params) if isinstance(params, Namespace) else params)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log metrics."""
@@ -66,7 +66,9 @@ class TrackioLogger(Logger):
     def finalize(self, status: str) -> None:
         """Write what is still to be written."""
         if self._run is not None:
-            self._run.finish()
+            import trackio
+
+            trackio.finish()
             self._run = None
 
 

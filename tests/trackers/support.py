@@ -54,15 +54,34 @@ def trackio_points(name, axis="step"):
     return points
 
 
-def trackio_said(name):
+def trackio_config(name):
     from trackio import Api
 
     [run] = [run for run in Api().runs(trackio_project()) if run.name == name]
+    return run.config
+
+
+def trackio_said(name):
+    config = trackio_config(name)
     return {
-        "parent": run.config["_Group"],
-        "checkpoint": run.config["parent_checkpoint"],
-        "env_steps": run.config["parent_env_steps"],
+        "parent": config["_Group"],
+        "checkpoint": config["parent_checkpoint"],
+        "env_steps": config["parent_env_steps"],
     }
+
+
+def wandb_config(run_id):
+    [run] = wandb_records(run_id, "run")[:1]
+    later = [item for update in wandb_records(run_id, "config") for item in update.update]
+    return {item.key: json.loads(item.value_json) for item in [*run.config.update, *later] if item.key}
+
+
+def mlflow_config(run_id):
+    return {name: literal(value) for name, value in mlflow_client().get_run(run_id).data.params.items()}
+
+
+def literal(text):
+    return int(text) if text.isdecimal() else text
 
 
 def train(logger, until, ckpt_path=None, branch=False, **settings):
@@ -117,7 +136,7 @@ def wandb_axes(run_id):
 def wandb_said(run_id):
     """What a branch says of its parent."""
     [run] = wandb_records(run_id, "run")[:1]
-    config = {item.key: json.loads(item.value_json) for item in run.config.update}
+    config = wandb_config(run_id)
     return {
         "parent": run.run_group,
         "checkpoint": config["parent_checkpoint"],

@@ -10,17 +10,20 @@ from tests.support import read_checkpoint
 from tests.trackers.support import (
     checkpoint,
     mlflow_client,
+    mlflow_config,
     mlflow_ids,
     mlflow_logger,
     mlflow_points,
     mlflow_said,
     reproducible,
+    trackio_config,
     trackio_ids,
     trackio_logger,
     trackio_points,
     trackio_said,
     train,
     wandb_axes,
+    wandb_config,
     wandb_ids,
     wandb_logger,
     wandb_points,
@@ -39,6 +42,7 @@ class WandB:
     ids = staticmethod(wandb_ids)
     points = staticmethod(wandb_points)
     said = staticmethod(wandb_said)
+    config = staticmethod(wandb_config)
 
     @staticmethod
     def end():
@@ -53,6 +57,7 @@ class MLflow:
     ids = staticmethod(mlflow_ids)
     points = staticmethod(mlflow_points)
     said = staticmethod(mlflow_said)
+    config = staticmethod(mlflow_config)
 
     @staticmethod
     def end():
@@ -65,6 +70,7 @@ class Trackio:
     ids = staticmethod(trackio_ids)
     points = staticmethod(trackio_points)
     said = staticmethod(trackio_said)
+    config = staticmethod(trackio_config)
 
     @staticmethod
     def end():
@@ -127,7 +133,8 @@ def test_a_second_run_in_one_process_is_another_run_of_the_tracker(tracker):
     train(tracker.logger(), 1)
     train(tracker.logger(), 1, seed=1)
     tracker.end()
-    assert len(tracker.ids()) == 2
+    assert sorted(tracker.config(run_id)["seed"] for run_id in tracker.ids()) == [0, 1]
+    assert {tracker.config(run_id)["num_envs"] for run_id in tracker.ids()} == {4}
     assert [len(tracker.points(run_id)["evaluator_iter/return_mean"]) for run_id in tracker.ids()] == [2, 2]
 
 
