@@ -2,8 +2,11 @@
 
 import contextlib
 import csv
+import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from importlib import import_module
@@ -66,7 +69,11 @@ def killed(chaos: Chaos, logger: str, kills: int) -> Outcome:
 
 
 def _offline() -> None:
-    os.environ |= {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+    os.environ |= {"WANDB_MODE": "offline", "WANDB_SILENT": "true", **_trackio_in(Path())}
+
+
+def _trackio_in(folder: Path) -> dict[str, str]:
+    return {"TRACKIO_DIR": str(folder.absolute() / "trackio")}
 
 
 def _descendants(pid: int) -> list[int]:
@@ -116,9 +123,26 @@ def _in_tracker(reader: Callable[[str], Points]) -> Callable[[Path], Points]:
     return read
 
 
+def _in_trackio(folder: Path) -> Points:
+    """In a process of its own, as Trackio has one folder for all that a process reads."""
+    [tracker] = read_checkpoint(newest_run(folder) / "checkpoints" / "last.ckpt")[TRACKERS_KEY]
+    code = "import json, sys, trackio; print(json.dumps(trackio.SQLiteStorage.get_logs('pl_rl', sys.argv[1])))"
+    command = [sys.executable, "-c", code, tracker["run_id"]]
+    said = subprocess.run(
+        command, env={**os.environ, **_trackio_in(folder)}, capture_output=True, text=True, check=True
+    )
+    points: Points = {}
+    for row in json.loads(said.stdout):
+        for name, value in row.items():
+            if "/" in name:
+                points.setdefault(name, []).append((row["step"], value))
+    return points
+
+
 READERS: dict[str, Callable[[Path], Points]] = {
     "tensorboard": _in_tensorboard,
     "csv": _in_csv,
     "wandb": _in_tracker(support.wandb_points),
     "mlflow": _in_tracker(support.mlflow_points),
+    "trackio": _in_trackio,
 }
