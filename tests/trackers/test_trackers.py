@@ -4,6 +4,7 @@ import multiprocessing
 from pathlib import Path
 
 import pytest
+from lightning.pytorch.loggers import MLFlowLogger
 
 import pl_rl
 from tests.support import read_checkpoint
@@ -159,6 +160,16 @@ def test_wandb_draws_each_metric_against_what_its_steps_count():
     assert axes["evaluator_iter/return_mean"] == axes["hp_metric"] == "train_iter"
     assert axes["evaluator_step/return_mean"] == axes["losses/entropy"] == "env_steps"
     assert wandb_points(wandb_ids()[0], axis="train_iter")["evaluator_iter/return_mean"][-1][0] == 4
+
+
+def test_mlflows_files_are_gone_on_with_as_its_database_is(monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    run = train(MLFlowLogger("test", save_dir="mlruns"), 3)
+    train(MLFlowLogger("test", save_dir="mlruns"), 4, checkpoint(run, 2))
+    client = mlflow.MlflowClient("file:mlruns")
+    [one] = client.search_runs([client.get_experiment_by_name("test").experiment_id])
+    assert [point.step for point in client.get_metric_history(one.info.run_id, "losses/entropy")] == [64, 128, 192, 256]
 
 
 def test_what_a_tracker_has_lost_is_sent_again(capsys):
