@@ -5,9 +5,8 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from itertools import count
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import lightning as L
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
@@ -30,8 +29,6 @@ from pl_rl.signals import SIGNALS, Interruption
 from pl_rl.trackers import LoggerName
 from pl_rl.trackers.words import logger_named
 
-_fits = count(1)
-
 
 class Trainer(L.Trainer):
     """Continues a run in its own directory, and writes checkpoints that a kill cannot damage.
@@ -48,9 +45,11 @@ class Trainer(L.Trainer):
 
     Attributes:
         command: What was typed to begin the run, by which ``auto_resume`` knows it again; by default what began this
-            process and, from the second fit in it on, as in a loop over seeds, which fit that is.
+            process and how many fits have come to their end in it, as in a loop over seeds.
         start: What the next fit starts from, if it has been found already.
     """
+
+    _ended: ClassVar[int] = 0
 
     def __init__(
         self,
@@ -109,7 +108,7 @@ class Trainer(L.Trainer):
             UsageError: If the checkpoint, or a file of pre-trained weights, cannot be used, or another process trains
                 in the directory.
         """
-        start, command = self.start, self.command or _command_of_fit()
+        start, command = self.start, self.command or [*sys.argv, *([f"after {self._ended}"] if self._ended else [])]
         if start is None:
             start = find_start(ckpt_path, auto_resume, command, Path(self.default_root_dir, LOG_ROOT))
         self.start, branch = None, branch and not start.of_command
@@ -119,6 +118,7 @@ class Trainer(L.Trainer):
             model.branching = branch
         check_start(start, self, model, branch)
         if start.path is not None and self._is_over(model, start.path, start):
+            Trainer._ended += 1
             return
         with ExitStack() as locks:
             enter_run_directory(start, self, model, branch, command, locks)
@@ -126,6 +126,7 @@ class Trainer(L.Trainer):
             self.enable_autolog_hparams = self.enable_autolog_hparams and (start.path is None or branch)
             with self._stopped_by_signals(), _closed_in_the_end(model):
                 super().fit(model, train_dataloaders, val_dataloaders, datamodule, start.path, weights_only)
+        Trainer._ended += 1
 
     @property
     def log_dir(self) -> str | None:
@@ -195,12 +196,6 @@ class Trainer(L.Trainer):
                 flush=True,
             )
         return True
-
-
-def _command_of_fit() -> list[str]:
-    """What began this process, and which of its fits this is, unless it is the first."""
-    number = next(_fits)
-    return [*sys.argv, *([f"fit {number}"] if number > 1 else [])]
 
 
 def _loggers_named(logger: Any, folder: Path) -> Any:

@@ -20,6 +20,9 @@ NEEDED = {"wandb": ("wandb",), "mlflow": ("mlflow", "sqlalchemy"), "trackio": ("
 PACKAGES = {"mlflow": ("mlflow-skinny", "sqlalchemy", "alembic")}
 CLASSES = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow", "TrackioLogger": "trackio"}
 
+# Databases of earlier runs of this process, which MLflow notes in MLFLOW_TRACKING_URI by itself.
+_given: set[str] = set()
+
 
 def logger_named(name: str, folder: Path) -> Logger:
     """A logger with sensible defaults.
@@ -44,7 +47,7 @@ def logger_named(name: str, folder: Path) -> Logger:
         return TrackioLogger(os.environ.get("TRACKIO_PROJECT", PROJECT), space_id=os.environ.get("TRACKIO_SPACE_ID"))
     experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
     uri = os.environ.get("MLFLOW_TRACKING_URI")
-    return _with_database(experiment, folder) if uri is None else MLFlowLogger(experiment, tracking_uri=uri)
+    return _with_database(experiment, folder) if uri in (None, *_given) else MLFlowLogger(experiment, tracking_uri=uri)
 
 
 def _with_database(experiment: str, folder: Path) -> MLFlowLogger:
@@ -54,7 +57,9 @@ def _with_database(experiment: str, folder: Path) -> MLFlowLogger:
     try:
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.lockf(descriptor, fcntl.LOCK_EX)
-        logger = MLFlowLogger(experiment, tracking_uri=f"sqlite:///{folder.absolute()}/mlflow.db")
+        uri = f"sqlite:///{folder.absolute()}/mlflow.db"
+        _given.add(uri)
+        logger = MLFlowLogger(experiment, tracking_uri=uri)
         if logger._mlflow_client.get_experiment_by_name(experiment) is None:
             logger._mlflow_client.create_experiment(experiment)
     finally:

@@ -22,6 +22,7 @@ from tests.trackers.support import (
     trackio_ids,
     trackio_logger,
     trackio_points,
+    trackio_project,
     trackio_said,
     train,
     wandb_axes,
@@ -92,6 +93,8 @@ def tracker(request, monkeypatch, trackio_folder):
     pytest.importorskip(request.param.__name__.lower())
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("TRACKIO_PROJECT", trackio_project())
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # which MLflow sets
     yield request.param
     request.param.end()
     if request.param is WandB:
@@ -179,6 +182,18 @@ def test_mlflows_files_are_gone_on_with_as_its_database_is(monkeypatch):
 
 
 @pytest.mark.slow
+def test_a_second_run_in_one_process_has_mlflows_database_where_it_is(monkeypatch):
+    pytest.importorskip("mlflow")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for folder in ("one", "other"):
+        Path(folder).mkdir()
+        monkeypatch.chdir(folder)
+        train("mlflow", 1)
+        assert len(mlflow_ids()) == 1
+        monkeypatch.chdir("..")
+
+
+@pytest.mark.slow
 def test_what_a_tracker_has_lost_is_sent_again(capsys):
     pytest.importorskip("mlflow")
     run = train(mlflow_logger(), 3)
@@ -192,7 +207,8 @@ def test_what_a_tracker_has_lost_is_sent_again(capsys):
 
 @pytest.mark.slow
 def test_many_that_start_at_once_have_a_directory_and_a_run_each(tracker, tmp_path):
-    context, many = multiprocessing.get_context("fork"), 20 if tracker is WandB else 6
+    many = 20 if tracker is WandB else 6
+    context = multiprocessing.get_context("fork")
     barrier, queue = context.Barrier(many), context.Queue()
     processes = [context.Process(target=start, args=(tracker, barrier, queue)) for _ in range(many)]
     for process in processes:
