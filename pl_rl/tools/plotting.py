@@ -14,15 +14,17 @@ from pl_rl.errors import UsageError
 from pl_rl.files.terminal import printable
 from pl_rl.files.writing import replacing
 from pl_rl.runs.directory import LOG_ROOT, display_path, runs_under
+from pl_rl.runs.evaluations import ENV_STEPS, SEGMENT, TRAIN_ITER, read_evaluations
 from pl_rl.runs.log_meter import event_files
 from pl_rl.tools import Aggregate, PictureFormat
 from pl_rl.tools.aggregation import Curve, Group, aggregated, grouped
 
+STATISTICS = {"return_mean", "return_min", "return_max"}
 AXES = {"evaluator_iter": "train iterations", "evaluator_step": "env steps"}
 
 
 def read_segments(run: Path, group: str) -> list[Curve]:
-    """The evaluations in a run's event files, one curve for each process that trained the run.
+    """The evaluations in a run's event files, or else its own record, one curve for each process that trained it.
 
     Args:
         run: Run directory.
@@ -35,6 +37,7 @@ def read_segments(run: Path, group: str) -> list[Curve]:
         raise UsageError(f"there is no run directory {str(run)!r}")
     curves = [_read_curve(path, group) for path in event_files(run)]
     segments = sorted((curve for curve in curves if curve is not None), key=lambda curve: int(curve.steps[0]))
+    segments = segments or _recorded_curves(run, group)
     if not segments:
         raise UsageError(f"{str(run)!r} holds no evaluation ({group}); give a run's version_N directory")
     return segments
@@ -56,11 +59,12 @@ def find_runs(places: list[Path], log_root: Path = LOG_ROOT) -> list[Path]:
 
 def _evaluated_under(log_root: Path) -> list[Path]:
     """The runs of a log root that have an evaluation."""
-    found = []
-    for run in runs_under(log_root):
-        if any(_read_curve(path, next(iter(AXES))) for path in event_files(run)):
-            found.append(run)
-    return found
+    axis = next(iter(AXES))
+    return [
+        run
+        for run in runs_under(log_root)
+        if any(_read_curve(path, axis) for path in event_files(run)) or _recorded_curves(run, axis)
+    ]
 
 
 def plot_runs(
@@ -156,6 +160,18 @@ def _read_curve(events_file: Path, group: str) -> Curve | None:
     if not len(steps) == len(mean) == len(low) == len(high):
         raise UsageError(f"event file {display_path(events_file)!r} has lost points; move it away to draw the others")
     return Curve(steps, mean, low, high)
+
+
+def _recorded_curves(run: Path, group: str) -> list[Curve]:
+    rows = read_evaluations(run)
+    axis = TRAIN_ITER if group == "evaluator_iter" else ENV_STEPS
+    curves = []
+    for segment in sorted({row[SEGMENT] for row in rows}):
+        points = [row for row in rows if row[SEGMENT] == segment and row.keys() >= STATISTICS]
+        if points:
+            returns = [np.array([row[name] for row in points]) for name in ("return_mean", "return_min", "return_max")]
+            curves.append(Curve(np.array([row[axis] for row in points], np.int64), *returns))
+    return curves
 
 
 def _draw_run(axes: Axes, name: str, segments: list[Curve], first_colour: int, by_segment: bool) -> None:

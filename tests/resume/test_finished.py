@@ -385,9 +385,11 @@ class Set(L.Callback):
     ids=["longer", "shorter", "stop_value"],
 )
 def test_whether_a_run_is_over_is_told_by_the_settings_that_it_changed(
-    tmp_path, capsys, change, given, iterations, auto_resume
+    tmp_path, capsys, change, given, iterations, auto_resume, monkeypatch
 ):
+    monkeypatch.setattr(pl_rl.Trainer, "_ended", 0)
     trainer(tmp_path, RunCheckpoint(), change).fit(model(**given))
+    monkeypatch.setattr(pl_rl.Trainer, "_ended", 0)  # as in a new process
     at = counters_in(tmp_path / LAST)["iteration"]
     how = {"auto_resume": True} if auto_resume else {"ckpt_path": "last"}
     trainer(tmp_path, RunCheckpoint()).fit(again := model(**given), **how)
