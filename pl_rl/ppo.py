@@ -379,6 +379,7 @@ class PPO(ResumableAgent):
         if episodes.recent:
             scalars["rollout/return_mean"] = episodes.mean_return()
             scalars["rollout/length_mean"] = episodes.mean_length()
+            scalars |= {f"rollout/{name}": value for name, value in episodes.info_statistics().items()}
         scalars["rollout/episodes"] = float(episodes.total)
         scalars["schedule/learning_rate"] = float(self._optimizer().param_groups[0]["lr"])
         scalars["schedule/clip_coef"] = clip_coef

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from pl_rl.envs import AnyVectorEnv, EnvConfig, make_env, make_vector_env
+from pl_rl.envs.episode_info import EpisodeInfo, info_statistics
 from pl_rl.envs.faults import STOPS, check_finite, close_each, closing, number_of
 from pl_rl.envs.parallel import SyncEnvs
 from pl_rl.errors import EnvironmentFailure, UsageError, installation, missing_package
@@ -37,16 +38,18 @@ class Episodes(NamedTuple):
     """Undiscounted sums of rewards."""
     lengths: list[int]
     """Steps."""
+    infos: list[EpisodeInfo]
+    """What environments say at their ends, see :mod:`pl_rl.envs.episode_info`."""
 
     def statistics(self) -> dict[str, float]:
-        """Mean, minimum, maximum and standard deviation of return and length."""
-        statistics = {}
+        """Mean, minimum, maximum and standard deviation of return and length; ``success_rate`` where it is known."""
+        statistics: dict[str, float] = {}
         for name, numbers in [("return", np.array(self.returns)), ("length", np.array(self.lengths))]:
             statistics[f"{name}_mean"] = float(numbers.mean())
             statistics[f"{name}_min"] = float(numbers.min())
             statistics[f"{name}_max"] = float(numbers.max())
             statistics[f"{name}_std"] = float(numbers.std())
-        return statistics
+        return {**statistics, **info_statistics(self.infos)}
 
 
 def format_return(value: float) -> str:
@@ -112,7 +115,7 @@ def record(
         name_prefix=prefix,
         disable_logger=True,
     )
-    env = SyncEnvs([lambda: gym.wrappers.TransformReward(recorded, number_of)])
+    env = SyncEnvs([lambda: gym.wrappers.TransformReward(recorded, number_of)], env_config.info_keys)
     with closing(env):
         return play(network, env, num_episodes, seed, deterministic, normalizer)
 
@@ -132,7 +135,8 @@ def watch(
         EnvironmentFailure: If it fails.
     """
     _check_drawable(env_config, "human")
-    env = SyncEnvs([lambda: gym.wrappers.TransformReward(make_env(env_config, render_mode="human"), number_of)])
+    shown = make_env(env_config, render_mode="human")
+    env = SyncEnvs([lambda: gym.wrappers.TransformReward(shown, number_of)], env_config.info_keys)
     with closing(env):
         return play(network, env, num_episodes, seed, deterministic, normalizer)
 
@@ -239,7 +243,7 @@ def _play(
     remaining = np.full(env.num_envs, num_episodes // env.num_envs)
     remaining[: num_episodes % env.num_envs] += 1
     open_returns, open_lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, dtype=np.int64)
-    episodes = Episodes([], [])
+    episodes = Episodes([], [], [])
     try:
         obs, _ = env.reset(seed=seed)
     except EnvironmentFailure as failure:
@@ -250,7 +254,7 @@ def _play(
         step += 1
         actions = choose_actions(network, network_input(obs, parameter, normalizer), generator, deterministic)
         try:
-            obs, rewards, terminated, truncated, _ = env.step(network.distribution.to_env(to_numpy(actions)))
+            obs, rewards, terminated, truncated, infos = env.step(network.distribution.to_env(to_numpy(actions)))
             if not (np.isfinite(rewards).all() and (obs.dtype.kind != "f" or np.isfinite(obs).all())):
                 check_finite(torch.empty(0), rewards[None], obs, {})
         except EnvironmentFailure as failure:
@@ -270,6 +274,7 @@ def _play(
             if remaining[i]:
                 episodes.returns.append(float(open_returns[i]))
                 episodes.lengths.append(int(open_lengths[i]))
+                episodes.infos.append(infos.get("episode_info", {}).get(int(i), {}))
                 remaining[i] = 0 if endless[i] else remaining[i] - 1
             open_returns[i] = open_lengths[i] = 0
     return episodes

@@ -1,5 +1,7 @@
 """What a checkpoint must hold beyond weights and optimizer, and the account of a resume."""
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from inspect import Parameter, signature
 from typing import Any
 
@@ -22,6 +24,7 @@ from pl_rl.callbacks.settings import (
 from pl_rl.checkpoints.format import FORMAT_VERSION, STATE_KEY
 from pl_rl.checkpoints.restoring import check_optimizers
 from pl_rl.checkpoints.training_state import restore_training_state, save_after_failure, save_training_state
+from pl_rl.envs import EnvConfig
 from pl_rl.errors import UsageError
 from pl_rl.files.plain_data import changed_settings, plain_data
 from pl_rl.files.terminal import printable
@@ -121,7 +124,7 @@ class ResumeState(L.Callback):
             # Lightning does not remember, and would train for one more epoch.
             agent.stop(ENDED_BY_EARLY_STOPPING)
         if trainer.is_global_zero:
-            before = {**_defaults(agent), **checkpoint["hyper_parameters"]}
+            before = {**_defaults(agent), **_with_defaults(checkpoint["hyper_parameters"])}
             changes = changed_settings(before, dict(agent.hparams)) + [str(change) for change in self._changes]
             seed = checkpoint[STATE_KEY]["seed_everything"]
             if seed != self._seed and not agent.branching:
@@ -166,6 +169,11 @@ def _defaults(agent: Agent) -> dict[str, Any]:
         for name in agent.hparams
         if name in parameters and parameters[name].default is not Parameter.empty
     }
+
+
+def _with_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A checkpoint's settings with those of the environment that there were not when it was saved."""
+    return {**settings, "env": {**plain_data(asdict(EnvConfig(settings["env"]["id"]))), **settings["env"]}}
 
 
 def _resume_report(trainer: L.Trainer, agent: Agent, changes: list[str], losses: list[str]) -> list[str]:

@@ -43,7 +43,7 @@ WRAPPERS = {
 # come before, or instead of, what is installed.
 IMPORTED_LATER = ("Box2D", "ale_py", "cv2", "imageio", "jax", "minigrid", "mujoco", "pygame", "shimmy")
 
-ENV_SETTINGS = {"id", "vectorization", "kwargs", "imports", "wrappers", "train_wrappers", "timeout"}
+ENV_SETTINGS = {"id", "vectorization", "kwargs", "imports", "wrappers", "train_wrappers", "info_keys", "timeout"}
 PLAIN_TEXT = re.compile(r"[\w +-]*")
 DEEPEST = 16
 
