@@ -14,7 +14,8 @@ import torch
 
 import tests.faulty_environments  # noqa: F401  (registers environments)
 from pl_rl import EnvConfig, MLPActorCritic, RunFailure, UsageError
-from pl_rl.algorithm.evaluation import Episodes, evaluate, format_return, record, watch
+from pl_rl.algorithm.drawing import record, watch
+from pl_rl.algorithm.evaluation import Episodes, evaluate, format_return
 from pl_rl.envs import make_env
 
 
