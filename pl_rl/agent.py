@@ -15,7 +15,7 @@ import torch
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.utilities import rank_zero_info
 
-from pl_rl.algorithm.drawing import record, watch
+from pl_rl.algorithm.drawing import FilmFormat, record, watch
 from pl_rl.algorithm.evaluation import LIMIT_EPISODES, LONGEST_EPISODE, Episodes, evaluate, format_return
 from pl_rl.algorithm.rollout import Rollout, RolloutCollector, RolloutLoader
 from pl_rl.algorithm.threads import one_thread
@@ -104,6 +104,7 @@ class Agent(L.LightningModule):
         self.structures: list[str] = []
         self.missing_logs: list[str] = []
         self.video_dir: Path | None = None
+        self.video_format: FilmFormat = "mp4"
         self.in_window = False
         self._collector: RolloutCollector | None = None
         self._before_fit: tuple[int | float, int] | None = None
@@ -240,13 +241,14 @@ class Agent(L.LightningModule):
         self._log_statistics("test", self.play(Stream.TEST))
 
     def predict_step(self, batch: int, batch_idx: int) -> Episodes:
-        """Play ``eval_episodes`` episodes; each becomes a video file where ``video_dir`` is set, or is shown."""
+        """Play ``eval_episodes`` episodes; each becomes a file of its own where ``video_dir`` is set, or is shown."""
         seed = derive_seed(self.run_seed, Stream.PREDICTION, self.train_iter)
         acting = self.eval_deterministic, self.normalizer
         if self.in_window:
             return watch(self.network, self.env_config, self.eval_episodes, seed, *acting)
         if self.video_dir is not None:
-            return record(self.network, self.env_config, self.eval_episodes, seed, self.video_dir, *acting)
+            film = self.video_dir, *acting, self.video_format
+            return record(self.network, self.env_config, self.eval_episodes, seed, *film)
         return self.play(Stream.PREDICTION)
 
     def play(self, stream: Stream) -> Episodes:

@@ -18,7 +18,7 @@ import docstring_parser
 
 import pl_rl
 from pl_rl import cli
-from pl_rl.callbacks import PretrainedCheckpoint, RunCheckpoint
+from pl_rl.callbacks import EvaluationVideos, PretrainedCheckpoint, RunCheckpoint
 from pl_rl.cli.parsing import Parser
 from pl_rl.cli.trainer_verbs import TrainerParser
 from pl_rl.cli.training import CLI
@@ -33,7 +33,7 @@ Made from signatures and docstrings by `python -m tests.reference`; a test holds
 - `--config NAME` takes a path or the name of a shipped config; its keys are the options below, nested at each point.
 - `--seed_everything N` (0) is the seed of everything; a run repeats itself bit for bit.
 - `--trainer.*` are Lightning's own; `accelerator` is `cpu` by default, and `max_epochs` counts iterations.
-- `predict --video FOLDER` writes an MP4 file of each episode that `predict` plays.
+- `predict --video FOLDER` writes an MP4 file of each episode that `predict` plays, `--gif FOLDER` an animated GIF.
 - What the counters mean, and the names in other libraries: [README.md](README.md).
 """
 SPACES = ("observation_space", "action_space")
@@ -43,6 +43,7 @@ CLASSES = [
     ("The network `MLPActorCritic`, for vectors", "--model.network.init_args.", pl_rl.MLPActorCritic),
     ("The network `CNNActorCritic`, for images", "--model.network.init_args.", pl_rl.CNNActorCritic),
     ("Checkpoints", "--checkpoint.", RunCheckpoint),
+    ("Videos of evaluations", "--eval.", EvaluationVideos),
     ("Pre-trained weights", "--pretrained.", PretrainedCheckpoint),
 ]
 OF_A_RUN = ("ckpt_path", "branch", "auto_resume")

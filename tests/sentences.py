@@ -89,6 +89,7 @@ CASES = [
     _fit("--seed_everything abc", "--seed_everything is 'abc' and must be true or false or a whole number"),
     _fit("--seed_everything -1", "seed_everything=-1 is no seed"),
     _fit("--model.learning_rate -1", "learning_rate=-1.0 must be positive"),
+    _fit("--eval.video_freq -1", "video_freq=-1 must not be negative"),
     _fit("--model.minibatch_size 60", "use 32 or 64"),
     # environments
     _fit("--model.env.id CartPol-v1", "nearest names are.*CartPole-v1"),
@@ -142,6 +143,7 @@ CASES = [
     Case(["fit", "--ckpt_path", "last", "--model.env", "Acrobot-v1"], "leave env and network as they were", True),
     Case(["predict", "--ckpt_path", "last", "--vidoe", "x"], r"did you mean --video\?", True),
     Case(["predict", "--ckpt_path", "last", "--video", "small.yaml"], "in the way of a video", True),
+    Case(["predict", "--ckpt_path", "last", "--video", "x", "--gif", "x"], "--video and --gif are ways to watch", True),
     Case(["validate", "--ckpt_path", "last", "--trainer.devices", "2"], "devices=2 is not supported", True),
     Case(["validate"], "validate needs a trained policy"),
     Case(["export", "last"], "--to is missing", True),

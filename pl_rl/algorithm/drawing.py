@@ -1,11 +1,14 @@
 """Episodes that are drawn: as films, or in a window."""
 
 import os
+import subprocess
 import sys
 import traceback
+import warnings
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 import gymnasium as gym
 
@@ -13,9 +16,12 @@ from pl_rl.algorithm.evaluation import Episodes, play
 from pl_rl.envs import EnvConfig, make_env
 from pl_rl.envs.faults import STOPS, close_each, closing, number_of
 from pl_rl.envs.parallel import SyncEnvs
-from pl_rl.errors import UsageError, installation, missing_package
+from pl_rl.errors import RunFailure, UsageError, installation, missing_package
 from pl_rl.networks.actor_critic import ActorCritic
 from pl_rl.networks.normalization import ObservationNormalizer
+
+FilmFormat = Literal["mp4", "gif"]
+GIF_FPS = 20
 
 
 def record(
@@ -26,12 +32,62 @@ def record(
     directory: Path,
     deterministic: bool = True,
     normalizer: ObservationNormalizer | None = None,
+    file_format: FilmFormat = "mp4",
+    suffix: str = "",
 ) -> Episodes:
     """Play episodes one after another and write each to ``directory/ID-episode-N.mp4``.
+
+    Args:
+        network: The policy.
+        env_config: The environment.
+        num_episodes: How many.
+        seed: Of the environment and of sampled actions.
+        directory: Of the files.
+        deterministic: Take the most probable actions rather than sampled ones.
+        normalizer: Normalizes observations for the network; not updated.
+        file_format: ``mp4``, or ``gif`` for pages that show pictures alone.
+        suffix: After the environment's name in the names of the files.
 
     Raises:
         UsageError: If the environment cannot be rendered, or a package for it or for writing videos is missing.
         EnvironmentFailure: If it fails.
+    """
+    check_recordable(env_config)
+    films = [film_path(directory, env_config, episode, suffix) for episode in range(num_episodes)]
+    _make_room(films if file_format == "mp4" else [*films, *(film.with_suffix(".gif") for film in films)])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r".*Overwriting existing videos")  # said of any folder that is there
+        recorded = gym.wrappers.RecordVideo(
+            make_env(env_config, render_mode="rgb_array"),
+            str(directory),
+            episode_trigger=lambda episode: episode < num_episodes,
+            name_prefix=_prefix(env_config, suffix),
+            disable_logger=True,
+        )
+    env = SyncEnvs([lambda: gym.wrappers.TransformReward(recorded, number_of)], env_config.info_keys)
+    with closing(env):
+        episodes = play(network, env, num_episodes, seed, deterministic, normalizer)
+    if file_format == "gif":
+        for film in films:
+            write_gif(film, film.with_suffix(".gif"))
+            film.unlink()
+    return episodes
+
+
+def film_path(directory: Path, env_config: EnvConfig, episode: int, suffix: str = "") -> Path:
+    """The file of an episode that :func:`record` writes."""
+    return directory / f"{_prefix(env_config, suffix)}-episode-{episode}.mp4"
+
+
+def _prefix(env_config: EnvConfig, suffix: str) -> str:
+    return f"{env_config.id.replace('/', '-')}{suffix}"
+
+
+def check_recordable(env_config: EnvConfig) -> None:
+    """Refuse what cannot be filmed.
+
+    Raises:
+        UsageError: If the environment cannot be rendered, or a package for it or for writing videos is missing.
     """
     if find_spec("moviepy") is None:
         raise UsageError(f"recording videos needs one more package; {installation('video')}")
@@ -39,18 +95,29 @@ def record(
     if sys.platform == "linux" and "DISPLAY" not in os.environ:
         os.environ.setdefault("MUJOCO_GL", "egl")  # and so does MuJoCo
     _check_drawable(env_config, "rgb_array")
-    prefix = env_config.id.replace("/", "-")
-    _make_room(directory / f"{prefix}-episode-{episode}.mp4" for episode in range(num_episodes))
-    recorded = gym.wrappers.RecordVideo(
-        make_env(env_config, render_mode="rgb_array"),
-        str(directory),
-        episode_trigger=lambda episode: episode < num_episodes,
-        name_prefix=prefix,
-        disable_logger=True,
-    )
-    env = SyncEnvs([lambda: gym.wrappers.TransformReward(recorded, number_of)], env_config.info_keys)
-    with closing(env):
-        return play(network, env, num_episodes, seed, deterministic, normalizer)
+
+
+def write_gif(film: Path, gif: Path, seconds: float | None = None) -> None:
+    """A film as an animated picture of 20 frames a second.
+
+    Args:
+        film: An MP4 file.
+        gif: The file to write.
+        seconds: How much of it at most; ``None`` takes all.
+
+    Raises:
+        RunFailure: If it cannot be written.
+    """
+    from moviepy.config import FFMPEG_BINARY  # it may not be there
+
+    limit = [] if seconds is None else ["-t", str(seconds)]
+    # Its own colours for each film, rather than a fixed choice of 256.
+    picture = ["-vf", f"fps={GIF_FPS},split[a][b];[a]palettegen[colours];[b][colours]paletteuse", "-loop", "0"]
+    files = ["-i", str(film), *limit, *picture, "-f", "gif", str(gif)]
+    done = subprocess.run([FFMPEG_BINARY, "-v", "error", "-y", *files], stdin=subprocess.DEVNULL, capture_output=True)
+    if done.returncode:
+        said = " ".join(done.stderr.decode(errors="replace").split())
+        raise RunFailure(f"{str(gif)!r} cannot be written: {said or f'ffmpeg ended with status {done.returncode}'}")
 
 
 def watch(

@@ -16,7 +16,7 @@ from pl_rl.networks.actor_critic import ActorCritic
 from pl_rl.networks.distributions import to_numpy
 from pl_rl.networks.modes import evaluation_mode
 from pl_rl.networks.normalization import ObservationNormalizer
-from pl_rl.seeding.random_state import restore_random_state, save_random_state
+from pl_rl.seeding.random_state import random_state_kept
 
 # The largest limit in common use is Atari's, 27,000 steps of four frames.
 LONGEST_EPISODE = 100_000
@@ -97,12 +97,8 @@ def play(
     Raises:
         EnvironmentFailure: If an environment fails, or gives numbers that are not finite.
     """
-    random_state = save_random_state()
-    try:
-        with evaluation_mode(network, normalizer):
-            return _play(network, env, num_episodes, seed, deterministic, normalizer)
-    finally:
-        restore_random_state(random_state)
+    with random_state_kept(), evaluation_mode(network, normalizer):
+        return _play(network, env, num_episodes, seed, deterministic, normalizer)
 
 
 def _play(

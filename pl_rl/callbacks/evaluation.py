@@ -7,7 +7,8 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from pl_rl.agent import Agent, as_agent
 from pl_rl.algorithm.schedule import is_due
-from pl_rl.callbacks.lookup import find_callback
+from pl_rl.callbacks.lookup import find_callback, find_callbacks
+from pl_rl.callbacks.videos import EvaluationVideos
 from pl_rl.checkpoints.format import STATE_KEY
 from pl_rl.errors import UsageError
 from pl_rl.seeding.streams import Stream
@@ -95,6 +96,7 @@ class PeriodicEvaluation(L.Callback):
         return is_due(-1 if latest is None else latest, train_iter, self.every)
 
     def _evaluate(self, agent: Agent) -> None:
+        before = self.train_iter
         # Noted when it has been made: a resume after a failure makes up for it.
         self.latest = agent.play(Stream.EVALUATION).statistics()
         self.train_iter = agent.train_iter
@@ -103,6 +105,8 @@ class PeriodicEvaluation(L.Callback):
             agent.log_scalars({f"{group}/{name}": value for name, value in self.latest.items()}, step)
         # The name under which Lightning's TensorBoard logger fills the HParams tab.
         agent.log_scalars({"hp_metric": self.best_return}, agent.train_iter)
+        for videos in find_callbacks(agent.trainer, EvaluationVideos):
+            videos.after_evaluation(agent, before, self.every)
 
     def _publish(self, agent: Agent) -> None:
         """Give other callbacks something to monitor."""

@@ -18,6 +18,7 @@ from pl_rl.files.plain_yaml import check_yaml, lines_of, read_yaml
 from pl_rl.files.terminal import printable, shortened
 
 PROG = "python -m pl_rl"
+GROUPS = ("model", "trainer", "checkpoint", "eval", "pretrained")
 
 _WHOLE = re.compile(r"[-+]?[0-9_]+[eE]\+?[0-9]{1,2}")
 
@@ -67,7 +68,7 @@ class ConfigFile(ActionConfigFile):
             )
         lines = lines_of(path)
         for name, group in settings.items():
-            if name in ("model", "trainer", "checkpoint", "pretrained") and isinstance(group, int | float | list):
+            if name in GROUPS and isinstance(group, int | float | list):
                 raise UsageError(
                     f"{name} is {group!r} in line {lines[name]} of {str(path)!r}, where there are to be settings by "
                     "name; --print_config prints what it may say"
