@@ -17,7 +17,7 @@ from torch import Tensor
 from pl_rl.algorithm import functional as F
 from pl_rl.algorithm.loss import Coefficients, Minibatch, PPOLoss
 from pl_rl.algorithm.rollout import Rollout
-from pl_rl.algorithm.schedule import is_due
+from pl_rl.algorithm.schedule import in_all_units, is_due
 from pl_rl.algorithm.updates import lost_number
 from pl_rl.callbacks.evaluation import PeriodicEvaluation
 from pl_rl.callbacks.lookup import find_callback
@@ -182,7 +182,8 @@ class PPO(ResumableAgent):
             compile_update: Make updates as one compiled function, which is faster and rounds differently. Where null, a
                 run of 1,000 updates or more does, with a large network also a shorter one, if its network and optimizer
                 and the machine allow it, and a resumed run does as before.
-            eval_freq: Train iterations (gradient updates) between evaluations; 0 never evaluates.
+            eval_freq: Train iterations (gradient updates) between evaluations; an iteration has ``num_steps *
+                num_envs * update_epochs / minibatch_size`` of them. 0 never evaluates.
             eval_episodes: Episodes of an evaluation.
             eval_num_envs: Environments of an evaluation.
             eval_deterministic: Whether evaluations take the most probable action.
@@ -257,6 +258,10 @@ class PPO(ResumableAgent):
             raise UsageError(
                 "configure_optimizers returns a learning-rate scheduler; return the optimizer, use anneal_lr"
             )
+        if self.eval_freq > 0:
+            batch_size = self.num_steps * self.num_envs
+            updates = self.update_epochs * batch_size // self.minibatch_size
+            rank_zero_info(f"Evaluation every {in_all_units(self.eval_freq, updates, batch_size)}.")
         # A change that the run had not followed yet makes its resume eager too.
         clip_vloss = self.value_before_run("clip_vloss")
         learner = self._learner = Learner(self.collector, self._optimizer(), clip_vloss, self.learning_rate)

@@ -23,7 +23,7 @@ from pl_rl.resume.finished import end_at, take_over
 from pl_rl.resume.start import Start, check_start, enter_run_directory, find_start
 from pl_rl.runs.directory import LOG_ROOT, display_path
 from pl_rl.runs.output import lasting_output
-from pl_rl.runs.signals import SIGNALS, Interruption
+from pl_rl.signals import SIGNALS, Interruption
 
 
 class Trainer(L.Trainer):

@@ -7,6 +7,7 @@ import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
 from pl_rl import PPO
+from pl_rl.algorithm.schedule import in_all_units
 from pl_rl.callbacks import RunCheckpoint
 from pl_rl.cli.configs import packaged_configs
 
@@ -44,3 +45,12 @@ def test_the_seeds_experiment_has_the_seeds_numbers():
     assert (model["vf_coef"], model["ent_coef"], model["clip_coef"]) == (0.5, 0.01, 0.2)
     assert (model["gamma"], model["gae_lambda"]) == (0.9, 0.95)
     assert (model["eval_num_envs"], model["eval_episodes"], model["eval_freq"], model["stop_value"]) == (5, 5, 100, 195)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_the_comment_of_eval_freq_has_it_in_all_units(path):
+    model = yaml.safe_load(path.read_text())["model"]
+    batch_size = model["num_envs"] * model["num_steps"]
+    updates = model["update_epochs"] * batch_size // model["minibatch_size"]
+    comment = in_all_units(model["eval_freq"], updates, batch_size)
+    assert f"  eval_freq: {model['eval_freq']}  # {comment}\n" in path.read_text()

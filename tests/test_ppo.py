@@ -37,6 +37,16 @@ def test_a_plain_trainer_trains():
     assert not same_bits(before, model.state_dict())
 
 
+def test_how_often_it_evaluates_is_said_in_all_units(caplog):
+    small = {"num_envs": 4, "num_steps": 16, "minibatch_size": 32, "update_epochs": 2, "total_env_steps": 64}
+    with caplog.at_level("INFO"):
+        fit(small_ppo(**small, eval_freq=6))
+        assert "Evaluation every 6 train iterations = 1.5 iterations = 96 env steps." in caplog.text
+        caplog.clear()
+        fit(small_ppo(**small, eval_freq=0))
+        assert "Evaluation every" not in caplog.text
+
+
 def test_counters_count_what_they_say():
     model = small_ppo()
     trainer = fit(model)

@@ -16,6 +16,18 @@ def is_due(before: int, after: int, every: int) -> bool:
     return every > 0 and after // every > before // every
 
 
+def in_all_units(train_iters: int, per_iteration: int, env_steps: int) -> str:
+    """Train iterations with the iterations and env steps that they take: the three units of settings and curves.
+
+    Args:
+        train_iters: How many.
+        per_iteration: Train iterations of one iteration.
+        env_steps: Of one iteration.
+    """
+    iterations = train_iters / per_iteration
+    return f"{train_iters:,} train iterations = {iterations:,.6g} iterations = {iterations * env_steps:,.0f} env steps"
+
+
 class LearningRates:
     """Learning rates of an optimizer's groups: the rate of each group times the annealing factor.
 

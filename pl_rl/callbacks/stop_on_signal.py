@@ -21,7 +21,7 @@ from pl_rl.callbacks.summary import RunSummary, print_commands
 from pl_rl.checkpoints.format import STATE_KEY
 from pl_rl.errors import Interrupted
 from pl_rl.runs.directory import display_path
-from pl_rl.runs.signals import Interruption
+from pl_rl.signals import Interruption
 
 # Shorter iterations are finished; before a longer one the state is copied, which is cheap beside it.
 LONG_SECONDS = 1.0

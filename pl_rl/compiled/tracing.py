@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from pl_rl.compiled import generator as codegen
 from pl_rl.errors import CompilationError
+from pl_rl.signals import held_back
 
 ALSO_DECOMPOSED = [getattr(torch.ops.aten, name) for name in ("_log_softmax", "_softmax", "elu", "gelu", "leaky_relu")]
 NOT_DECOMPOSED = [torch.ops.aten.slice_scatter.default, torch.ops.aten.select_scatter.default]
@@ -57,7 +58,7 @@ def _recorded(
     function: Callable[..., Any], example: Sequence[Tensor], decompositions: dict[Any, Any] | None = None
 ) -> fx.GraphModule:
     try:
-        with _NoArrays():
+        with held_back(), _NoArrays():
             return make_fx(function, tracing_mode="fake", decomposition_table=decompositions)(*example)
     except CompilationError:
         raise

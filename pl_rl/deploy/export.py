@@ -28,6 +28,7 @@ from pl_rl.files.writing import flush
 from pl_rl.pretrained import safetensors
 from pl_rl.runs.directory import display_path
 from pl_rl.runs.trust import WayOut, in_python
+from pl_rl.signals import held_back
 
 _ENDINGS: dict[Format, str] = {"state_dict": ".pt", "safetensors": ".safetensors", "onnx": ".onnx", "hub": "-hub"}
 
@@ -96,9 +97,9 @@ def _onnx(trained: TrainedWeights, path: Path, trust: Iterable[str], way_out: Wa
         raise UsageError(f"writing ONNX needs more packages; {installation('onnx')}")
     policy = TrainedPolicy(checked_settings(trained.settings, trained.spaces, path, trust, way_out), trained.spaces)
     load_weights(policy, trained.tensors)
-    with _quiet():
+    with _quiet(), held_back():
         try:
-            program = torch.onnx.export(
+            program: Any = torch.onnx.export(
                 policy,
                 (policy.example(),),
                 input_names=["obs"],
@@ -113,7 +114,6 @@ def _onnx(trained: TrainedWeights, path: Path, trust: Iterable[str], way_out: Wa
                 f"the network {trained.settings['network']['class_path']} cannot be turned into an ONNX graph: "
                 f"{reason[:500]}; export its weights with --to state_dict or safetensors"
             ) from error
-    assert program is not None
     model = program.model_proto
     for node in model.graph.node:
         del node.metadata_props[:]  # source lines, with the paths of this machine

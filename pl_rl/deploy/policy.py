@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -102,9 +102,9 @@ class TrainedPolicy(nn.Module):
             self.register_buffer("_low", torch.from_numpy(self._space.low), persistent=False)
             self.register_buffer("_high", torch.from_numpy(self._space.high), persistent=False)
         else:
-            assert isinstance(self._space, gym.spaces.Discrete | gym.spaces.MultiDiscrete)
             self.outputs = ("action", "value", "logits")
-            self.register_buffer("_start", torch.as_tensor(self._space.start), persistent=False)
+            start = cast(gym.spaces.Discrete | gym.spaces.MultiDiscrete, self._space).start
+            self.register_buffer("_start", torch.as_tensor(start), persistent=False)
 
     @torch.no_grad()
     def act(
@@ -208,8 +208,7 @@ class TrainedPolicy(nn.Module):
     def example(self) -> Tensor:
         """Two observations of the environment's shape and type."""
         space = self.network.observation_space
-        assert space.shape is not None
-        return torch.zeros(2, *space.shape, dtype=torch.from_numpy(np.empty(0, space.dtype)).dtype)
+        return torch.zeros(2, *(space.shape or ()), dtype=torch.from_numpy(np.empty(0, space.dtype)).dtype)
 
     def _to_env(self, actions: Tensor) -> Tensor:
         """:meth:`pl_rl.networks.distributions.ActionDistribution.to_env` in tensors."""

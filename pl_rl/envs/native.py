@@ -49,12 +49,12 @@ class SameStepCartPoleVectorEnv(CartPoleVectorEnv):
         obs, rewards, terminated, truncated, infos = super().step(action)
         ended = self.prev_done
         if ended.any():
-            assert self.state is not None
             infos = {"final_obs": obs.copy(), "_final_obs": ended}
-            self.state[:, ended] = self.np_random.uniform(self.low, self.high, size=(4, ended.sum()))
+            state = cast(Floats, self.state)
+            state[:, ended] = self.np_random.uniform(self.low, self.high, size=(4, ended.sum()))
             self.steps[ended] = 0
             self.prev_done = np.zeros_like(ended)
-            obs[ended] = self.state[:, ended].T
+            obs[ended] = state[:, ended].T
         return obs, rewards, terminated, truncated, infos
 
 

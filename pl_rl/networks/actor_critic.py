@@ -258,6 +258,6 @@ def _linear(inputs: int, outputs: int, gain: float) -> nn.Linear:
 
 def _orthogonal(layer: Weighted, gain: float) -> Weighted:
     nn.init.orthogonal_(layer.weight, gain)
-    assert layer.bias is not None
-    nn.init.zeros_(layer.bias)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
     return layer

@@ -83,9 +83,8 @@ def learning_parameters(network: ActorCritic) -> dict[str, nn.Parameter]:
 def policy_parameters(network: ActorCritic) -> set[str]:
     """The parameters that the distribution of actions depends on, found by differentiating the policy's outputs."""
     space, learning = network.observation_space, learning_parameters(network)
-    assert space.shape is not None
     with torch.enable_grad(), evaluation_mode(network):
-        outputs = network.policy(torch.zeros((1, *space.shape)).to(next(network.parameters())))
+        outputs = network.policy(torch.zeros((1, *(space.shape or ()))).to(next(network.parameters())))
         gradients = torch.autograd.grad(outputs.sum(), list(learning.values()), allow_unused=True)
     reached = {name for name, gradient in zip(learning, gradients, strict=True) if gradient is not None}
     return reached | {name for name in learning if name.startswith("distribution.")}

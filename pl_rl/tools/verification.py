@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import lightning as L
 import torch
@@ -158,9 +158,8 @@ def _run(command: list[str], remarks: list[str], resume: bool, kill_after: int |
         tempfile.TemporaryFile("w+") as errors,
         subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
     ):
-        assert process.stdout is not None
         before = latest = math.nan
-        for line in process.stdout:
+        for line in cast(IO[str], process.stdout):
             if "not exact: " in line:
                 remarks.append(line.partition("not exact: ")[2].strip())
             if not line.startswith("iteration "):

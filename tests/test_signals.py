@@ -15,11 +15,15 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import Timer
+from torch.func import functional_call
 
 import pl_rl
+from pl_rl.algorithm.loss import Minibatch
 from pl_rl.callbacks import RunCheckpoint
+from pl_rl.compiled.flops import count_flops
+from pl_rl.compiled.tracing import trace
 from pl_rl.errors import Interrupted
-from pl_rl.runs.signals import Interruption
+from pl_rl.signals import Interruption
 from pl_rl.tools.verification import compare_runs
 from tests.resume.test_resume import RUN, differences, last_of, run_of, train
 from tests.support import SMALL, counters_in, is_running, same_bits
@@ -328,10 +332,61 @@ def test_a_terminal_that_is_gone_does_not_hide_a_signal(monkeypatch):
         raise OSError(errno.EIO, "Input/output error")
 
     interruption = Interruption()
-    monkeypatch.setattr("pl_rl.runs.signals.os.write", gone)
+    monkeypatch.setattr("pl_rl.signals.os.write", gone)
     with interruption.listening(), pytest.raises(Interrupted) as end:
         os.kill(os.getpid(), signal.SIGHUP)
     assert end.value.code == 129
+
+
+class Untimely(torch.nn.Module):
+    """Sends this process signals while it is traced."""
+
+    traced = 0  # of the class, as changes of a module are undone
+
+    def __init__(self, *signums):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+        self.signums = signums
+
+    def forward(self, minibatch, coefficients):
+        loss = minibatch.obs.sum() * self.weight
+        for signum in self.signums:
+            os.kill(os.getpid(), signum)
+        Untimely.traced += 1
+        return loss, loss.detach()
+
+
+def count(network):
+    count_flops(network, Minibatch(*[torch.ones(2)] * len(Minibatch._fields)))
+
+
+def record(network):
+    def function(obs, weight):
+        minibatch = Minibatch(obs, *[None] * (len(Minibatch._fields) - 1))
+        return functional_call(network, {"weight": weight}, (minibatch, None))
+
+    trace(function, [torch.ones(2), torch.ones(())])
+
+
+@pytest.mark.parametrize("work", [count, record])
+def test_a_signal_waits_for_the_end_of_a_trace(work):
+    """PyTorch aborts the process if a dispatch mode is entered or left while a handler raises, which is seldom."""
+    network, traced = Untimely(signal.SIGINT), Untimely.traced
+    with pytest.raises(KeyboardInterrupt):
+        work(network)
+    assert Untimely.traced == traced + 1
+    with Interruption().listening(), pytest.raises(Interrupted) as end:
+        work(network)
+    assert end.value.code == 130 and Untimely.traced == traced + 2
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_signal_does_not_wait_for_the_end_of_a_trace(monkeypatch):
+    died = []
+    monkeypatch.setattr("pl_rl.signals._die", died.append)
+    with pytest.raises(KeyboardInterrupt):
+        count(Untimely(signal.SIGINT, signal.SIGINT))
+    assert died == [signal.SIGINT]
 
 
 # --- whole processes -------------------------------------------------------------------------------------------------

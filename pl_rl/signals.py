@@ -112,6 +112,36 @@ class Interruption:
                 _die(signum)
 
 
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Have signals wait for the end of this block, within which an exception would be worse than a delay.
+
+    PyTorch's dispatch modes are such blocks: where a handler raises while one is entered or left, C++ aborts the
+    process. A signal that comes twice ends the process at once. Only the main thread runs handlers.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+
+    def remember(signum: int, frame: FrameType | None) -> None:
+        if signum in came:
+            _die(signum)
+        came.append(signum)
+
+    handlers = {number: signal.getsignal(number) for number in (*SIGNALS, signal.SIGALRM)}
+    of_python = {number: handler for number, handler in handlers.items() if callable(handler)}
+    for number in of_python:
+        signal.signal(number, remember)
+    try:
+        yield
+    finally:
+        for number, handler in of_python.items():
+            signal.signal(number, handler)
+        for late in came:
+            signal.raise_signal(late)
+
+
 def _die(signum: int) -> None:
     signal.signal(signum, signal.SIG_DFL)
     os.kill(os.getpid(), signum)
