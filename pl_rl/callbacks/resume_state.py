@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 
 from pl_rl.agent import Agent, as_agent
@@ -29,6 +30,7 @@ from pl_rl.errors import UsageError
 from pl_rl.files.plain_data import changed_settings, plain_data
 from pl_rl.files.terminal import printable
 from pl_rl.runs.directory import display_path
+from pl_rl.runs.log_meter import SEAM_TAGS
 
 
 class ResumeState(L.Callback):
@@ -129,7 +131,9 @@ class ResumeState(L.Callback):
             seed = checkpoint[STATE_KEY]["seed_everything"]
             if seed != self._seed and not agent.branching:
                 changes.append(f"seed_everything: {seed} -> {self._seed}, without effect on the run's random numbers")
-            for line in _resume_report(trainer, agent, changes, self.losses):
+            report = _resume_report(trainer, agent, changes, self.losses)
+            _note_seam(agent, report)
+            for line in report:
                 Console().print(printable(line), highlight=False, markup=False, soft_wrap=True)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
@@ -174,6 +178,14 @@ def _defaults(agent: Agent) -> dict[str, Any]:
 def _with_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
     """A checkpoint's settings with those of the environment that there were not when it was saved."""
     return {**settings, "env": {**plain_data(asdict(EnvConfig(settings["env"]["id"]))), **settings["env"]}}
+
+
+def _note_seam(agent: Agent, report: list[str]) -> None:
+    """Give TensorBoard the account of a resume, where the curves of both axes went on."""
+    for logger in agent.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            for counter, tag in SEAM_TAGS.items():
+                logger.experiment.add_text(tag, "\n".join(report), getattr(agent, counter))
 
 
 def _resume_report(trainer: L.Trainer, agent: Agent, changes: list[str], losses: list[str]) -> list[str]:

@@ -14,7 +14,7 @@ from pl_rl.cli.parsing import PROG, Parser
 from pl_rl.deploy import Format
 from pl_rl.errors import RunFailure, UsageError
 from pl_rl.files.terminal import printable
-from pl_rl.tools import Aggregate, PictureFormat
+from pl_rl.tools import Aggregate, Axis, PictureFormat, Returns
 
 
 class Verb(NamedTuple):
@@ -41,6 +41,13 @@ def _plot(args: list[str]) -> None:
         default="iqm",
         help="What is drawn of runs that differ by their seeds: their interquartile mean, their mean, or each.",
     )
+    parser.add_argument(
+        "--returns", choices=get_args(Returns), default="evaluation", help="Of which episodes the returns are drawn."
+    )
+    parser.add_argument(
+        "--axis", choices=get_args(Axis), help="What they are drawn against; by default train_iter and env_steps."
+    )
+    parser.add_argument("--smooth", type=int, default=1, help="Points of a curve that are averaged.")
     parser.add_argument("--format", choices=get_args(PictureFormat), default="png", help="Of the pictures.")
     config = parser.parse_args(args)
 
@@ -48,7 +55,8 @@ def _plot(args: list[str]) -> None:
     from pl_rl.tools import plotting
 
     runs = plotting.find_runs(config.runs)
-    for path in plotting.plot_runs(runs, config.output or runs[0], config.aggregate, config.format):
+    drawing = plotting.Drawing(config.aggregate, config.returns, config.axis, config.smooth, config.format)
+    for path in plotting.plot_runs(runs, config.output or runs[0], drawing):
         print(display_path(path))
 
 
