@@ -116,9 +116,10 @@ class EpisodeStatistics:
         """Mean length in steps of the latest episodes; NaN before the first has ended."""
         return float(np.mean([length for _, length in self.recent])) if self.recent else np.nan
 
-    def info_statistics(self) -> dict[str, float]:
-        """``success_rate`` and other means over the latest episodes, of what environments say at their ends."""
-        return info_statistics(self.recent_info)
+    def scalars(self) -> dict[str, float]:
+        """Means over the latest episodes, of what environments say at their ends too, and how many there were."""
+        means = {"return_mean": self.mean_return(), "length_mean": self.mean_length()} if self.recent else {}
+        return {**means, **info_statistics(self.recent_info), "episodes": float(self.total)}
 
 
 class RolloutCollector:

@@ -71,7 +71,7 @@ def test_native_environments_tell():
 
     collector = collector_of(Telling(num_envs=2), num_steps=200)
     collector.collect()
-    assert 0 < collector.episodes.info_statistics()["success_rate"] < 1
+    assert 0 < collector.episodes.scalars()["success_rate"] < 1
 
 
 def test_success_is_logged_beside_the_return():

@@ -18,8 +18,8 @@ from pl_rl.algorithm.rollout import RolloutCollector
 from pl_rl.runs.lock import locked
 from pl_rl.tools.verification import compare_runs
 from tests.resume.test_resume import run_of, train
-from tests.runs.test_signals import finish, start
 from tests.support import SMALL, counters_in, fit, small_ppo
+from tests.test_signals import finish, start
 
 RUN = Path("lightning_logs/version_0")
 LAST = RUN / "checkpoints" / "last.ckpt"
