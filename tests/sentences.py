@@ -74,6 +74,9 @@ CASES = [
     _fit("--model.gama 0.9", r"did you mean --model\.gamma\?"),
     _fit("--trainer.loger x", r"did you mean --trainer\.logger\?"),
     _fit("--track", r"did you mean --trainer\.logger\?"),
+    _fit("--model.env.foo 1", "--model.env.foo; --help lists what there is"),
+    _fit("--model.env.time_out 1", r"did you mean --model\.env\.timeout\?"),
+    _fit("--model.network.init_args.activation_fn relu", r"did you mean --model\.network\.init_args\.activation\?"),
     _fit("--zzz 1", "--help lists what there is"),
     # values of another kind
     _fit("--model.gamma high", "--model.gamma is 'high' and must be a number"),
@@ -100,7 +103,12 @@ CASES = [
     _fit("--trainer.logger nosuch", "--trainer.logger is 'nosuch' and must be the name of a class"),
     _fit("--trainer.logger lightning.pytorch.loggers.CometLogger", "a package is missing: .*comet"),
     _fit("--trainer.callbacks 3", "--trainer.callbacks is '3' and must be the name of a class"),
-    _fit("--trainer.callbacks+=EarlyStopping", "monitor is missing"),
+    _fit("--trainer.callbacks+=EarlyStopping", r"--trainer\.callbacks\.init_args\.monitor is missing"),
+    _fit(
+        "--trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor m --trainer.callbacks.patiens 4",
+        r"--trainer\.callbacks\.patiens; did you mean --trainer\.callbacks\.patience\?",
+    ),
+    _fit("--trainer.logger CSVLogger", r"--trainer\.logger\.init_args\.save_dir is missing"),
     _fit(
         "--trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor m --trainer.callbacks.mode x", "`mode` can be"
     ),
@@ -122,6 +130,10 @@ CASES = [
     _config("modle.yaml", r"no setting 'modle.env.id', in line 3 .*; did you mean model\.env"),
     _config("n_envs.yaml", r"no setting 'model.n_envs', in line 5 of .*; did you mean model\.num_envs\?"),
     _config("kind.yaml", "model.num_steps, in line 6 of 'kind.yaml', is 'many' and must be a whole number"),
+    _config(
+        "activation.yaml", r"'.*activation_fn', in line 14 of .*; did you mean model\.network\.init_args\.activation\?"
+    ),
+    _config("seed.yaml", r"no setting 'seed', in line 11 of 'seed.yaml'; did you mean seed_everything\?"),
     _config("trainer.yaml", "trainer is 3 in line 11 of 'trainer.yaml'"),
     # files that are no checkpoints
     _checkpoint("last", "no run under"),
@@ -167,6 +179,9 @@ def write_files():
     Path("modle.yaml").write_text(SMALL.replace("model:", "modle:"))
     Path("n_envs.yaml").write_text(SMALL.replace("num_envs", "n_envs"))
     Path("kind.yaml").write_text(SMALL.replace("num_steps: 16", "num_steps: many"))
+    Path("seed.yaml").write_text(f"{SMALL}seed: 1\n")
+    network = "  network:\n    class_path: pl_rl.MLPActorCritic\n    init_args:\n      activation_fn: relu\n"
+    Path("activation.yaml").write_text(SMALL + network)
     Path("trainer.yaml").write_text(f"{SMALL}trainer: 3\n")
     Path("empty.ckpt").touch()
     Path("lfs.ckpt").write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{64 * '0'}\nsize 4567890\n")
