@@ -3,7 +3,6 @@
 ``python -m tests.reference`` writes ``configs/REFERENCE.md``.
 """
 
-import argparse
 import collections.abc
 import dataclasses
 import inspect
@@ -12,14 +11,11 @@ import re
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
-from unittest.mock import patch
 
 import docstring_parser
 
 import pl_rl
-from pl_rl import cli
 from pl_rl.callbacks import EvaluationVideos, PretrainedCheckpoint, RunCheckpoint
-from pl_rl.cli.parsing import Parser
 from pl_rl.cli.trainer_verbs import TrainerParser
 from pl_rl.cli.training import CLI
 from pl_rl.cli.verbs import OWN_VERBS
@@ -56,10 +52,6 @@ NAMES = {
     Path: "path",
     NoneType: "`null`",
 }
-
-
-class CaughtParser(Exception):
-    """Carries a verb's parser out of the verb, when that is about to parse."""
 
 
 def type_in_words(annotation: Any) -> str:
@@ -126,20 +118,6 @@ def table(prefix: str, rows: list[tuple[str, str, str, str]]) -> list[str]:
     return [f"| `{prefix}`... | takes | default | |", "|---|---|---|---|", *cells, ""]
 
 
-def parser_of(verb: str) -> Any:
-    """The parser that one of our own verbs makes."""
-
-    def caught(self: Any, *_: Any, **__: Any) -> None:
-        raise CaughtParser(self)
-
-    with patch.object(Parser, "parse_args", caught), patch.object(argparse.ArgumentParser, "parse_known_args", caught):
-        try:
-            cli.main([verb])
-        except CaughtParser as caught_parser:
-            return caught_parser.args[0]
-    raise ValueError(f"{verb} parses nothing")
-
-
 def actions(parser: Any) -> list[str]:
     """The options of a parser as a table."""
     rows = ["| option | |", "|---|---|"]
@@ -163,7 +141,7 @@ def render() -> str:
             rows.append(of_the_command_line("pretrained", "adopt_network"))
         lines += [f"## {title}", "", *table(prefix, rows)]
     for verb in OWN_VERBS:
-        parser = parser_of(verb)
+        parser = OWN_VERBS[verb].parser()
         lines += [f"## The verb `{verb}`", "", plain(parser.description), "", *actions(parser), ""]
     return "\n".join(lines).rstrip() + "\n"
 
