@@ -1,6 +1,7 @@
 """What every test shares: a folder of its own to work in, and one thread."""
 
 import gc
+import os
 
 import hypothesis
 import pytest
@@ -41,6 +42,14 @@ def _own_folder(tmp_path, monkeypatch):
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_waiting_for_the_disk():
+    """What a power cut would leave is nothing that a test could see."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", os.fstat)
+        yield
 
 
 @pytest.fixture

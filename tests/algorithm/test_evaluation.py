@@ -164,6 +164,7 @@ def test_an_environment_that_fails_as_it_is_reset_is_named():
         play("PlRlTest/Faulty-v0", 2, 2, seed=1, fault="raises in a reset", at=0)
 
 
+@pytest.mark.slow  # a process
 def test_a_library_for_drawing_that_does_not_load_is_named(tmp_path):
     """MuJoCo asks for it when it is imported, whether anything is drawn or not."""
     done = subprocess.run(

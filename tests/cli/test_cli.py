@@ -335,6 +335,7 @@ def test_the_module_runs_as_a_process(config, monkeypatch):
     assert Path("lightning_logs/version_0/checkpoints/last.ckpt").is_file()
 
 
+@pytest.mark.slow  # a process
 def test_bad_input_ends_a_process_with_status_2(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     done = module("fit", "--model.env", "CartPole-v1", "--model.minibatch_size", "300")

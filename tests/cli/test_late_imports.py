@@ -69,6 +69,7 @@ def test_the_package_is_imported_without_what_its_names_stand_for():
     assert python(names + LOADED) == "loaded:\n"
 
 
+@pytest.mark.slow  # a process
 def test_a_verb_of_the_trainer_imports_lightning_and_little_more():
     code = """
 import sys

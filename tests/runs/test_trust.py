@@ -95,8 +95,14 @@ def no_picture(figure, file, **settings):
     file.write(b"drawn in test_plotting.py")
 
 
+# Each takes seconds; the first two read as validate does, the third has another test with safetensors.
+SLOW = ["test", "predict", "fit --pretrained.path"]
+
+
 @pytest.mark.filterwarnings("ignore")  # of Lightning, about checkpoints as strange as these
-@pytest.mark.parametrize("name", doors.DOORS_OF_A_RUN)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in doors.DOORS_OF_A_RUN]
+)
 def test_nothing_that_a_strangers_run_names_is_used(theirs, name, monkeypatch):
     monkeypatch.setattr(torch.onnx, "export", no_graph)
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", no_picture)
@@ -118,6 +124,7 @@ def test_nor_by_verify(theirs):
     assert (end.returncode, doors.marks()) == (2, (0, 0, False)) and "names the module 'evil'" in end.stderr
 
 
+@pytest.mark.slow  # a process
 def test_a_folder_that_is_called_like_the_module_is_no_consent(theirs):
     places.with_env(imports=["nice_run"])()
     places.RUN.rename("nice_run")
