@@ -1,5 +1,6 @@
 """Evaluation on a schedule of train iterations."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import lightning as L
@@ -10,6 +11,7 @@ from pl_rl.algorithm.schedule import is_due
 from pl_rl.callbacks.lookup import find_callback, find_callbacks
 from pl_rl.callbacks.videos import EvaluationVideos
 from pl_rl.checkpoints.format import STATE_KEY
+from pl_rl.envs.episode_info import SUCCESS_KEYS
 from pl_rl.errors import UsageError
 from pl_rl.seeding.streams import Stream
 
@@ -101,6 +103,8 @@ class PeriodicEvaluation(L.Callback):
         self.latest = agent.play(Stream.EVALUATION).statistics()
         self.train_iter = agent.train_iter
         self.best_return = max(self.best_return, self.latest["return_mean"])
+        if before is None:
+            _tell_of_unknown(agent.env_config.info_keys, self.latest)
         for group, step in [("evaluator_iter", agent.train_iter), ("evaluator_step", agent.env_steps)]:
             agent.log_scalars({f"{group}/{name}": value for name, value in self.latest.items()}, step)
         # The name under which Lightning's TensorBoard logger fills the HParams tab.
@@ -124,6 +128,13 @@ class PeriodicEvaluation(L.Callback):
         if self.stop_value is None or return_mean < self.stop_value:
             return None
         return f"evaluation return {return_mean:g} reached stop_value={self.stop_value:g}"
+
+
+def _tell_of_unknown(info_keys: Iterable[str], statistics: Mapping[str, float]) -> None:
+    """Say which names are in no episode's info: one may be misspelt, and nothing would be logged for it."""
+    for key in info_keys:
+        if key not in SUCCESS_KEYS and f"{key}_mean" not in statistics:
+            rank_zero_info(f"No episode of the first evaluation has a number {key!r} in its info, see env.info_keys.")
 
 
 def evaluation_of(trainer: L.Trainer) -> PeriodicEvaluation:

@@ -1,5 +1,7 @@
 """What environments say of an episode when it ends: success, and whatever else the user names."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ import pl_rl
 from pl_rl import EnvConfig, MLPActorCritic
 from pl_rl.algorithm.evaluation import Episodes
 from pl_rl.algorithm.rollout import EpisodeStatistics, RolloutCollector
-from pl_rl.callbacks import RunCheckpoint
+from pl_rl.callbacks import RunCheckpoint, RunSummary
 from pl_rl.cli.tables import print_episodes, print_statistics
 from pl_rl.envs import make_vector_env
 from pl_rl.envs.episode_info import episode_info, info_statistics
@@ -82,6 +84,19 @@ def test_success_is_logged_beside_the_return():
         assert all(0 <= value <= 1 for value in logger.values(name)), name
     assert len(logger.values("rollout/ones_mean")) == len(logger.values("rollout/return_mean"))
     assert len(logger.values("evaluator_iter/ones_mean")) == len(logger.values("evaluator_iter/return_mean")) > 0
+
+
+def test_a_name_that_no_episode_knows_is_said_once(caplog):
+    with caplog.at_level("INFO"):
+        env = EnvConfig(GOAL, "sync", info_keys=["ones", "onse", "success"])
+        fit(small_ppo(env=env, total_env_steps=128, eval_freq=4))
+    assert caplog.text.count("has a number 'onse' in its info") == 1
+    assert caplog.text.count("in its info") == 1
+
+
+def test_the_closing_table_has_the_success(capsys):
+    fit(small_ppo(env=EnvConfig(GOAL, "sync"), total_env_steps=128, eval_freq=4), callbacks=[RunSummary()])
+    assert re.search(r"success +│ \d+% of the latest evaluation's episodes", capsys.readouterr().out)
 
 
 def test_episodes_that_tell_nothing_leave_nothing_in_a_checkpoint():
