@@ -14,6 +14,7 @@ import lightning as L
 import torch
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.parsing import AttributeDict
 
 from pl_rl.algorithm.drawing import FilmFormat, record, watch
 from pl_rl.algorithm.evaluation import LIMIT_EPISODES, LONGEST_EPISODE, Episodes, evaluate, format_return
@@ -271,6 +272,11 @@ class Agent(L.LightningModule):
         """
         for logger in self.loggers:
             logger.log_metrics(dict(scalars), step=step)
+
+    @property
+    def hparams_initial(self) -> AttributeDict:
+        """What loggers are told of the settings, with the seed, by which a study's runs can be grouped."""
+        return AttributeDict({**super().hparams_initial, "seed": self.run_seed})
 
     def stop(self, reason: str) -> None:
         """End training after this iteration and remember why."""

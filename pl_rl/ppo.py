@@ -230,7 +230,8 @@ class PPO(ResumableAgent):
         self._learner: Learner | None = None
         self.settings_are_made()
         self._evaluation = PeriodicEvaluation(self.eval_freq, self.stop_value)
-        self._callbacks = [ResumeState(), RunDirectory(), self._evaluation]
+        self._directory = RunDirectory()
+        self._callbacks = [ResumeState(), self._directory, self._evaluation]
 
     def _assign(self, name: str, value: Any) -> None:
         super()._assign(name, value)
@@ -246,6 +247,7 @@ class PPO(ResumableAgent):
         """What a script cannot forget: the state that a resume needs, and evaluation."""
         self.structures = []
         self.note_structure()  # before anybody's setup
+        self._directory.configured(self.trainer)
         return [callback for callback in self._callbacks if find_callback(self.trainer, type(callback)) is not callback]
 
     def on_fit_start(self) -> None:

@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -12,10 +12,12 @@ import lightning as L
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.io import CheckpointIO
 from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.loggers import Logger
 
 from pl_rl.agent import Agent
-from pl_rl.callbacks.lookup import find_callback, find_callbacks
+from pl_rl.callbacks.lookup import callbacks_of_fit, find_callback
 from pl_rl.callbacks.run_checkpoint import RunCheckpoint
+from pl_rl.callbacks.run_directory import run_directory
 from pl_rl.callbacks.stop_on_signal import StopOnSignal, requeue_signal
 from pl_rl.checkpoints.saving import DurableCheckpointIO
 from pl_rl.errors import Interrupted, UsageError
@@ -24,6 +26,8 @@ from pl_rl.resume.start import Start, check_start, enter_run_directory, find_sta
 from pl_rl.runs.directory import LOG_ROOT, display_path
 from pl_rl.runs.output import lasting_output
 from pl_rl.signals import SIGNALS, Interruption
+from pl_rl.trackers import LoggerName
+from pl_rl.trackers.words import logger_named
 
 
 class Trainer(L.Trainer):
@@ -34,6 +38,9 @@ class Trainer(L.Trainer):
     Args:
         max_epochs: Iterations (collect and learn) at most; -1 for no limit but the model's ``total_env_steps``.
         plugins: As Lightning's; a ``CheckpointIO`` among them takes the place of :class:`DurableCheckpointIO`.
+        logger: As Lightning's, or a word: ``tensorboard``, ``csv``, ``wandb``, ``mlflow``, ``trackio``; or a list of
+            them.
+        default_root_dir: Where ``lightning_logs``, and what such loggers write, is; the working directory by default.
         kwargs: As Lightning's.
 
     Attributes:
@@ -41,12 +48,22 @@ class Trainer(L.Trainer):
         start: What the next fit starts from, if it has been found already.
     """
 
-    def __init__(self, max_epochs: int | None = -1, plugins: Any = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        max_epochs: int | None = -1,
+        plugins: Any = None,
+        logger: Logger | LoggerName | bool | list[Logger | LoggerName] | None = None,
+        default_root_dir: str | Path | None = None,
+        **kwargs: Any,
+    ) -> None:
         _check_slurm_tasks()
         given = plugins if isinstance(plugins, list) else [] if plugins is None else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in given):
             given = [*given, DurableCheckpointIO()]
-        super().__init__(max_epochs=max_epochs, plugins=given, **kwargs)
+        named = _loggers_named(logger, Path(default_root_dir or Path.cwd()))
+        super().__init__(
+            max_epochs=max_epochs, plugins=given, logger=named, default_root_dir=default_root_dir, **kwargs
+        )
         self.command = list(sys.argv)
         self.start: Start | None = None
         self._interruption = Interruption()
@@ -104,6 +121,12 @@ class Trainer(L.Trainer):
             with self._stopped_by_signals(), _closed_in_the_end(model):
                 super().fit(model, train_dataloaders, val_dataloaders, datamodule, start.path, weights_only)
 
+    @property
+    def log_dir(self) -> str | None:
+        """The run's directory; without a run as Lightning's."""
+        run = run_directory(self)
+        return super().log_dir if run is None else str(run)
+
     def validate(self, *args: Any, **kwargs: Any) -> Any:
         """Repeat the evaluation that training made at a checkpoint."""
         self._check_evaluated(args, kwargs)
@@ -151,9 +174,7 @@ class Trainer(L.Trainer):
 
     def _is_over(self, model: L.LightningModule, path: Path, start: Start) -> bool:
         """Whether nothing is left to train; says why, and gives a script the trained model all the same."""
-        model.trainer = self
-        brought = model.configure_callbacks()
-        callbacks = [*find_callbacks(self, L.Callback), *(brought if isinstance(brought, Sequence) else [brought])]
+        callbacks = callbacks_of_fit(self, model)
         end = end_at(self, model, callbacks, start.checkpoint)
         if end is None:
             return False
@@ -168,6 +189,15 @@ class Trainer(L.Trainer):
                 flush=True,
             )
         return True
+
+
+def _loggers_named(logger: Any, folder: Path) -> Any:
+    """Loggers in the place of words for them."""
+    if isinstance(logger, str):
+        return logger_named(logger, folder)
+    if isinstance(logger, list | tuple):
+        return [_loggers_named(item, folder) for item in logger]
+    return logger
 
 
 def _check_slurm_tasks() -> None:

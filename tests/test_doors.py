@@ -65,7 +65,9 @@ MODULES_THAT_READ = {
 }
 # What imports by name, and modules that ask whether an optional package is there.
 IMPORTING = {"import_module", "__import__", "find_spec", "load_env_creator"}
-LOOKING_FOR_PACKAGES = {"pl_rl.algorithm.evaluation", "pl_rl.deploy.export", "pl_rl.runs.trust"}
+LOOKING_FOR_PACKAGES = {
+    *("pl_rl.algorithm.evaluation", "pl_rl.deploy.export", "pl_rl.runs.trust", "pl_rl.trackers.words"),
+}
 
 
 def calls_in(module):

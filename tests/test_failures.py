@@ -143,7 +143,7 @@ def test_every_end_closes_the_environments_and_leaves_model_and_trainer_usable(e
     handler = signal.getsignal(signal.SIGINT)
     failing = Failing("on_train_batch_end", 2, error)
     agent = model(env=ASYNC)
-    first = trainer(tmp_path, failing, *[kind() for kind in kept])
+    first = trainer(tmp_path, failing, *[kind() for kind in kept], logger=False)
     with pytest.raises(BaseException) as raised:
         first.fit(agent)
     assert raised.value is error or (isinstance(error, KeyboardInterrupt) and raised.value.code == 1)

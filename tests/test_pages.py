@@ -121,6 +121,7 @@ NEEDED = {
     "README.md": ["moviepy"],
     "configs/README.md": ["mujoco"],
     "pl_rl/deploy/README.md": ["huggingface_hub", "onnxruntime", "onnxscript", "safetensors"],
+    "pl_rl/runs/README.md": ["mlflow", "trackio", "wandb"],
 }
 
 

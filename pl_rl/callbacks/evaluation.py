@@ -9,10 +9,12 @@ from lightning.pytorch.utilities import rank_zero_info
 from pl_rl.agent import Agent, as_agent
 from pl_rl.algorithm.schedule import is_due
 from pl_rl.callbacks.lookup import find_callback, find_callbacks
+from pl_rl.callbacks.run_directory import run_directory
 from pl_rl.callbacks.videos import EvaluationVideos
 from pl_rl.checkpoints.format import STATE_KEY
 from pl_rl.envs.episode_info import SUCCESS_KEYS
 from pl_rl.errors import UsageError
+from pl_rl.runs.evaluations import add_evaluation, begin_segment
 from pl_rl.seeding.streams import Stream
 
 
@@ -41,6 +43,7 @@ class PeriodicEvaluation(L.Callback):
         self.latest: dict[str, float] = {}
         self.best_return = -float("inf")
         self.train_iter: int | None = None
+        self._segment = 0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Forget an earlier run of the same model; a resume then brings its own state."""
@@ -53,7 +56,8 @@ class PeriodicEvaluation(L.Callback):
         A policy that has not been trained is not stopped, however lucky it was: an untrained one balances the pole
         of CartPole with one seed in a hundred.
         """
-        agent = as_agent(pl_module)
+        agent, run = as_agent(pl_module), run_directory(trainer)
+        self._segment = 0 if run is None else begin_segment(run, self.train_iter)
         # A checkpoint may have been saved by another callback just before an evaluation that was due.
         if self._is_due(self.train_iter, agent.train_iter):
             self._evaluate(agent)
@@ -107,6 +111,9 @@ class PeriodicEvaluation(L.Callback):
             _tell_of_unknown(agent.env_config.info_keys, self.latest)
         for group, step in [("evaluator_iter", agent.train_iter), ("evaluator_step", agent.env_steps)]:
             agent.log_scalars({f"{group}/{name}": value for name, value in self.latest.items()}, step)
+        run = run_directory(agent.trainer)
+        if run is not None:
+            add_evaluation(run, self._segment, agent.train_iter, agent.env_steps, self.latest)
         # The name under which Lightning's TensorBoard logger fills the HParams tab.
         agent.log_scalars({"hp_metric": self.best_return}, agent.train_iter)
         for videos in find_callbacks(agent.trainer, EvaluationVideos):

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict
 from inspect import Parameter, signature
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -12,6 +13,7 @@ from rich.console import Console
 
 from pl_rl.agent import Agent, as_agent
 from pl_rl.callbacks.lookup import find_callbacks
+from pl_rl.callbacks.run_directory import run_directory, trackers_ahead
 from pl_rl.callbacks.settings import (
     ENDED_BY_EARLY_STOPPING,
     Change,
@@ -29,7 +31,7 @@ from pl_rl.envs import EnvConfig
 from pl_rl.errors import UsageError
 from pl_rl.files.plain_data import changed_settings, plain_data
 from pl_rl.files.terminal import printable
-from pl_rl.runs.directory import display_path
+from pl_rl.runs.directory import display_path, run_of_checkpoint
 from pl_rl.runs.log_meter import SEAM_TAGS
 
 
@@ -188,16 +190,18 @@ def _note_seam(agent: Agent, report: list[str]) -> None:
                 logger.experiment.add_text(tag, "\n".join(report), getattr(agent, counter))
 
 
+def _is_same(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve()
+
+
 def _resume_report(trainer: L.Trainer, agent: Agent, changes: list[str], losses: list[str]) -> list[str]:
     """The resume in words."""
-    if agent.branching:
-        what = (
-            f"Branched into {display_path(trainer.log_dir)}, with random numbers of its own"
-            if trainer.log_dir
-            else "Branched"
-        )
-    else:
-        what = f"Continued in {display_path(trainer.log_dir)}" if trainer.log_dir else "Continued"
+    run, before = run_directory(trainer), run_of_checkpoint(Path(str(trainer.ckpt_path)))
+    what = "Branched" if agent.branching else "Continued"
+    if run is not None and not agent.branching and before is not None and not _is_same(run, before):
+        what += f" from {display_path(before)}"
+    what += "" if run is None else f" in{'to' if agent.branching else ''} {display_path(run)}"
+    what += ", with random numbers of its own" if agent.branching and run is not None else ""
     lines = [
         f"{what}.",
         f"  checkpoint: {display_path(str(trainer.ckpt_path))}",
@@ -207,6 +211,9 @@ def _resume_report(trainer: L.Trainer, agent: Agent, changes: list[str], losses:
     if any(change.startswith("total_env_steps") for change in changes) and agent.anneals:
         lines.append(f"  annealing goes on towards {agent.total_env_steps:,} env steps, which shifts it from here on")
     lines += [f"  not exact: {loss}" for loss in losses]
+    if changes or losses:
+        ahead = trackers_ahead(trainer, agent)
+        lines += [f"  {logger} keeps the points that it has from after the checkpoint" for logger in ahead]
     if not losses:
         lines.append("  fidelity: exact")
     return lines

@@ -10,8 +10,9 @@ from lightning.pytorch.callbacks import Checkpoint
 from pl_rl.agent import Agent, as_agent
 from pl_rl.algorithm.schedule import is_due
 from pl_rl.callbacks.evaluation import evaluation_of
+from pl_rl.callbacks.run_directory import run_directory
 from pl_rl.errors import EnvironmentFailure, UsageError
-from pl_rl.files.writing import is_regular, put_aside
+from pl_rl.files.writing import CHECKPOINTS, is_regular, put_aside
 from pl_rl.runs.directory import display_path
 
 
@@ -71,14 +72,13 @@ class RunCheckpoint(Checkpoint):
         """Save before the first iteration: from here on there is something to resume.
 
         Also where a run is continued from another checkpoint than its last: the logs end here now, so the last must not
-        be from later on. Files of another run, which began in the same folder for want of a logger, are kept aside too.
+        be from later on.
         """
         agent = as_agent(pl_module)
-        for name in ["last"] if trainer.ckpt_path else ["last", "best"]:
-            path = Path(self.path(trainer, name))
-            if is_regular(path) and not (trainer.ckpt_path and path.samefile(trainer.ckpt_path)):
-                # A copy, so that there is a last checkpoint at every moment.
-                put_aside(path, path.parent.parent, path.name)
+        path = Path(self.path(trainer, "last"))
+        if is_regular(path) and not (trainer.ckpt_path and path.samefile(trainer.ckpt_path)):
+            # A copy, so that there is a last checkpoint at every moment.
+            put_aside(path, path.parent.parent, path.name)
         self._save_best(trainer, agent)
         self.save_last(trainer, agent)
 
@@ -146,4 +146,5 @@ class RunCheckpoint(Checkpoint):
     @staticmethod
     def path(trainer: L.Trainer, name: str) -> str:
         """Where a checkpoint of a run lies."""
-        return str(Path(trainer.log_dir or trainer.default_root_dir, "checkpoints", f"{name}.ckpt").absolute())
+        folder = run_directory(trainer) or Path(trainer.log_dir or trainer.default_root_dir)
+        return str(Path(folder, CHECKPOINTS, f"{name}.ckpt").absolute())

@@ -3,49 +3,130 @@
 import os
 from pathlib import Path
 from typing import Any, cast
+from weakref import WeakSet
 
 import lightning as L
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 
-from pl_rl.agent import as_agent
+from pl_rl.agent import Agent, as_agent
 from pl_rl.callbacks.lookup import find_callback, find_callbacks
-from pl_rl.callbacks.run_checkpoint import RunCheckpoint
 from pl_rl.checkpoints.format import STATE_KEY
-from pl_rl.runs.directory import display_path, own_run, run_of_checkpoint
+from pl_rl.files.writing import CHECKPOINTS
+from pl_rl.runs.claim import claim, join_loggers
+from pl_rl.runs.directory import LOG_ROOT, display_path, own_run, run_of_checkpoint
 from pl_rl.runs.identity import identity_of, mark, new_run_id, run_id_in
 from pl_rl.runs.log_meter import LogMeter, measure_logs
-from pl_rl.runs.logs import continue_logs
+from pl_rl.runs.logs import continue_logs, open_csv
+from pl_rl.trackers.registry import (
+    TRACKERS_KEY,
+    branch_trackers,
+    check_unused,
+    continue_trackers,
+    ids_of,
+    trackers_of,
+)
+from pl_rl.trackers.tracker import Tracker
 
 LOGS_KEY = "pl_rl_logs"
 
 
+# Those of Lightning's that were told their folder here: it is that of one run.
+_placed: WeakSet[ModelCheckpoint] = WeakSet()
+
+
 class RunDirectory(L.Callback):
-    """Notes in each checkpoint how far the log files reach, for :meth:`reuse` to go on from there, and whose they are.
+    """Gives a run its directory, and notes in each checkpoint whose it is and how far the log files reach.
+
+    From there :meth:`reuse` goes on.
 
     Attributes:
+        path: The run's directory, with its checkpoints and settings, whatever the loggers; ``None`` where a run writes
+            nothing, or only to a remote store.
         run_id: Which run this is, in all its checkpoints and in the directories that it writes to.
+        trackers: Those of its loggers whose run has an id elsewhere.
     """
 
     def __init__(self) -> None:
+        self.path: Path | None = None
         self.run_id = new_run_id()
         self._meter = LogMeter()
+        self.trackers: list[Tracker] = []
+        self._has_begun = False
+
+    def configured(self, trainer: L.Trainer) -> None:
+        """Begin a run, unless the Trainer has; to be called as Lightning asks for callbacks, ahead of all hooks.
+
+        A run that a plain Trainer continues is not known yet, and its directory is another one.
+        """
+        if trainer.state.fn is TrainerFn.FITTING and trainer.state.status is TrainerStatus.RUNNING:
+            if not self._has_begun:
+                self.begin(trainer)
+            self._has_begun = False
+
+    def begin(self, trainer: L.Trainer, continued: Path | None = None) -> Path | None:
+        """Choose the directory, before the loggers are used.
+
+        Args:
+            trainer: Of the run.
+            continued: The directory of a run that goes on.
+
+        Returns:
+            The directory, as the attribute.
+
+        Raises:
+            UsageError: If a logger's folder is another run's, or nothing can be written.
+        """
+        self.run_id, self._meter = new_run_id(), LogMeter()
+        self.path = continued
+        log_root = Path(trainer.default_root_dir, LOG_ROOT)
+        if continued is not None:
+            join_loggers(trainer.loggers, continued, log_root)
+        elif _writes(trainer):
+            check_unused(trainer.loggers)
+            self.path = claim(trainer.loggers, log_root, self.run_id)
+        open_csv(trainer.loggers)
+        self.trackers = [] if self.path is None else trackers_of(trainer.loggers, self.path)
+        self._has_begun = True
+        return self.path
+
+    def take_up(self, path: Path, checkpoint: dict[str, Any], branch: bool) -> list[str]:
+        """Let the trackers go on with the runs of a checkpoint, or note that theirs branch off from there.
+
+        Args:
+            path: Of the checkpoint.
+            checkpoint: Its content.
+            branch: Whether a run of its own begins there.
+
+        Returns:
+            What could not be gone on with, in words.
+        """
+        saved = checkpoint.get(TRACKERS_KEY, [])
+        if branch:
+            branch_trackers(self.trackers, saved, str(path), checkpoint[STATE_KEY]["counters"]["env_steps"])
+            return []
+        return continue_trackers(self.trackers, saved)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Begin a run; one that is continued then gets its own id back."""
-        if stage == "fit":
-            self.run_id = new_run_id()
-            self._meter = LogMeter()
+        """Tell Lightning's ModelCheckpoint where the run is, as it goes by the first logger."""
+        if stage != "fit" or self.path is None or _has_place_of_its_own(trainer):
+            return
+        for callback in find_callbacks(trainer, ModelCheckpoint):
+            if callback.dirpath is None or callback in _placed:
+                callback.dirpath = str(self.path / CHECKPOINTS)
+                _placed.add(callback)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Flush the loggers and add the lengths of their files."""
         if STATE_KEY in checkpoint:  # else the run failed before it had a state
             checkpoint[STATE_KEY]["run_id"] = self.run_id
-        run = Path(trainer.log_dir or trainer.default_root_dir)
-        # Without a logger the root is the run's if its checkpoints are there, and else just where it was started.
-        is_the_runs = bool(trainer.loggers) or find_callback(trainer, RunCheckpoint) is not None
-        if is_the_runs and run.is_dir() and not cast(Any, trainer).fast_dev_run:  # set by Lightning, undeclared
-            mark(run, run, self.run_id)
-        checkpoint[LOGS_KEY] = measure_logs(trainer.loggers, run, self.run_id, self._meter) if trainer.log_dir else []
+        checkpoint[LOGS_KEY] = []
+        if self.path is not None and self.path.is_dir():
+            mark(self.path, self.path, self.run_id)
+            checkpoint[LOGS_KEY] = measure_logs(trainer.loggers, self.path, self.run_id, self._meter)
+        if self.trackers:
+            checkpoint[TRACKERS_KEY] = ids_of(self.trackers)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Be the run that is continued, and tell Lightning's ModelCheckpoint where it is now.
@@ -55,7 +136,7 @@ class RunDirectory(L.Callback):
         """
         branching, states = as_agent(pl_module).branching, checkpoint["callbacks"]
         if not branching and STATE_KEY in checkpoint:  # it is not in a rescue of weights alone
-            here = identity_of(Path(trainer.log_dir)) if trainer.log_dir else None
+            here = identity_of(self.path) if self.path is not None else None
             # A checkpoint of the first format in a directory whose others have an id since.
             self.run_id = run_id_in(checkpoint[STATE_KEY]) or (self.run_id if here is None else here.run_id)
         for callback in find_callbacks(trainer, ModelCheckpoint):
@@ -93,6 +174,31 @@ class RunDirectory(L.Callback):
                 "are"
             ]
         return continue_logs(trainer.loggers, run, checkpoint[LOGS_KEY], run_id_in(checkpoint[STATE_KEY]))
+
+
+def run_directory(trainer: L.Trainer) -> Path | None:
+    """The directory of the run that a trainer trains or has trained; ``None`` if there is none."""
+    callback = find_callback(trainer, RunDirectory)
+    return None if callback is None else callback.path
+
+
+def trackers_ahead(trainer: L.Trainer, agent: Agent) -> list[str]:
+    """The classes of the loggers that have points from after the checkpoint that a run goes on from."""
+    callback = find_callback(trainer, RunDirectory)
+    trackers = [] if callback is None else callback.trackers
+    return [tracker.LOGGER for tracker in trackers if tracker.is_ahead(agent.train_iter, agent.env_steps)]
+
+
+def _writes(trainer: L.Trainer) -> bool:
+    """Whether a run leaves any file."""
+    if cast(Any, trainer).fast_dev_run:  # set by Lightning without declaring it
+        return False
+    return bool(trainer.loggers) or find_callback(trainer, Checkpoint) is not None
+
+
+def _has_place_of_its_own(trainer: L.Trainer) -> bool:
+    """Whether Lightning's ModelCheckpoint finds the run's directory by itself, or that of the user's choice."""
+    return bool(trainer.loggers) and isinstance(trainer.loggers[0], TensorBoardLogger | CSVLogger)
 
 
 def _moved(value: Any, old: str, new: str) -> Any:

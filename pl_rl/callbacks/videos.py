@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from pl_rl.agent import Agent, as_agent
 from pl_rl.algorithm.drawing import check_recordable, film_path, record, write_gif
 from pl_rl.algorithm.schedule import is_due
+from pl_rl.callbacks.run_directory import run_directory
 from pl_rl.errors import UsageError
 from pl_rl.files.writing import kind_of
 from pl_rl.seeding.random_state import random_state_kept
@@ -60,7 +61,7 @@ class EvaluationVideos(L.Callback):
         trainer, period = agent.trainer, self.video_freq * every
         if not trainer.is_global_zero or not is_due(-1 if before is None else before, agent.train_iter, period):
             return
-        directory = Path(trainer.log_dir or trainer.default_root_dir, VIDEOS)
+        directory = Path(run_directory(trainer) or trainer.default_root_dir, VIDEOS)
         if kind_of(directory) not in (None, "a folder"):  # in a run's directory from elsewhere
             raise UsageError(f"{str(directory)!r} is {kind_of(directory)} where the run's videos go; move it away")
         suffix = f"-train_iter-{agent.train_iter}"

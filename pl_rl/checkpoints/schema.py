@@ -258,7 +258,8 @@ CHECKPOINT = record(
         "epoch": whole(),
         "global_step": whole(),
         "pytorch-lightning_version": that(_is_version, "a version of Lightning from 2.6 on"),
-    }
+    },
+    {"pl_rl_trackers": sequence(record({"class": TEXT, "run_id": TEXT, "journal": whole()}))},
 )
 
 

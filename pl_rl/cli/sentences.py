@@ -5,7 +5,9 @@ import re
 import traceback
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
+
+from pl_rl.trackers import LoggerName
 
 # By other libraries' names, which are looked for in the last part of an unknown one.
 ALIASES = {
@@ -109,6 +111,11 @@ def sentence_of(message: str, places: Places, within: WithinClass | None = None)
         return "no environment is named; add --model.env ID or --config FILE"
     if sentence.endswith("arguments are required: id"):
         return "an environment with settings of its own is named by --model.env.id ID, not by --model.env ID"
+    # The first value that is named is that in a list.
+    logger = re.match(r"Parser key \"trainer\.logger\": .*?Given value: ([\w.]+)(?: |$)", sentence)
+    if logger is not None:
+        words = ", ".join(get_args(LoggerName))
+        return f"there is no logger {logger[1]!r}; use {words}, a list of them, or the class of one with its settings"
     unknown = _UNKNOWN.search(sentence)
     if unknown is not None:
         return _unknown(unknown[1], sentence, places)

@@ -16,7 +16,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from pl_rl.algorithm.evaluation import Episodes
 from pl_rl.callbacks import EvaluationVideos, PretrainedCheckpoint, RunCheckpoint, RunProgressBar, RunSummary
 from pl_rl.callbacks.lookup import find_callback
-from pl_rl.callbacks.run_directory import LOGS_KEY
+from pl_rl.callbacks.run_directory import LOGS_KEY, run_directory
 from pl_rl.checkpoints.format import read_checkpoint
 from pl_rl.cli.configs import packaged_configs
 from pl_rl.cli.help import TrainerHelp
@@ -33,7 +33,9 @@ from pl_rl.pretrained import read_weights
 from pl_rl.pretrained.matching import fitting_settings
 from pl_rl.resume.start import Start, find_start
 from pl_rl.runs.directory import (
+    COMMAND_FILE,
     LOG_ROOT,
+    age_of,
     config_number,
     config_of_run,
     display_path,
@@ -41,6 +43,7 @@ from pl_rl.runs.directory import (
     own_run,
 )
 from pl_rl.runs.trust import by_settings, checked_of_file, is_own
+from pl_rl.trackers.words import check_package
 from pl_rl.trainer import Trainer
 
 TIME_LIMIT_STATUS = os.EX_TEMPFAIL
@@ -57,26 +60,24 @@ class SaveConfig(SaveConfigCallback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Choose a name that is not taken, unless the latest file says the same."""
-        if trainer.log_dir is None or not trainer.loggers or self.already_saved:
+        run = run_directory(trainer)
+        if run is None or self.already_saved:
             return
         # Not the run's settings but this process's.
         self.config = self.config.clone()
         for name in ("config", "ckpt_path", "branch", "auto_resume"):
             self.config.pop(name, None)
-        summary, latest = find_callback(trainer, RunSummary), config_of_run(Path(trainer.log_dir))
+        summary, latest = find_callback(trainer, RunSummary), config_of_run(run)
         if latest is not None:
             settings = parse_yaml(self.parser.dump(self.config, skip_none=False))
             self.already_saved = settings == read_yaml(latest)
             number = 1 + max(map(config_number, latest.parent.glob("config_resume*.yaml")), default=0)
             self.config_filename = f"config_resume{number}.yaml"
-        if "://" in trainer.log_dir:
-            super().setup(trainer, pl_module, stage)
-            return
         if summary is not None:
-            summary.config = latest if self.already_saved else Path(trainer.log_dir, self.config_filename)
+            summary.config = latest if self.already_saved else run / self.config_filename
         # Beside its place first: half a configuration would be taken for the run's by every resume to come.
         name, self.config_filename = self.config_filename, ".config.partial"
-        partial = Path(trainer.log_dir, self.config_filename)
+        partial = run / self.config_filename
         partial.unlink(missing_ok=True)
         super().setup(trainer, pl_module, stage)
         if partial.exists():  # not where it was saved before
@@ -142,7 +143,7 @@ class CLI(LightningCLI):
         if path is None:
             return args
         if given is None or Path(given).absolute() != path:
-            print(f"checkpoint: {display_path(path)}", flush=True)
+            print(f"checkpoint: {display_path(path)}, saved {age_of(path)} ago", flush=True)
         unknown = sorted(map(str, checkpoint["hyper_parameters"].keys() - signature(PPO).parameters.keys()))
         if unknown:
             raise UsageError(
@@ -153,8 +154,10 @@ class CLI(LightningCLI):
         network_from_description(settings["network"])
         defaults = {name: dict(value) if isinstance(value, dict) else value for name, value in settings.items()}
         self._subcommand_parsers[args[0]].set_defaults({f"model.{name}": value for name, value in defaults.items()})
-        # A run without logs has no directory of its own, and what lies where it was started is not its configuration.
-        run = own_run(path, checkpoint) if checkpoint[LOGS_KEY] else None
+        # A run without logs once had no directory of its own, and what lies where it began is not its configuration.
+        run = own_run(path, checkpoint)
+        if run is not None and not checkpoint[LOGS_KEY] and not (run / COMMAND_FILE).is_file():
+            run = None
         own_config = config_of_run(run) if run is not None else None
         if own_config is not None and option(args, "-c", "--config") is None:
             if is_own(own_config, log_root):
@@ -200,6 +203,9 @@ class CLI(LightningCLI):
             if not config.trainer.callbacks:  # one of them may be a bar
                 config.trainer.enable_progress_bar = False
             self.save_config_callback = None
+        given = config.trainer.logger
+        for logger in given if isinstance(given, list) else [given]:
+            check_package(str(getattr(logger, "class_path", "")))
 
     def _adopt_network(self, config: Any) -> None:
         """Let the model have the settings that fit a file of weights; a resume's are in its checkpoint.

@@ -19,7 +19,7 @@ from pl_rl.errors import UsageError
 
 CHECKPOINTS, REPLACED = "checkpoints", "replaced"
 # What is written into a run's directory and its folder of checkpoints, and by the loggers into theirs.
-RUN_FILES = (".lock*", ".run_id", ".*.partial", ".*.replaced", "command.yaml")
+RUN_FILES = (".lock*", ".run_id", ".*.partial", ".*.replaced", "command.yaml", "evaluations.csv", "tracker_*.jsonl")
 LOG_FILES = (".run_id", ".*.partial", "hparams.yaml", "config*.yaml", "metrics*.csv", "events.out.tfevents.*")
 
 _KINDS = {

@@ -7,12 +7,23 @@ from pathlib import Path
 
 from pl_rl.files.writing import CHECKPOINTS, is_regular
 from pl_rl.runs.directory import COMMAND_FILE, display_path, newest_sound_checkpoint, run_begun_by
+from pl_rl.runs.evaluations import EVALUATIONS
 from pl_rl.runs.identity import IDENTITY_FILE
 from pl_rl.runs.lock import LOCK, locked
 from pl_rl.runs.log_files import CSV_FILE, EVENT_FILES, last_step
 
 # What a run writes before its first checkpoint.
-_AT_FIRST = (COMMAND_FILE, IDENTITY_FILE, "config.yaml", "hparams.yaml", EVENT_FILES, CSV_FILE, ".*.partial")
+_AT_FIRST = (
+    COMMAND_FILE,
+    IDENTITY_FILE,
+    "config.yaml",
+    "hparams.yaml",
+    EVENT_FILES,
+    CSV_FILE,
+    EVALUATIONS,
+    "tracker_*.jsonl",
+    ".*.partial",
+)
 
 
 def requeued() -> bool:

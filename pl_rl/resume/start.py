@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 import lightning as L
 
 from pl_rl.agent import Agent
-from pl_rl.callbacks.lookup import find_callbacks
+from pl_rl.callbacks.lookup import callbacks_of_fit, find_callbacks
 from pl_rl.callbacks.pretrained import PretrainedCheckpoint
 from pl_rl.callbacks.run_directory import RunDirectory
 from pl_rl.checkpoints.compatibility import check_fit
@@ -19,9 +19,8 @@ from pl_rl.checkpoints.format import read_checkpoint
 from pl_rl.errors import UsageError
 from pl_rl.files.writing import LOG_FILES, check_names
 from pl_rl.resume.auto_resume import checkpoint_of_command, requeued
-from pl_rl.runs.directory import LOG_ROOT, find_checkpoint, note_command, own_run
+from pl_rl.runs.directory import find_checkpoint, note_command, run_to_continue
 from pl_rl.runs.lock import locked
-from pl_rl.runs.logs import open_csv
 
 
 class Start(NamedTuple):
@@ -98,26 +97,25 @@ def enter_run_directory(
     Raises:
         UsageError: If another process trains there, or it cannot be written.
     """
-    if cast(Any, trainer).fast_dev_run:  # writes nothing
+    found = [callback for callback in callbacks_of_fit(trainer, model) if isinstance(callback, RunDirectory)]
+    if not found or cast(Any, trainer).fast_dev_run:  # which writes nothing
         return
     continued = None
+    missing_logs: list[str] = []
     if start.path is not None and not branch:
-        continued = own_run(start.path, start.checkpoint)
+        continued = run_to_continue(start.path, start.checkpoint)
         if continued is not None:
             locks.enter_context(locked(continued))
         missing_logs = RunDirectory.reuse(trainer, start.path, start.checkpoint)
-        if isinstance(model, Agent):
-            model.missing_logs = missing_logs
-    if "://" in str(trainer.log_dir or trainer.default_root_dir):  # a remote store has neither locks nor one writer
+    run = found[0].begin(trainer, continued)
+    if start.path is not None:
+        missing_logs += found[0].take_up(start.path, start.checkpoint, branch)
+    if isinstance(model, Agent):
+        model.missing_logs = missing_logs
+    if run is None:
         return
-    run = Path(trainer.log_dir or trainer.default_root_dir).absolute()
-    if continued is not None and run.exists() and run.samefile(continued):
-        return
-    fresh = not run.exists() or not any(run.iterdir())
-    locks.enter_context(locked(run))
-    if fresh:
-        open_csv(trainer.loggers)
+    if continued is None:
+        locks.enter_context(locked(run))
     elif trainer.loggers:
         check_names(run, LOG_FILES)
-    if run.parent.resolve() == Path(trainer.default_root_dir, LOG_ROOT).resolve():
-        note_command(run, command)
+    note_command(run, command)

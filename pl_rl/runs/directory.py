@@ -6,6 +6,7 @@ A run is a ``version_N`` folder under the log root, with its event files, ``conf
 import contextlib
 import os
 import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from pl_rl.checkpoints.saving import LAST
 from pl_rl.errors import UsageError
 from pl_rl.files.plain_yaml import read_yaml
 from pl_rl.files.terminal import printable
-from pl_rl.files.writing import write_whole
+from pl_rl.files.writing import is_regular, write_whole
 from pl_rl.runs.identity import identity_of, run_id_in
+from pl_rl.runs.log_files import CSV_FILE, EVENT_FILES
 
 LOG_ROOT = Path("lightning_logs")
 COMMAND_FILE = "command.yaml"
@@ -63,8 +65,9 @@ def find_checkpoint(name: str, log_root: Path = LOG_ROOT) -> Path:
 
 
 def runs_under(log_root: Path) -> list[Path]:
-    """The run directories, oldest first."""
-    return sorted((path for path in log_root.glob("version_*") if path.is_dir()), key=_version)
+    """The run directories, in the order in which they began; those elsewhere that links here lead to, too."""
+    found = sorted((path for path in log_root.glob("version_*") if path.is_dir()), key=_version)
+    return [path.resolve() if path.is_symlink() else path for path in found]
 
 
 def newest_sound_checkpoint(run: Path) -> Path:
@@ -117,9 +120,11 @@ def run_begun_by(command: list[str], log_root: Path) -> Path | None:
 
 
 def run_of_checkpoint(checkpoint: Path) -> Path | None:
-    """The run directory whose ``checkpoints/`` folder a checkpoint lies in, ``None`` for one that was put elsewhere."""
-    folder = checkpoint.absolute().parent
-    return folder.parent if folder.name == "checkpoints" else None
+    """The run directory whose ``checkpoints/`` folder a checkpoint, or what it is a link to, lies in; else ``None``."""
+    for path in (checkpoint.absolute(), checkpoint.resolve()):  # a link elsewhere leads to its run
+        if path.parent.name == "checkpoints":
+            return path.parent.parent
+    return None
 
 
 def own_run(checkpoint: Path, content: Mapping[str, Any]) -> Path | None:
@@ -133,6 +138,27 @@ def own_run(checkpoint: Path, content: Mapping[str, Any]) -> Path | None:
     identity = None if run is None else identity_of(run)
     run_id = run_id_in(content[STATE_KEY])
     return None if identity is not None and run_id is not None and identity.run_id != run_id else run
+
+
+def run_to_continue(checkpoint: Path, content: Mapping[str, Any]) -> Path | None:
+    """The run directory that a resume writes to, as :func:`own_run`; ``None`` also where it is no run's.
+
+    Somebody may have put a checkpoint into a folder of their own that is called ``checkpoints``.
+    """
+    run = own_run(checkpoint, content)
+    if run is None or identity_of(run) is not None:
+        return run
+    # Before runs had ids, they had log files.
+    return run if any(is_regular(path) for name in (EVENT_FILES, CSV_FILE) for path in run.glob(name)) else None
+
+
+def age_of(path: Path) -> str:
+    """How long ago a file was written, in words."""
+    seconds = max(0, int(time.time() - path.stat().st_mtime))
+    for unit, size in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
+        if seconds >= size:
+            return f"{seconds // size:,} {unit}{'s' if seconds >= 2 * size else ''}"
+    return f"{seconds} second{'s' if seconds != 1 else ''}"
 
 
 def config_of_run(run: Path) -> Path | None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pl_rl.files.writing import is_regular, reading, write_whole
+from pl_rl.files.writing import create_new, is_regular, reading, write_whole
 
 IDENTITY_FILE = ".run_id"
 # What a run without an id has in its directory, and a folder that only logs were written to has not.
@@ -53,6 +53,21 @@ def mark(folder: Path, run: Path, run_id: str) -> None:
     content = os.fsencode(f"{run_id}\n{where}\n")
     if _content(folder) != content:
         write_whole(folder / IDENTITY_FILE, content)
+
+
+def mark_new(run: Path, run_id: str) -> bool:
+    """Make a folder, unless it is there, and mark it as a run's directory; whether it was nobody's.
+
+    Raises:
+        OSError: If it cannot be made or written.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    try:
+        with create_new(run / IDENTITY_FILE) as file:
+            file.write(f"{run_id}\n.\n".encode())
+    except FileExistsError:
+        return False
+    return True
 
 
 def identity_of(folder: Path) -> Identity | None:

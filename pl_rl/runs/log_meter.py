@@ -142,6 +142,14 @@ def local_loggers(loggers: list[Logger]) -> list[TensorBoardLogger | CSVLogger]:
     return [logger for logger in loggers if isinstance(logger, TensorBoardLogger | CSVLogger)]
 
 
+def write_into(logger: TensorBoardLogger | CSVLogger, folder: Path) -> None:
+    """Let a logger write to a folder, wherever it was to write or has written before."""
+    logger._root_dir, logger._name, logger._version = str(folder.parent.parent), folder.parent.name, folder.name
+    logger._experiment = None
+    if isinstance(logger, CSVLogger):
+        logger._save_dir = str(folder.parent.parent)
+
+
 def event_files(folder: Path) -> list[Path]:
     """The event files of a folder."""
     return sorted(path for path in folder.glob(EVENT_FILES) if is_regular(path))

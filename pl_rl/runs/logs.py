@@ -22,7 +22,7 @@ from pl_rl.files.writing import LOG_FILES, check_names, is_regular, put_aside, s
 from pl_rl.runs.directory import display_path
 from pl_rl.runs.identity import has_link_below, identity_of, is_log_of
 from pl_rl.runs.log_files import CSV_FILE, EventProgress, damage_of, read_table
-from pl_rl.runs.log_meter import Log, event_files, local_loggers, read_logs
+from pl_rl.runs.log_meter import Log, event_files, local_loggers, read_logs, write_into
 
 CSV_KEPT = "metrics.before-resume.csv"
 
@@ -73,9 +73,8 @@ def _is_there(log: Log, folder: Path, files: Path) -> bool:
 
 def _continue(logger: TensorBoardLogger | CSVLogger, folder: Path, files: Path, log: Log) -> list[str]:
     """Let a logger go on in a folder; what is missing there, in words."""
-    logger._root_dir, logger._name, logger._version = str(folder.parent.parent), folder.parent.name, folder.name
+    write_into(logger, folder)
     if isinstance(logger, CSVLogger):
-        logger._save_dir = str(folder.parent.parent)
         faults = _continue_csv(logger, files, log)
     else:
         faults = _faults_of_events(files, log)

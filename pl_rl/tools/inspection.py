@@ -9,7 +9,7 @@ from pl_rl.agent import STATISTICS
 from pl_rl.algorithm.evaluation import format_return
 from pl_rl.callbacks.pretrained import lineage_rows
 from pl_rl.checkpoints.format import STATE_KEY, read_checkpoint
-from pl_rl.runs.directory import display_path, run_of_checkpoint
+from pl_rl.runs.directory import age_of, display_path, run_of_checkpoint
 
 
 def describe_checkpoint(path: Path) -> list[tuple[str, str]]:
@@ -30,6 +30,7 @@ def describe_checkpoint(path: Path) -> list[tuple[str, str]]:
     run = run_of_checkpoint(path)
     rows = [
         ("file", f"{display_path(path)}, {path.stat().st_size:,} bytes, sound, format {state['format_version']}"),
+        ("saved", f"{age_of(path)} ago"),
         ("run", "none, it lies outside of one" if run is None else display_path(run)),
         (
             "at",

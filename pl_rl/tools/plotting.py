@@ -15,10 +15,12 @@ from pl_rl.errors import UsageError
 from pl_rl.files.terminal import printable
 from pl_rl.files.writing import replacing
 from pl_rl.runs.directory import LOG_ROOT, display_path, runs_under
+from pl_rl.runs.evaluations import ENV_STEPS, SEGMENT, TRAIN_ITER, read_evaluations
 from pl_rl.runs.log_meter import SEAM_TAGS, event_files
 from pl_rl.tools import Aggregate, Axis, PictureFormat, Returns
 from pl_rl.tools.aggregation import Curve, Group, aggregated, grouped, smoothed
 
+STATISTICS = {"return_mean", "return_min", "return_max"}
 AXES = {"evaluator_iter": "train iterations", "evaluator_step": "env steps"}
 LABELS = {**AXES, "rollout_step": "env steps"} | dict.fromkeys(("evaluator_time", "rollout_time"), "training time (s)")
 # By whose returns and what they are drawn against.
@@ -62,7 +64,7 @@ DEFAULT = Drawing()
 
 
 def read_segments(run: Path, group: str) -> list[Curve]:
-    """The evaluations in a run's event files, one curve for each process that trained the run.
+    """The evaluations in a run's event files, or else its own record, one curve for each process that trained it.
 
     Args:
         run: Run directory.
@@ -77,6 +79,7 @@ def read_segments(run: Path, group: str) -> list[Curve]:
     segments = sorted((curve for curve in curves if curve is not None), key=lambda curve: int(curve.steps[0]))
     if group.endswith("_time"):
         segments = _one_after_another([curve for curve in curves if curve is not None])
+    segments = segments or _recorded_curves(run, group)
     if not segments:
         what = "return of training" if group.startswith("rollout") else "evaluation"
         raise UsageError(f"{str(run)!r} holds no {what} ({group}); give a run's version_N directory")
@@ -105,11 +108,12 @@ def find_runs(places: list[Path], log_root: Path = LOG_ROOT) -> list[Path]:
 
 def _evaluated_under(log_root: Path) -> list[Path]:
     """The runs of a log root that have an evaluation."""
-    found = []
-    for run in runs_under(log_root):
-        if any(_read_curve(path, next(iter(AXES))) for path in event_files(run)):
-            found.append(run)
-    return found
+    axis = next(iter(AXES))
+    return [
+        run
+        for run in runs_under(log_root)
+        if any(_read_curve(path, axis) for path in event_files(run)) or _recorded_curves(run, axis)
+    ]
 
 
 def plot_runs(runs: list[Path], output: Path, drawing: Drawing = DEFAULT) -> list[Path]:
@@ -232,6 +236,21 @@ def seams_of(run: Path, group: str) -> list[float]:
         if tag in events.Tags()["tensors"]:
             seams += [float(point.step) for point in events.Tensors(tag)]
     return seams
+
+
+def _recorded_curves(run: Path, group: str) -> list[Curve]:
+    """The run's own record, which has neither returns of training nor times."""
+    if group not in AXES:
+        return []
+    rows = read_evaluations(run)
+    axis = TRAIN_ITER if group == "evaluator_iter" else ENV_STEPS
+    curves = []
+    for segment in sorted({row[SEGMENT] for row in rows}):
+        points = [row for row in rows if row[SEGMENT] == segment and row.keys() >= STATISTICS]
+        if points:
+            returns = [np.array([row[name] for row in points]) for name in ("return_mean", "return_min", "return_max")]
+            curves.append(Curve(np.array([row[axis] for row in points], np.int64), *returns))
+    return curves
 
 
 def _draw_run(

@@ -133,16 +133,6 @@ def test_lightnings_own_checkpoint_holds_the_runs_state():
     assert (counters["env_steps"], counters["train_iter"], counters["iteration"]) == (192, 12, 3)
 
 
-def test_a_second_run_in_the_same_folder_keeps_the_first_ones_files_aside():
-    def run():
-        fit(small_ppo(eval_freq=8), callbacks=[RunCheckpoint()], enable_checkpointing=True)
-
-    run()
-    first = {name: Path("checkpoints", f"{name}.ckpt").read_bytes() for name in ("last", "best")}
-    run()
-    assert {name: Path("replaced", f"{name}.ckpt.1").read_bytes() for name in ("last", "best")} == first
-
-
 def test_a_trial_run_leaves_no_files():
     fit(small_ppo(eval_freq=8), callbacks=[RunCheckpoint()], enable_checkpointing=True, fast_dev_run=True)
     assert not Path("checkpoints").exists()

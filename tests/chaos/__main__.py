@@ -5,11 +5,13 @@ import random
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from tests.chaos.code_cache import code_cache
+from tests.chaos.loggers import loggers
 from tests.chaos.scenarios import Outcome
 from tests.chaos.strangers import Chaos
 
@@ -35,16 +37,18 @@ def main() -> None:
     """Do it all and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=random.randrange(2**32), help="Of the random moments.")
-    parser.add_argument("--only", choices=SCENARIOS, help="Name of a single scenario.")
+    parser.add_argument("--only", choices=[*SCENARIOS, "loggers"], help="Name of a single scenario.")
+    parser.add_argument("--kills", type=int, default=5, help="SIGKILLs of the run with each kind of logger.")
     args = parser.parse_args()
+    scenarios = {**SCENARIOS, "loggers": partial(loggers, kills=args.kills)}
     torch.set_num_threads(1)
     print(f"seed {args.seed}", flush=True)
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory(prefix="pl_rl-chaos-") as folder:
         chaos = Chaos(Path(folder), args.seed)
-        for name in SCENARIOS if args.only is None else [args.only]:
+        for name in scenarios if args.only is None else [args.only]:
             started = time.monotonic()
-            outcome = SCENARIOS[name](chaos)
+            outcome = scenarios[name](chaos)
             outcomes += outcome if isinstance(outcome, list) else [outcome]
             print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
     print("| what happened | tried | survived exactly | refused clearly | lost |\n|---|---|---|---|---|")

@@ -112,6 +112,8 @@ def _work(writer: int, command: list[str], prepare: Callable[[], None] | None, s
         if prepare is not None:
             prepare()
         cli.main(command)
+        if "wandb" in sys.modules:
+            sys.modules["wandb"].finish()  # as an interpreter does at its end
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0
     except BaseException:

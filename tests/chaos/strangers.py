@@ -13,7 +13,8 @@ from tests.chaos.scenarios import Outcome
 
 NAMES = (
     *(".lock", ".run_id", ".config.partial", ".command.yaml.partial", "command.yaml", "hparams.yaml", "metrics.csv"),
-    *("events.out.tfevents.1.x", "replaced", "checkpoints", "checkpoints/previous.ckpt", "checkpoints/best.ckpt"),
+    *("evaluations.csv", "events.out.tfevents.1.x", "replaced"),
+    *("checkpoints", "checkpoints/previous.ckpt", "checkpoints/best.ckpt"),
     *("checkpoints/.last.ckpt.partial", "checkpoints/.last.ckpt.replaced", "checkpoints/.best.ckpt.partial"),
 )
 KINDS = ("link", "dangling link", "hard link", "pipe", "folder")

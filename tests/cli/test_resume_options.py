@@ -1,6 +1,8 @@
 """Continuing, extending and branching from the command line."""
 
 import errno
+import os
+import time
 from pathlib import Path
 
 import lightning as L
@@ -177,6 +179,13 @@ def test_a_checkpoint_named_in_the_config_file_is_continued_too(config):
 def test_a_run_without_logs_takes_no_other_configuration_for_its_own(config, capsys):
     fit("--config", config, "--trainer.max_epochs", 2, "--trainer.logger", "false")
     Path("config.yaml").write_text("model:\n  env: Acrobot-v1\n")
-    fit("--ckpt_path", "checkpoints/last.ckpt", "--trainer.max_epochs", 3, "--trainer.logger", "false")
-    assert counters_in("checkpoints/last.ckpt")["iteration"] == 3
+    fit("--ckpt_path", LAST, "--trainer.max_epochs", 3, "--trainer.logger", "false")
+    assert counters_in(LAST)["iteration"] == 3
     assert Path("config.yaml").read_text() == "model:\n  env: Acrobot-v1\n"
+
+
+def test_it_is_said_which_run_is_the_newest_and_how_old_it_is(config, capsys):
+    fit("--config", config, "--trainer.max_epochs", 1)
+    os.utime(LAST, (0, time.time() - 7300))
+    fit("--ckpt_path", "last", "--trainer.max_epochs", 2)
+    assert f"checkpoint: {LAST}, saved 2 hours ago" in capsys.readouterr().out
