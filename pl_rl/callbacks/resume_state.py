@@ -187,7 +187,7 @@ def _note_seam(agent: Agent, report: list[str]) -> None:
     for logger in agent.loggers:
         if isinstance(logger, TensorBoardLogger):
             for counter, tag in SEAM_TAGS.items():
-                logger.experiment.add_text(tag, "\n".join(report), getattr(agent, counter))
+                logger.experiment.add_text(tag, "\n".join(map(printable, report)), getattr(agent, counter))
 
 
 def _is_same(one: Path, other: Path) -> bool:

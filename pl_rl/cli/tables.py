@@ -3,10 +3,12 @@
 from collections.abc import Iterable, Mapping
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from pl_rl.algorithm.evaluation import Episodes
 from pl_rl.envs.episode_info import SUCCESS, SUCCESS_RATE
+from pl_rl.files.terminal import printable
 
 
 def print_episodes(episodes: Episodes) -> None:
@@ -39,7 +41,7 @@ def print_statistics(logged: Mapping[str, float], episodes: int) -> None:
 def _table(first: str, names: Iterable[str]) -> Table:
     table = Table(first)
     for name in ("return", "length", *names):
-        table.add_column(name, justify="right")
+        table.add_column(escape(printable(name)), justify="right")
     return table
 
 

@@ -190,7 +190,7 @@ def _names_of_env(env: Any, source: str) -> Iterator[Name]:
                     yield name._replace(setting=f"env.{key}", whole=listed)
             else:
                 raise _malformed(source, "env.imports", item)
-    for key in ("kwargs", "vectorization", "timeout"):
+    for key in ("kwargs", "vectorization", "timeout", "info_keys"):
         yield from _texts(env.get(key), f"env.{key}", env.get(key), source)
 
 

@@ -155,12 +155,12 @@ def test_a_window_of_another_length_is_refused(tmp_path):
 
 
 def test_tables_have_a_column_for_success(capsys):
-    print_episodes(Episodes([1.0, 2.0], [3, 4], [{"success": 1.0}, {"success": 0.0, "distance": 0.25}]))
+    print_episodes(Episodes([1.0, 2.0], [3, 4], [{"success": 1.0}, {"success": 0.0, "[distance]": 0.25}]))
     statistics = Episodes([1.0, 2.0], [3, 4], [{"success": 1.0}, {"success": 0.0}]).statistics()
     print_statistics({f"test/{name}": value for name, value in statistics.items()}, 2)
     by_episode, in_common = capsys.readouterr().out.split("2 episodes")
     assert "success" in by_episode
-    assert "distance" in by_episode
+    assert "[distance]" in by_episode
     assert "0.25" in by_episode
     assert "success" in in_common
     assert "0.5" in in_common
