@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,6 +30,8 @@ from pl_rl.signals import SIGNALS, Interruption
 from pl_rl.trackers import LoggerName
 from pl_rl.trackers.words import logger_named
 
+_fits = count(1)
+
 
 class Trainer(L.Trainer):
     """Continues a run in its own directory, and writes checkpoints that a kill cannot damage.
@@ -44,7 +47,8 @@ class Trainer(L.Trainer):
         kwargs: As Lightning's.
 
     Attributes:
-        command: What was typed to begin this process, by which ``auto_resume`` knows its run again.
+        command: What was typed to begin the run, by which ``auto_resume`` knows it again; by default what began this
+            process and, from the second fit in it on, as in a loop over seeds, which fit that is.
         start: What the next fit starts from, if it has been found already.
     """
 
@@ -60,11 +64,13 @@ class Trainer(L.Trainer):
         given = plugins if isinstance(plugins, list) else [] if plugins is None else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in given):
             given = [*given, DurableCheckpointIO()]
+        if logger in (None, True) and SLURMEnvironment.job_id() is not None and not kwargs.get("barebones"):
+            logger = "tensorboard"  # as by default, but not named by the job, of which several runs may be
         named = _loggers_named(logger, Path(default_root_dir or Path.cwd()))
         super().__init__(
             max_epochs=max_epochs, plugins=given, logger=named, default_root_dir=default_root_dir, **kwargs
         )
-        self.command = list(sys.argv)
+        self.command: list[str] | None = None
         self.start: Start | None = None
         self._interruption = Interruption()
         if find_callback(self, RunCheckpoint) is not None:
@@ -103,9 +109,9 @@ class Trainer(L.Trainer):
             UsageError: If the checkpoint, or a file of pre-trained weights, cannot be used, or another process trains
                 in the directory.
         """
-        start = self.start
+        start, command = self.start, self.command or _command_of_fit()
         if start is None:
-            start = find_start(ckpt_path, auto_resume, self.command, Path(self.default_root_dir, LOG_ROOT))
+            start = find_start(ckpt_path, auto_resume, command, Path(self.default_root_dir, LOG_ROOT))
         self.start, branch = None, branch and not start.of_command
         if isinstance(model, Agent):
             # Before processes are launched for several devices and before anything is written.
@@ -115,7 +121,7 @@ class Trainer(L.Trainer):
         if start.path is not None and self._is_over(model, start.path, start):
             return
         with ExitStack() as locks:
-            enter_run_directory(start, self, model, branch, self.command, locks)
+            enter_run_directory(start, self, model, branch, command, locks)
             # A continued run's hyperparameters are in its logs; once more would be a second point at step 0.
             self.enable_autolog_hparams = self.enable_autolog_hparams and (start.path is None or branch)
             with self._stopped_by_signals(), _closed_in_the_end(model):
@@ -189,6 +195,12 @@ class Trainer(L.Trainer):
                 flush=True,
             )
         return True
+
+
+def _command_of_fit() -> list[str]:
+    """What began this process, and which of its fits this is, unless it is the first."""
+    number = next(_fits)
+    return [*sys.argv, *([f"fit {number}"] if number > 1 else [])]
 
 
 def _loggers_named(logger: Any, folder: Path) -> Any:

@@ -100,7 +100,7 @@ CASES = [
     _fit("--model.env.wrappers+=nosuch.Wrapper", "the wrapper 'nosuch.Wrapper' cannot be imported"),
     Case([*FIT, "--model.env.imports", "[nosuch]"], "nosuch is not installed; pip install nosuch, or correct the name"),
     # Lightning's options
-    _fit("--trainer.logger nosuch", "there is no logger 'nosuch'; use tensorboard, csv, wandb, mlflow, "),
+    _fit("--trainer.logger nosuch", "there is no logger 'nosuch'; use tensorboard, csv, wandb, mlflow, trackio,"),
     _fit("--trainer.logger [csv,nosuch]", "there is no logger 'nosuch'; use tensorboard, "),
     _fit("--trainer.logger CSVLogger --trainer.logger.flush_logs_every_n_steps x", "flush_logs_every_n_steps.* 'x'"),
     _fit("--trainer.logger lightning.pytorch.loggers.CometLogger", "a package is missing: .*comet"),

@@ -409,7 +409,7 @@ def start(folder, *args, slow="", env=None, group=False):
     quiet = ["--trainer.enable_progress_bar=false", "--trainer.log_every_n_steps=1", "--model.eval_freq=8"]
     begin = [*small, "--model.eval_episodes=2", "--model.eval_num_envs=2", "--model.total_env_steps=640"]
     command = [sys.executable, "-c", SCRIPT.format(slow=slow), "fit", *(args or [*quiet, *begin])]
-    root = str(Path(__file__).parents[2])
+    root = str(Path(__file__).parents[1])
     return subprocess.Popen(
         command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=group,
         env={**os.environ, "PYTHONPATH": root, **(env or {})},

@@ -1,5 +1,6 @@
 """The same command again and again; one process in a run directory; SLURM's queue."""
 
+import itertools
 import os
 import re
 import shutil
@@ -174,14 +175,40 @@ def test_a_branch_is_begun_once_and_then_continued():
     assert counters_in("lightning_logs/version_1/checkpoints/last.ckpt")["env_steps"] == 768
 
 
-def test_a_script_can_do_it_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["train.py", "--fast"])
+@pytest.fixture
+def script(monkeypatch):
+    """Begin as a new process does, with the words that began it."""
+
+    def begin(*argv):
+        monkeypatch.setattr(sys, "argv", list(argv))
+        monkeypatch.setattr("pl_rl.trainer._fits", itertools.count(1))
+
+    return begin
+
+
+def test_a_script_can_do_it_too(tmp_path, script):
+    script("train.py", "--fast")
     train(tmp_path, 3)
+    script("train.py", "--fast")
     model, _ = train(tmp_path, 5, auto_resume=True)
     assert model.iteration == 5 and not run_of(tmp_path, version=1).exists()
-    monkeypatch.setattr(sys, "argv", ["other.py"])
+    script("other.py")
     train(tmp_path, 2, auto_resume=True)
     assert run_of(tmp_path, version=1).exists()
+
+
+@pytest.mark.parametrize("queued_again", [False, True])
+def test_each_run_of_a_scripts_loop_goes_on_where_it_was(tmp_path, script, monkeypatch, capsys, queued_again):
+    script("train.py")
+    for seed, until in enumerate([4, 3]):  # the second is interrupted, the third not begun
+        train(tmp_path, until, seed=seed, auto_resume=not queued_again)
+    script("train.py")
+    if queued_again:
+        monkeypatch.setenv("SLURM_JOB_ID", "1")
+        monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    trained = [train(tmp_path, 4, seed=seed, auto_resume=not queued_again)[0] for seed in range(3)]
+    assert [(model.iteration, model.run_seed) for model in trained] == [(4, 0), (4, 1), (4, 2)]
+    assert sorted(path.name for path in (tmp_path / "lightning_logs").iterdir()) == [f"version_{i}" for i in range(3)]
 
 
 # --- one process in a directory --------------------------------------------------------------------------------------
@@ -337,6 +364,6 @@ def test_a_slurm_job_is_queued_again_and_goes_on(tmp_path, array):
     status, out, err = finish(start(tmp_path / "parts", env={**job, "SLURM_RESTART_COUNT": "1"}))
     assert status == 0, err
     assert re.search(r"at: iteration 4, ", out) and "fidelity: exact" in out
-    parts = run_of(tmp_path / "parts", version=4711)  # Lightning takes the job's number
+    parts = run_of(tmp_path / "parts")
     assert [name for name, text in compare_runs(run_of(tmp_path / "whole"), parts).items() if text] == []
     assert counters_in(parts / "checkpoints" / "last.ckpt")["iteration"] == 10

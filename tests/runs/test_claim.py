@@ -52,8 +52,16 @@ def stamps(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("trainer_class", [pl_rl.Trainer, L.Trainer])
-@pytest.mark.parametrize("logger", LOGGERS.values(), ids=LOGGERS)
+def with_loggers(*names):
+    """Once with each kind of loggers; the others are for the slow tests."""
+    marks = {name: [] if name in names else [pytest.mark.slow] for name in LOGGERS}
+    return pytest.mark.parametrize(
+        "logger", [pytest.param(logger, id=name, marks=marks[name]) for name, logger in LOGGERS.items()]
+    )
+
+
+@pytest.mark.parametrize("trainer_class", [pl_rl.Trainer, pytest.param(L.Trainer, marks=pytest.mark.slow)])
+@with_loggers("none", "default", "csv elsewhere", "without files")
 def test_no_run_touches_another(logger, trainer_class):
     first = train(logger(), trainer_class=trainer_class)
     before = stamps(first)
@@ -82,7 +90,7 @@ def test_nothing_is_made_for_a_run_that_writes_nothing():
 
 
 @pytest.mark.parametrize("trainer_class", [pl_rl.Trainer, L.Trainer])
-@pytest.mark.parametrize("name", ["default", "tensorboard elsewhere", "csv elsewhere", "with files in one folder"])
+@pytest.mark.parametrize("name", ["default", "csv elsewhere"])
 def test_a_second_fit_of_one_trainer_is_refused_where_its_logger_has_a_run(name, trainer_class):
     of_runs = trainer(LOGGERS[name](), trainer_class=trainer_class)
     of_runs.fit(small_ppo())
@@ -135,7 +143,7 @@ def test_a_version_that_the_user_has_chosen_and_prepared_is_taken():
     assert train(CSVLogger("elsewhere", "", "mine")) == Path("elsewhere/mine").absolute()
 
 
-@pytest.mark.parametrize("logger", LOGGERS.values(), ids=LOGGERS)
+@with_loggers("none", "with files in one folder", "without files first")
 def test_a_resume_is_in_the_runs_directory_whatever_the_loggers_are(logger, capsys):
     run = train(logger(), until=2)
     assert train(logger(), until=3, ckpt_path="last") == run

@@ -85,7 +85,8 @@ def trackio_folder(tmp_path_factory):
         yield
 
 
-@pytest.fixture(params=[WandB, MLflow, Trackio], ids=["wandb", "mlflow", "trackio"])
+# To import MLflow takes seconds.
+@pytest.fixture(params=[WandB, pytest.param(MLflow, marks=pytest.mark.slow), Trackio], ids=lambda kind: kind.WORD)
 def tracker(request, monkeypatch, trackio_folder):
     pytest.importorskip(request.param.__name__.lower())
     monkeypatch.setenv("WANDB_SILENT", "true")
@@ -94,6 +95,7 @@ def tracker(request, monkeypatch, trackio_folder):
     request.param.end()
 
 
+@pytest.mark.slow
 def test_a_resume_goes_on_with_the_trackers_run_and_no_point_is_there_twice(tracker, tmp_path, monkeypatch, capsys):
     (tmp_path / "whole").mkdir()
     monkeypatch.chdir(tmp_path / "whole")
@@ -162,6 +164,7 @@ def test_wandb_draws_each_metric_against_what_its_steps_count():
     assert wandb_points(wandb_ids()[0], axis="train_iter")["evaluator_iter/return_mean"][-1][0] == 4
 
 
+@pytest.mark.slow
 def test_mlflows_files_are_gone_on_with_as_its_database_is(monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
@@ -172,6 +175,7 @@ def test_mlflows_files_are_gone_on_with_as_its_database_is(monkeypatch):
     assert [point.step for point in client.get_metric_history(one.info.run_id, "losses/entropy")] == [64, 128, 192, 256]
 
 
+@pytest.mark.slow
 def test_what_a_tracker_has_lost_is_sent_again(capsys):
     pytest.importorskip("mlflow")
     run = train(mlflow_logger(), 3)

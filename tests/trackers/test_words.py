@@ -56,7 +56,7 @@ def test_a_missing_package_is_a_sentence_with_what_to_install(given, monkeypatch
 def test_a_word_that_is_none_is_said(capsys):
     assert go("--trainer.logger", "tensorbord", auto=False) == 2
     assert (
-        "error: there is no logger 'tensorbord'; use tensorboard, csv, wandb, mlflow, a list" in capsys.readouterr().err
+        "error: there is no logger 'tensorbord'; use tensorboard, csv, wandb, mlflow, trac" in capsys.readouterr().err
     )
 
 
