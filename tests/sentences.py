@@ -92,6 +92,7 @@ CASES = [
     _fit("--seed_everything abc", "--seed_everything is 'abc' and must be true or false or a whole number"),
     _fit("--seed_everything -1", "seed_everything=-1 is no seed"),
     _fit("--model.learning_rate -1", "learning_rate=-1.0 must be positive"),
+    _fit("--eval.video_freq 2 --model.eval_freq 0", "counts evaluations, and eval_freq=0 makes none; set eval_freq"),
     _fit("--eval.video_freq -1", "video_freq=-1 must not be negative"),
     _fit("--model.minibatch_size 60", "use 32 or 64"),
     # environments

@@ -10,7 +10,7 @@ from pl_rl.agent import Agent, as_agent
 from pl_rl.algorithm.schedule import is_due
 from pl_rl.callbacks.lookup import find_callback, find_callbacks
 from pl_rl.callbacks.run_directory import run_directory
-from pl_rl.callbacks.videos import EvaluationVideos
+from pl_rl.callbacks.videos import EvaluationVideos, check_counted
 from pl_rl.checkpoints.format import STATE_KEY
 from pl_rl.envs.episode_info import SUCCESS_KEYS
 from pl_rl.errors import UsageError
@@ -46,9 +46,16 @@ class PeriodicEvaluation(L.Callback):
         self._segment = 0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Forget an earlier run of the same model; a resume then brings its own state."""
-        if stage == "fit":
-            self.latest, self.best_return, self.train_iter = {}, -float("inf"), None
+        """Forget an earlier run of the same model; a resume then brings its own state.
+
+        Raises:
+            UsageError: If evaluations that are not made are to be filmed.
+        """
+        if stage != "fit":
+            return
+        self.latest, self.best_return, self.train_iter = {}, -float("inf"), None
+        for videos in find_callbacks(trainer, EvaluationVideos):
+            check_counted(videos.video_freq, self.every)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Evaluate the policy before training; a resumed run has done so, and may have ended already.

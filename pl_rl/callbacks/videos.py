@@ -74,6 +74,16 @@ class EvaluationVideos(L.Callback):
             _log(logger, film, agent.train_iter)
 
 
+def check_counted(video_freq: int, eval_freq: int) -> None:
+    """Refuse to film evaluations that are not made.
+
+    Raises:
+        UsageError: If there are none.
+    """
+    if video_freq and not eval_freq:
+        raise UsageError(f"video_freq={video_freq} counts evaluations, and eval_freq=0 makes none; set eval_freq")
+
+
 def _log(logger: Any, film: Path, step: int) -> None:
     if isinstance(logger, TensorBoardLogger):
         logger.experiment._get_file_writer().add_summary(_animation(film), step)

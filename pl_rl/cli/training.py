@@ -17,6 +17,7 @@ from pl_rl.algorithm.evaluation import Episodes
 from pl_rl.callbacks import EvaluationVideos, PretrainedCheckpoint, RunCheckpoint, RunProgressBar, RunSummary
 from pl_rl.callbacks.lookup import find_callback
 from pl_rl.callbacks.run_directory import LOGS_KEY, run_directory
+from pl_rl.callbacks.videos import check_counted
 from pl_rl.checkpoints.format import read_checkpoint
 from pl_rl.cli.configs import packaged_configs
 from pl_rl.cli.help import TrainerHelp
@@ -198,7 +199,9 @@ class CLI(LightningCLI):
         config = self.config[self.subcommand]
         if config.pretrained.pop("adopt_network") and config.pretrained.path is not None and config.ckpt_path is None:
             self._adopt_network(config)
-        if self.subcommand != "fit":
+        if self.subcommand == "fit":
+            check_counted(config.eval.video_freq, config.model.eval_freq)  # before there is a directory
+        else:
             config.trainer.logger = False
             if not config.trainer.callbacks:  # one of them may be a bar
                 config.trainer.enable_progress_bar = False

@@ -5,7 +5,7 @@ What does not: the policy that acts in them (``algorithm/``), statistics of thei
 """
 
 from pl_rl.envs.config import EnvConfig
-from pl_rl.envs.make import close_single, make_env, make_single, with_version
+from pl_rl.envs.make import close_single, make_env, make_single
 from pl_rl.envs.snapshot import SNAPSHOTS, Restored, Snapshot, replayed_steps, restore_envs, save_envs
 from pl_rl.envs.vector import AnyVectorEnv, make_vector_env, vectorization_of
 
@@ -23,5 +23,4 @@ __all__ = [
     "restore_envs",
     "save_envs",
     "vectorization_of",
-    "with_version",
 ]

@@ -13,7 +13,8 @@ from pl_rl.agent import Agent
 from pl_rl.algorithm.settings import LIVE_SETTINGS, SETTINGS, change_setting, check_parts, check_settings, plain_number
 from pl_rl.checkpoints.compatibility import check_loaded, check_saved
 from pl_rl.checkpoints.format import STATE_KEY
-from pl_rl.envs import EnvConfig, with_version
+from pl_rl.envs import EnvConfig
+from pl_rl.envs.make import with_version
 from pl_rl.errors import UsageError
 from pl_rl.files.plain_data import changed_settings, plain_data
 from pl_rl.networks.description import NetworkFactory, describe_network, network_from_description

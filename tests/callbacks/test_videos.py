@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import pl_rl
-from pl_rl import UsageError
+from pl_rl import EnvConfig, UsageError
 from pl_rl.callbacks import EvaluationVideos, RunCheckpoint
 from pl_rl.tools.verification import compare_runs
 from tests.support import MemoryLogger, fit, same_bits, small_ppo
@@ -48,7 +48,8 @@ gym.register("PlRlTest/Lucky-v0", Lucky)
 
 
 def train(root, video_freq, until=8, ckpt_path=None):
-    model = small_ppo(env="PlRlTest/Lucky-v0", eval_freq=8, eval_episodes=1)
+    # Worker processes, which "auto" chooses where they pay, would have global generators of their own.
+    model = small_ppo(env=EnvConfig("PlRlTest/Lucky-v0", "sync"), eval_freq=8, eval_episodes=1)
     trainer = pl_rl.Trainer(
         accelerator="cpu",
         default_root_dir=root,
@@ -146,3 +147,8 @@ def test_a_link_in_the_place_of_the_videos_is_not_followed(tmp_path):
 def test_a_negative_number_is_refused():
     with pytest.raises(UsageError, match="video_freq=-1 must not be negative"):
         EvaluationVideos(-1)
+
+
+def test_evaluations_that_are_not_made_cannot_be_filmed(tmp_path):
+    with pytest.raises(UsageError, match="video_freq=2 counts evaluations, and eval_freq=0 makes none"):
+        fit(small_ppo(env="PlRlTest/Lucky-v0", eval_freq=0), callbacks=[EvaluationVideos(2)])
