@@ -1,6 +1,7 @@
 """The run of a tracker is gone on with, and no point is there twice."""
 
 import multiprocessing
+import sys
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,8 @@ def tracker(request, monkeypatch, trackio_folder):
     monkeypatch.setenv("WANDB_MODE", "offline")
     yield request.param
     request.param.end()
+    if request.param is WandB:
+        sys.modules["wandb"].teardown()  # its process, which forks of this one would share
 
 
 @pytest.mark.slow
