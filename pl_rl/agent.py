@@ -16,18 +16,16 @@ from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.parsing import AttributeDict
 
-from pl_rl.algorithm.evaluation import LIMIT_EPISODES, LONGEST_EPISODE, Episodes, evaluate, format_return, record, watch
+from pl_rl.algorithm.drawing import FilmFormat, record, watch
+from pl_rl.algorithm.evaluation import LIMIT_EPISODES, LONGEST_EPISODE, Episodes, evaluate, format_return
 from pl_rl.algorithm.rollout import Rollout, RolloutCollector, RolloutLoader
+from pl_rl.algorithm.threads import one_thread
 from pl_rl.envs import EnvConfig, close_single, make_single, make_vector_env, vectorization_of
 from pl_rl.errors import EnvironmentFailure, UsageError
 from pl_rl.networks.changes import structure_of
 from pl_rl.networks.description import NetworkFactory
 from pl_rl.networks.normalization import ObservationNormalizer, RewardScaler
 from pl_rl.seeding.streams import Stream, derive_seed
-
-# A second thread slows small matrices down. With large ones it does not always give the same bits again, and another
-# number of them gives other bits, down to the initial weights.
-NUM_THREADS = 1
 
 # Settings, and how the names of their statistics begin in a checkpoint.
 STATISTICS = {"norm_obs": "normalizer.", "norm_reward": "reward_scaler."}
@@ -90,7 +88,7 @@ class Agent(L.LightningModule):
         self.eval_episodes = eval_episodes
         self.eval_deterministic = eval_deterministic
         single = make_single(env)
-        with _threads(NUM_THREADS):
+        with one_thread():
             self.network = network(single.observation_space, single.action_space)
         close_single(single, env.id)
         self.normalizer = ObservationNormalizer(single.observation_space) if norm_obs else None
@@ -107,6 +105,7 @@ class Agent(L.LightningModule):
         self.structures: list[str] = []
         self.missing_logs: list[str] = []
         self.video_dir: Path | None = None
+        self.video_format: FilmFormat = "mp4"
         self.in_window = False
         self._collector: RolloutCollector | None = None
         self._before_fit: tuple[int | float, int] | None = None
@@ -173,7 +172,7 @@ class Agent(L.LightningModule):
             self._before_fit = (self.trainer.limit_val_batches, torch.get_num_threads())
             self.trainer.limit_val_batches = 0
             warnings.filterwarnings("ignore", r"The number of training batches \(1\)", PossibleUserWarning)
-            torch.set_num_threads(NUM_THREADS)
+            torch.set_num_threads(1)  # see one_thread
             self.env_steps = self.train_iter = self.iteration = 0
             self.run_seed = torch.initial_seed()
             self.stop_reason = None
@@ -243,18 +242,19 @@ class Agent(L.LightningModule):
         self._log_statistics("test", self.play(Stream.TEST))
 
     def predict_step(self, batch: int, batch_idx: int) -> Episodes:
-        """Play ``eval_episodes`` episodes; each becomes a video file where ``video_dir`` is set, or is shown."""
+        """Play ``eval_episodes`` episodes; each becomes a file of its own where ``video_dir`` is set, or is shown."""
         seed = derive_seed(self.run_seed, Stream.PREDICTION, self.train_iter)
         acting = self.eval_deterministic, self.normalizer
         if self.in_window:
             return watch(self.network, self.env_config, self.eval_episodes, seed, *acting)
         if self.video_dir is not None:
-            return record(self.network, self.env_config, self.eval_episodes, seed, self.video_dir, *acting)
+            film = self.video_dir, *acting, self.video_format
+            return record(self.network, self.env_config, self.eval_episodes, seed, *film)
         return self.play(Stream.PREDICTION)
 
     def play(self, stream: Stream) -> Episodes:
         """Play an evaluation's episodes; a function of the weights, the run's seed and the train iteration."""
-        with _threads(NUM_THREADS), self.trainer.precision_plugin.forward_context():
+        with one_thread(), self.trainer.precision_plugin.forward_context():
             return evaluate(
                 self.network,
                 self.env_config,
@@ -383,16 +383,6 @@ class Agent(L.LightningModule):
     def _log_statistics(self, group: str, episodes: Episodes) -> None:
         statistics = {f"{group}/{name}": value for name, value in episodes.statistics().items()}
         self.log_dict(statistics, batch_size=1)
-
-
-@contextmanager
-def _threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def as_agent(module: L.LightningModule) -> Agent:

@@ -32,6 +32,7 @@ from pl_rl.networks.actor_critic import MLPActorCritic
 from pl_rl.networks.description import NetworkFactory
 from pl_rl.networks.modes import training_mode
 from pl_rl.resume.resumable import ResumableAgent
+from pl_rl.runs.dashboard import lay_out
 from pl_rl.runs.directory import display_path
 
 APPROX_KL = PPOLoss.METRICS.index("approx_kl")
@@ -269,6 +270,8 @@ class PPO(ResumableAgent):
         learner = self._learner = Learner(self.collector, self._optimizer(), clip_vloss, self.learning_rate)
         if self.resumed is not None:
             self._resume_rates(learner, self.resumed)
+        if self.resumed is None or self.branching:
+            lay_out(self.loggers)
         num_updates = self.total_env_steps * self.update_epochs // self.minibatch_size
         choose_compilation(learner, self.trainer, self.compile_update, num_updates, self.minibatch_size, self._before())
         self.start_clock()  # once more, as compiling is no training
@@ -379,14 +382,15 @@ class PPO(ResumableAgent):
     def _log_iteration(self, samples: Minibatch, metrics: Tensor, grad_norms: Tensor, clip_coef: float) -> None:
         """Write the iteration's metrics against env steps."""
         losses = dict(zip(PPOLoss.METRICS, metrics.mean(0), strict=True))
+        policy_loss, value_loss, entropy = (losses[name] for name in ("policy_loss", "value_loss", "entropy"))
+        losses["loss"] = policy_loss + self.vf_coef * value_loss - self.ent_coef * entropy
         losses["grad_norm"] = grad_norms.mean()
         losses["explained_variance"] = F.explained_variance(samples.values, samples.returns)
-        episodes = self.collector.episodes
         scalars = {f"losses/{name}": value.item() for name, value in losses.items()}
-        if episodes.recent:
-            scalars["rollout/return_mean"] = episodes.mean_return()
-            scalars["rollout/length_mean"] = episodes.mean_length()
-        scalars["rollout/episodes"] = float(episodes.total)
+        scalars |= {f"rollout/{name}": value for name, value in self.collector.episodes.scalars().items()}
+        std = self.network.distribution.mean_std()
+        if std is not None:
+            scalars["policy/std"] = std
         scalars["schedule/learning_rate"] = float(self._optimizer().param_groups[0]["lr"])
         scalars["schedule/clip_coef"] = clip_coef
         scalars["time/env_steps_per_second"] = self.env_steps_per_second

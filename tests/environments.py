@@ -33,6 +33,22 @@ class Counter(gym.Env):
         return np.array([self.steps], np.float32)
 
 
+class Goal(Counter):
+    """Episodes of four steps, which succeed if action 1 was taken twice at least; how often it was is told too."""
+
+    def __init__(self, name="is_success"):
+        super().__init__(truncate_at=4)
+        self.name = name
+
+    def reset(self, *, seed=None, options=None):
+        self.ones = 0
+        return super().reset(seed=seed)
+
+    def step(self, action):
+        self.ones += int(action)
+        return *super().step(action)[:4], {self.name: np.bool_(self.ones >= 2), "ones": self.ones, "text": "x"}
+
+
 class ShortOrLong(Counter):
     """Episodes of 2 steps where the seed is even and of 20 where it is odd."""
 
@@ -158,5 +174,5 @@ class Undrawable(Counter):
         return _HalfMade()
 
 
-for env_class in (Counter, ShortOrLong, Recorder, Identity, Images, Pictures, Spaces, Undrawable):
+for env_class in (Counter, Goal, ShortOrLong, Recorder, Identity, Images, Pictures, Spaces, Undrawable):
     gym.register(f"PlRlTest/{env_class.__name__}-v0", env_class)

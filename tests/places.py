@@ -137,6 +137,7 @@ IN_SETTINGS = {
     "env.kwargs, text": with_env(kwargs={"render_mode": "evil.called"}),
     "env.kwargs, YAML": with_env(kwargs={"render_mode": "{class_path: evil.called}"}),
     "env.kwargs, another environment": with_env(id="GymV26Environment-v0", kwargs={"env_id": "evil:Env-v0"}),
+    "env.info_keys": with_env(info_keys=[described("evil.called")]),
     "env.vectorization": with_env(vectorization=described("evil.called")),
     "network.class_path": with_network("evil.Network"),
     "network.class_path, a function": with_network("evil.called"),

@@ -3,7 +3,6 @@
 ``python -m tests.reference`` writes ``configs/REFERENCE.md``.
 """
 
-import argparse
 import collections.abc
 import dataclasses
 import inspect
@@ -12,14 +11,11 @@ import re
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
-from unittest.mock import patch
 
 import docstring_parser
 
 import pl_rl
-from pl_rl import cli
-from pl_rl.callbacks import PretrainedCheckpoint, RunCheckpoint
-from pl_rl.cli.parsing import Parser
+from pl_rl.callbacks import EvaluationVideos, PretrainedCheckpoint, RunCheckpoint
 from pl_rl.cli.trainer_verbs import TrainerParser
 from pl_rl.cli.training import CLI
 from pl_rl.cli.verbs import OWN_VERBS
@@ -33,7 +29,7 @@ Made from signatures and docstrings by `python -m tests.reference`; a test holds
 - `--config NAME` takes a path or the name of a shipped config; its keys are the options below, nested at each point.
 - `--seed_everything N` (0) is the seed of everything; a run repeats itself bit for bit.
 - `--trainer.*` are Lightning's own; `accelerator` is `cpu` by default, and `max_epochs` counts iterations.
-- `predict --video FOLDER` writes an MP4 file of each episode that `predict` plays.
+- `predict --video FOLDER` writes an MP4 file of each episode that `predict` plays, `--gif FOLDER` an animated GIF.
 - What the counters mean, and the names in other libraries: [README.md](README.md).
 """
 SPACES = ("observation_space", "action_space")
@@ -43,6 +39,7 @@ CLASSES = [
     ("The network `MLPActorCritic`, for vectors", "--model.network.init_args.", pl_rl.MLPActorCritic),
     ("The network `CNNActorCritic`, for images", "--model.network.init_args.", pl_rl.CNNActorCritic),
     ("Checkpoints", "--checkpoint.", RunCheckpoint),
+    ("Videos of evaluations", "--eval.", EvaluationVideos),
     ("Pre-trained weights", "--pretrained.", PretrainedCheckpoint),
 ]
 OF_A_RUN = ("ckpt_path", "branch", "auto_resume")
@@ -55,10 +52,6 @@ NAMES = {
     Path: "path",
     NoneType: "`null`",
 }
-
-
-class CaughtParser(Exception):
-    """Carries a verb's parser out of the verb, when that is about to parse."""
 
 
 def type_in_words(annotation: Any) -> str:
@@ -125,20 +118,6 @@ def table(prefix: str, rows: list[tuple[str, str, str, str]]) -> list[str]:
     return [f"| `{prefix}`... | takes | default | |", "|---|---|---|---|", *cells, ""]
 
 
-def parser_of(verb: str) -> Any:
-    """The parser that one of our own verbs makes."""
-
-    def caught(self: Any, *_: Any, **__: Any) -> None:
-        raise CaughtParser(self)
-
-    with patch.object(Parser, "parse_args", caught), patch.object(argparse.ArgumentParser, "parse_known_args", caught):
-        try:
-            cli.main([verb])
-        except CaughtParser as caught_parser:
-            return caught_parser.args[0]
-    raise ValueError(f"{verb} parses nothing")
-
-
 def actions(parser: Any) -> list[str]:
     """The options of a parser as a table."""
     rows = ["| option | |", "|---|---|"]
@@ -162,7 +141,7 @@ def render() -> str:
             rows.append(of_the_command_line("pretrained", "adopt_network"))
         lines += [f"## {title}", "", *table(prefix, rows)]
     for verb in OWN_VERBS:
-        parser = parser_of(verb)
+        parser = OWN_VERBS[verb].parser()
         lines += [f"## The verb `{verb}`", "", plain(parser.description), "", *actions(parser), ""]
     return "\n".join(lines).rstrip() + "\n"
 

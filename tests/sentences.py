@@ -74,6 +74,9 @@ CASES = [
     _fit("--model.gama 0.9", r"did you mean --model\.gamma\?"),
     _fit("--trainer.loger x", r"did you mean --trainer\.logger\?"),
     _fit("--track", r"did you mean --trainer\.logger\?"),
+    _fit("--model.env.foo 1", "--model.env.foo; --help lists what there is"),
+    _fit("--model.env.time_out 1", r"did you mean --model\.env\.timeout\?"),
+    _fit("--model.network.init_args.activation_fn relu", r"did you mean --model\.network\.init_args\.activation\?"),
     _fit("--zzz 1", "--help lists what there is"),
     # values of another kind
     _fit("--model.gamma high", "--model.gamma is 'high' and must be a number"),
@@ -89,6 +92,8 @@ CASES = [
     _fit("--seed_everything abc", "--seed_everything is 'abc' and must be true or false or a whole number"),
     _fit("--seed_everything -1", "seed_everything=-1 is no seed"),
     _fit("--model.learning_rate -1", "learning_rate=-1.0 must be positive"),
+    _fit("--eval.video_freq 2 --model.eval_freq 0", "counts evaluations, and eval_freq=0 makes none; set eval_freq"),
+    _fit("--eval.video_freq -1", "video_freq=-1 must not be negative"),
     _fit("--model.minibatch_size 60", "use 32 or 64"),
     # environments
     _fit("--model.env.id CartPol-v1", "nearest names are.*CartPole-v1"),
@@ -101,7 +106,12 @@ CASES = [
     _fit("--trainer.logger CSVLogger --trainer.logger.flush_logs_every_n_steps x", "flush_logs_every_n_steps.* 'x'"),
     _fit("--trainer.logger lightning.pytorch.loggers.CometLogger", "a package is missing: .*comet"),
     _fit("--trainer.callbacks 3", "--trainer.callbacks is '3' and must be the name of a class"),
-    _fit("--trainer.callbacks+=EarlyStopping", "monitor is missing"),
+    _fit("--trainer.callbacks+=EarlyStopping", r"--trainer\.callbacks\.init_args\.monitor is missing"),
+    _fit(
+        "--trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor m --trainer.callbacks.patiens 4",
+        r"--trainer\.callbacks\.patiens; did you mean --trainer\.callbacks\.patience\?",
+    ),
+    _fit("--trainer.logger CSVLogger", r"--trainer\.logger\.init_args\.save_dir is missing"),
     _fit(
         "--trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor m --trainer.callbacks.mode x", "`mode` can be"
     ),
@@ -123,6 +133,10 @@ CASES = [
     _config("modle.yaml", r"no setting 'modle.env.id', in line 3 .*; did you mean model\.env"),
     _config("n_envs.yaml", r"no setting 'model.n_envs', in line 5 of .*; did you mean model\.num_envs\?"),
     _config("kind.yaml", "model.num_steps, in line 6 of 'kind.yaml', is 'many' and must be a whole number"),
+    _config(
+        "activation.yaml", r"'.*activation_fn', in line 14 of .*; did you mean model\.network\.init_args\.activation\?"
+    ),
+    _config("seed.yaml", r"no setting 'seed', in line 11 of 'seed.yaml'; did you mean seed_everything\?"),
     _config("trainer.yaml", "trainer is 3 in line 11 of 'trainer.yaml'"),
     # files that are no checkpoints
     _checkpoint("last", "no run under"),
@@ -144,6 +158,7 @@ CASES = [
     Case(["fit", "--ckpt_path", "last", "--model.env", "Acrobot-v1"], "leave env and network as they were", True),
     Case(["predict", "--ckpt_path", "last", "--vidoe", "x"], r"did you mean --video\?", True),
     Case(["predict", "--ckpt_path", "last", "--video", "small.yaml"], "in the way of a video", True),
+    Case(["predict", "--ckpt_path", "last", "--video", "x", "--gif", "x"], "--video and --gif are ways to watch", True),
     Case(["validate", "--ckpt_path", "last", "--trainer.devices", "2"], "devices=2 is not supported", True),
     Case(["validate"], "validate needs a trained policy"),
     Case(["export", "last"], "--to is missing", True),
@@ -167,6 +182,9 @@ def write_files():
     Path("modle.yaml").write_text(SMALL.replace("model:", "modle:"))
     Path("n_envs.yaml").write_text(SMALL.replace("num_envs", "n_envs"))
     Path("kind.yaml").write_text(SMALL.replace("num_steps: 16", "num_steps: many"))
+    Path("seed.yaml").write_text(f"{SMALL}seed: 1\n")
+    network = "  network:\n    class_path: pl_rl.MLPActorCritic\n    init_args:\n      activation_fn: relu\n"
+    Path("activation.yaml").write_text(SMALL + network)
     Path("trainer.yaml").write_text(f"{SMALL}trainer: 3\n")
     Path("empty.ckpt").touch()
     Path("lfs.ckpt").write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{64 * '0'}\nsize 4567890\n")

@@ -66,7 +66,8 @@ MODULES_THAT_READ = {
 # What imports by name, and modules that ask whether an optional package is there.
 IMPORTING = {"import_module", "__import__", "find_spec", "load_env_creator"}
 LOOKING_FOR_PACKAGES = {
-    *("pl_rl.algorithm.evaluation", "pl_rl.deploy.export", "pl_rl.runs.trust", "pl_rl.trackers.words"),
+    *("pl_rl.algorithm.drawing", "pl_rl.cli.completion", "pl_rl.deploy.export", "pl_rl.runs.trust"),
+    "pl_rl.trackers.words",
 }
 
 

@@ -1,7 +1,9 @@
 """PPO in a Trainer: budgets, reproducibility, settings and their errors, checkpoints of a model."""
 
+import math
 import time
 import tomllib
+from functools import partial
 from pathlib import Path
 
 import gymnasium as gym
@@ -11,9 +13,11 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pl_rl import PPO, CNNActorCritic, EnvConfig, MLPActorCritic, UsageError
 from pl_rl.compiled.choice import choose_compilation
+from pl_rl.runs.dashboard import LAYOUT
 from tests.example_networks import LinearValue
 from tests.support import (
     MemoryLogger,
@@ -242,6 +246,7 @@ def test_metrics_are_logged_against_env_steps():
     fit(small_ppo(), logger=logger)
     assert [step for step, _ in logger.points("losses/policy_loss")] == [64 * i for i in range(1, 9)]
     assert set(logger.calls[-1][1]) == {
+        "losses/loss",
         "losses/policy_loss",
         "losses/value_loss",
         "losses/entropy",
@@ -256,6 +261,32 @@ def test_metrics_are_logged_against_env_steps():
         "schedule/clip_coef",
         "time/env_steps_per_second",
     }
+
+
+def test_the_loss_is_the_sum_of_its_parts():
+    scalars = one_iteration_of_the_counter(truncate_at=3, vf_coef=0.25, ent_coef=0.5)
+    parts = [scalars[f"losses/{name}"] for name in ("policy_loss", "value_loss", "entropy")]
+    assert scalars["losses/loss"] == pytest.approx(parts[0] + 0.25 * parts[1] - 0.5 * parts[2], rel=1e-6)
+
+
+def test_the_standard_deviation_of_continuous_actions_is_logged():
+    logger = MemoryLogger()
+    model = small_ppo(env="Pendulum-v1", network=partial(MLPActorCritic, log_std_init=-1.0), learning_rate=1e-9)
+    fit(model, logger=logger)
+    assert logger.values("policy/std") == [pytest.approx(math.exp(-1), rel=1e-4)] * 8
+
+
+def test_tensorboard_has_a_group_of_charts_for_each_question(tmp_path):
+    logger = TensorBoardLogger(tmp_path)
+    fit(small_ppo(env="Pendulum-v1", eval_freq=8, norm_obs=True), logger=logger)
+    events = EventAccumulator(logger.log_dir)
+    events.Reload()
+    assert "custom_scalars__config__" in events.Tags()["tensors"]
+    charts = [tags for group in LAYOUT.values() for _, tags in group.values()]
+    # Of an environment whose episodes have not ended, there is no return of training.
+    ended = {"rollout/return_mean", "rollout/length_mean"}
+    assert {tag for tags in charts for tag in tags} - ended <= set(events.Tags()["scalars"])
+    assert next(iter(LAYOUT)) == "How good is it?", "what matters first"
 
 
 def test_how_often_metrics_are_logged_is_counted_in_train_iterations():

@@ -2,13 +2,14 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Any, cast
+from collections.abc import Callable, Mapping
+from typing import Any, cast, get_args
 
 import numpy as np
 from torch import Tensor, nn
 
 from pl_rl.envs import EnvConfig
+from pl_rl.envs.config import Vectorization
 from pl_rl.errors import UsageError
 from pl_rl.files.plain_data import plain_data
 from pl_rl.networks.actor_critic import ActorCritic
@@ -65,11 +66,36 @@ def check_parts(env: Any, network: Any) -> None:
             f"env={str(env)[:80]} is a {type(env).__name__} and must be the name of an environment or an EnvConfig, as "
             "a run makes several of it; register your own with gymnasium.register and give its name"
         )
+    _check_env(env)
     if isinstance(network, nn.Module) or not callable(network):
         raise UsageError(
             f"network is a {type(network).__name__} and must be a class, or a function that makes a network of the "
             "observation and the action space; give pl_rl.MLPActorCritic, or a functools.partial of it"
         )
+
+
+def _check_env(env: EnvConfig) -> None:
+    """Refuse settings of another kind than theirs, which Python does not look at.
+
+    Raises:
+        UsageError: For the first of them.
+    """
+    texts = ("imports", "info_keys")
+    wanted = {
+        "id": (isinstance(env.id, str), "a text, such as CartPole-v1"),
+        "vectorization": (env.vectorization in get_args(Vectorization), f"one of {', '.join(get_args(Vectorization))}"),
+        "kwargs": (isinstance(env.kwargs, Mapping), "a dictionary of arguments by name"),
+        "timeout": (isinstance(env.timeout, int | float) and not isinstance(env.timeout, bool), "a number of seconds"),
+        **{name: (_is_list(getattr(env, name), str), "a list of texts") for name in texts},
+        **{name: (_is_list(getattr(env, name), object), "a list") for name in ("wrappers", "train_wrappers")},
+    }
+    for name, (fits, words) in wanted.items():
+        if not fits:
+            raise UsageError(f"env.{name}={str(getattr(env, name))[:80]!r} must be {words}")
+
+
+def _is_list(value: Any, kind: type) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(item, kind) for item in value)
 
 
 def plain_number(name: str, value: Any) -> Any:

@@ -12,8 +12,10 @@ from pl_rl.callbacks.run_checkpoint import RunCheckpoint
 from pl_rl.callbacks.run_directory import RunDirectory
 from pl_rl.callbacks.stop_on_signal import StopOnSignal
 from pl_rl.callbacks.summary import RunSummary
+from pl_rl.callbacks.videos import EvaluationVideos
 
 __all__ = [
+    "EvaluationVideos",
     "PeriodicEvaluation",
     "PretrainedCheckpoint",
     "ResumeState",

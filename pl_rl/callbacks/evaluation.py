@@ -1,5 +1,6 @@
 """Evaluation on a schedule of train iterations."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import lightning as L
@@ -7,9 +8,11 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from pl_rl.agent import Agent, as_agent
 from pl_rl.algorithm.schedule import is_due
-from pl_rl.callbacks.lookup import find_callback
+from pl_rl.callbacks.lookup import find_callback, find_callbacks
 from pl_rl.callbacks.run_directory import run_directory
+from pl_rl.callbacks.videos import EvaluationVideos, check_counted
 from pl_rl.checkpoints.format import STATE_KEY
+from pl_rl.envs.episode_info import SUCCESS_KEYS
 from pl_rl.errors import UsageError
 from pl_rl.runs.evaluations import add_evaluation, begin_segment
 from pl_rl.seeding.streams import Stream
@@ -43,9 +46,16 @@ class PeriodicEvaluation(L.Callback):
         self._segment = 0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Forget an earlier run of the same model; a resume then brings its own state."""
-        if stage == "fit":
-            self.latest, self.best_return, self.train_iter = {}, -float("inf"), None
+        """Forget an earlier run of the same model; a resume then brings its own state.
+
+        Raises:
+            UsageError: If evaluations that are not made are to be filmed.
+        """
+        if stage != "fit":
+            return
+        self.latest, self.best_return, self.train_iter = {}, -float("inf"), None
+        for videos in find_callbacks(trainer, EvaluationVideos):
+            check_counted(videos.video_freq, self.every)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Evaluate the policy before training; a resumed run has done so, and may have ended already.
@@ -99,10 +109,13 @@ class PeriodicEvaluation(L.Callback):
         return is_due(-1 if latest is None else latest, train_iter, self.every)
 
     def _evaluate(self, agent: Agent) -> None:
+        before = self.train_iter
         # Noted when it has been made: a resume after a failure makes up for it.
         self.latest = agent.play(Stream.EVALUATION).statistics()
         self.train_iter = agent.train_iter
         self.best_return = max(self.best_return, self.latest["return_mean"])
+        if before is None:
+            _tell_of_unknown(agent.env_config.info_keys, self.latest)
         for group, step in [("evaluator_iter", agent.train_iter), ("evaluator_step", agent.env_steps)]:
             agent.log_scalars({f"{group}/{name}": value for name, value in self.latest.items()}, step)
         run = run_directory(agent.trainer)
@@ -110,6 +123,8 @@ class PeriodicEvaluation(L.Callback):
             add_evaluation(run, self._segment, agent.train_iter, agent.env_steps, self.latest)
         # The name under which Lightning's TensorBoard logger fills the HParams tab.
         agent.log_scalars({"hp_metric": self.best_return}, agent.train_iter)
+        for videos in find_callbacks(agent.trainer, EvaluationVideos):
+            videos.after_evaluation(agent, before, self.every)
 
     def _publish(self, agent: Agent) -> None:
         """Give other callbacks something to monitor."""
@@ -127,6 +142,13 @@ class PeriodicEvaluation(L.Callback):
         if self.stop_value is None or return_mean < self.stop_value:
             return None
         return f"evaluation return {return_mean:g} reached stop_value={self.stop_value:g}"
+
+
+def _tell_of_unknown(info_keys: Iterable[str], statistics: Mapping[str, float]) -> None:
+    """Say which names are in no episode's info: one may be misspelt, and nothing would be logged for it."""
+    for key in info_keys:
+        if key not in SUCCESS_KEYS and f"{key}_mean" not in statistics:
+            rank_zero_info(f"No episode of the first evaluation has a number {key!r} in its info, see env.info_keys.")
 
 
 def evaluation_of(trainer: L.Trainer) -> PeriodicEvaluation:

@@ -1,11 +1,14 @@
 """What a checkpoint must hold beyond weights and optimizer, and the account of a resume."""
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 
 from pl_rl.agent import Agent, as_agent
@@ -24,10 +27,12 @@ from pl_rl.callbacks.settings import (
 from pl_rl.checkpoints.format import FORMAT_VERSION, STATE_KEY
 from pl_rl.checkpoints.restoring import check_optimizers
 from pl_rl.checkpoints.training_state import restore_training_state, save_after_failure, save_training_state
+from pl_rl.envs import EnvConfig
 from pl_rl.errors import UsageError
 from pl_rl.files.plain_data import changed_settings, plain_data
 from pl_rl.files.terminal import printable
 from pl_rl.runs.directory import display_path, run_of_checkpoint
+from pl_rl.runs.log_meter import SEAM_TAGS
 
 
 class ResumeState(L.Callback):
@@ -123,12 +128,14 @@ class ResumeState(L.Callback):
             # Lightning does not remember, and would train for one more epoch.
             agent.stop(ENDED_BY_EARLY_STOPPING)
         if trainer.is_global_zero:
-            before = {**_defaults(agent), **checkpoint["hyper_parameters"]}
+            before = {**_defaults(agent), **_with_defaults(checkpoint["hyper_parameters"])}
             changes = changed_settings(before, dict(agent.hparams)) + [str(change) for change in self._changes]
             seed = checkpoint[STATE_KEY]["seed_everything"]
             if seed != self._seed and not agent.branching:
                 changes.append(f"seed_everything: {seed} -> {self._seed}, without effect on the run's random numbers")
-            for line in _resume_report(trainer, agent, changes, self.losses):
+            report = _resume_report(trainer, agent, changes, self.losses)
+            _note_seam(agent, report)
+            for line in report:
                 Console().print(printable(line), highlight=False, markup=False, soft_wrap=True)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
@@ -168,6 +175,19 @@ def _defaults(agent: Agent) -> dict[str, Any]:
         for name in agent.hparams
         if name in parameters and parameters[name].default is not Parameter.empty
     }
+
+
+def _with_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A checkpoint's settings with those of the environment that there were not when it was saved."""
+    return {**settings, "env": {**plain_data(asdict(EnvConfig(settings["env"]["id"]))), **settings["env"]}}
+
+
+def _note_seam(agent: Agent, report: list[str]) -> None:
+    """Give TensorBoard the account of a resume, where the curves of both axes went on."""
+    for logger in agent.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            for counter, tag in SEAM_TAGS.items():
+                logger.experiment.add_text(tag, "\n".join(map(printable, report)), getattr(agent, counter))
 
 
 def _is_same(one: Path, other: Path) -> bool:

@@ -15,6 +15,7 @@ from pl_rl.algorithm.evaluation import format_return
 from pl_rl.callbacks.evaluation import PeriodicEvaluation, evaluation_of
 from pl_rl.callbacks.lookup import find_callback, find_callbacks
 from pl_rl.callbacks.run_checkpoint import RunCheckpoint
+from pl_rl.envs.episode_info import SUCCESS_RATE
 from pl_rl.errors import Interrupted
 from pl_rl.runs.directory import display_path
 from pl_rl.runs.trust import is_own
@@ -57,6 +58,8 @@ class RunSummary(L.Callback):
         if evaluation.train_iter is not None:
             best, latest = format_return(evaluation.best_return), format_return(evaluation.latest["return_mean"])
             rows.append(("return", f"best {best}, latest {latest}"))
+        if SUCCESS_RATE in evaluation.latest:
+            rows.append(("success", f"{evaluation.latest[SUCCESS_RATE]:.0%} of the latest evaluation's episodes"))
         checkpoint = _checkpoint(trainer)
         if checkpoint is not None:
             rows.append(("last checkpoint", display_path(checkpoint.last_model_path)))

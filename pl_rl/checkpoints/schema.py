@@ -112,7 +112,8 @@ COLLECTOR = record(
                 "open_lengths": array(torch.int64, ndim=1),
                 "recent": sequence(fields(number(), whole())),
                 "total": whole(),
-            }
+            },
+            {"info": sequence(mapping(number()))},
         ),
         "generator": _TORCH_GENERATOR,
     },
@@ -154,7 +155,8 @@ STATE = record(
 )
 
 _EPISODES = record(
-    {f"{what}_{statistic}": number() for what in ("return", "length") for statistic in ("mean", "min", "max", "std")}
+    {f"{what}_{statistic}": number() for what in ("return", "length") for statistic in ("mean", "min", "max", "std")},
+    others=number(),
 )
 
 
@@ -287,6 +289,9 @@ def check_checkpoint(checkpoint: Any) -> None:
         state = environments["state"]
         parts |= {f"environments.state.{name}": state[name] for name in ("steps", "prev_done")}
         parts["environments.state.state"] = state["state"].T
+    episodes = collector["episodes"]
+    if len(episodes.get("info", episodes["recent"])) != len(episodes["recent"]):
+        raise Misfit("pl_rl.collector.episodes.info", episodes["info"], "of as many episodes as recent is")
     for name, part in parts.items():
         if part is not None and len(part) != num_envs:
             raise Misfit(f"pl_rl.collector.{name}", part, f"of {num_envs} environments, as open_returns is")

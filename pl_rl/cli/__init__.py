@@ -16,8 +16,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pl_rl import __version__
+from pl_rl.cli.completion import COMMAND, SHELLS, check_shell, completion_script
 from pl_rl.cli.configs import packaged_configs
-from pl_rl.cli.parsing import PROG, Parser, fail, setting
+from pl_rl.cli.parsing import PROG, Parser, fail, option, setting
 from pl_rl.cli.sentences import said_by_library
 from pl_rl.cli.verbs import OWN_VERBS
 from pl_rl.errors import RunFailure, UsageError
@@ -61,6 +62,9 @@ def _run(args: list[str]) -> None:
             return
         if args[0] in ("-h", "--help", "--version"):
             _parser_of_verbs().parse_args(args)
+        if args[0].partition("=")[0] == "--print_completion":
+            _print_completion(option(args, "--print_completion"))
+            return
         # Late, as Lightning takes seconds.
         with _loading():
             from pl_rl.cli.trainer_verbs import run
@@ -87,6 +91,14 @@ def _run(args: list[str]) -> None:
         fail(sentence, status=2)
 
 
+def _print_completion(shell: str | None) -> None:
+    shell = check_shell(shell)
+    from pl_rl.cli.trainer_verbs import parsers
+
+    own = {name: verb.parser() for name, verb in OWN_VERBS.items()}
+    print(completion_script(shell, VERBS, {**parsers(), **own}), end="")
+
+
 @contextmanager
 def _loading() -> Iterator[None]:
     """Say at once that something happens, where somebody looks on."""
@@ -106,11 +118,14 @@ def _parser_of_verbs() -> argparse.ArgumentParser:
     shipped = [name.removesuffix(".yaml") for name in packaged_configs()]
     parser = argparse.ArgumentParser(
         prog=PROG,
-        usage="%(prog)s [-h] [--version] VERB ...",
+        usage="%(prog)s [-h] [--version] [--print_completion SHELL] VERB ...",
         description=DESCRIPTION,
         epilog=f"{PROG} VERB --help says more. Shipped for --config: {', '.join(shipped)}.",
     )
     parser.add_argument("--version", action="version", version=f"pl_rl {__version__}")
+    parser.add_argument(
+        "--print_completion", metavar="SHELL", help=f"Print what makes {' or '.join(SHELLS)} complete {COMMAND}."
+    )
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     for name, description in VERBS.items():
         verbs.add_parser(name, help=description)

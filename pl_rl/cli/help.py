@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 # By the first option of each group; what is not named here comes after them.
-ORDER = ("model", "ckpt_path", "pretrained", "checkpoint", "config")
+ORDER = ("model", "ckpt_path", "pretrained", "checkpoint", "eval", "config")
 ON_REQUEST = ("trainer", "data")
 
 

@@ -12,12 +12,13 @@ from jsonargparse._loaders_dumpers import get_yaml_default_loader
 
 from pl_rl.cli.configs import find_config, packaged_configs
 from pl_rl.cli.help import help_of, without_markup
-from pl_rl.cli.sentences import sentence_of
+from pl_rl.cli.sentences import Places, WithinClass, sentence_of
 from pl_rl.errors import UsageError
 from pl_rl.files.plain_yaml import check_yaml, lines_of, read_yaml
 from pl_rl.files.terminal import printable, shortened
 
 PROG = "python -m pl_rl"
+GROUPS = ("model", "trainer", "checkpoint", "eval", "pretrained")
 
 _WHOLE = re.compile(r"[-+]?[0-9_]+[eE]\+?[0-9]{1,2}")
 
@@ -67,7 +68,7 @@ class ConfigFile(ActionConfigFile):
             )
         lines = lines_of(path)
         for name, group in settings.items():
-            if name in ("model", "trainer", "checkpoint", "pretrained") and isinstance(group, int | float | list):
+            if name in GROUPS and isinstance(group, int | float | list):
                 raise UsageError(
                     f"{name} is {group!r} in line {lines[name]} of {str(path)!r}, where there are to be settings by "
                     "name; --print_config prints what it may say"
@@ -80,10 +81,12 @@ class Parser(ArgumentParser):
 
     Attributes:
         given: What was typed, which a parser within the parser does not know.
+        within: What parsers of classes' arguments have said.
         is_of_trainer: Whether it has the options of Lightning's Trainer.
     """
 
     given: ClassVar[list[str]] = []
+    within: ClassVar[list[WithinClass]] = []
     is_of_trainer = False
 
     def full_help(self) -> str:
@@ -95,7 +98,14 @@ class Parser(ArgumentParser):
         return help_of(self, self.full_help) if self.is_of_trainer else self.full_help()
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the sentence and exit with status 2."""
+        """Print the sentence and exit with status 2.
+
+        Raises:
+            argparse.ArgumentError: From a parser of a class's arguments, to the one that knows what the class is for.
+        """
+        if not self.exit_on_error:
+            Parser.within.append(WithinClass(" ".join(message.split()), list(self._option_string_actions)))
+            raise argparse.ArgumentError(None, message) from ex
         options = [option for parser in self._parsers() for option in parser._option_string_actions]
         args = Parser.given
         config, lines = None, {}
@@ -103,7 +113,10 @@ class Parser(ArgumentParser):
             config = find_config(str(option(args, "-c", "--config")))
             lines = lines_of(config)
         shipped = [name.removesuffix(".yaml") for name in packaged_configs()]
-        fail(sentence_of(message, options, args, lines, config, shipped), status=2)
+        places = Places(options, args, lines, config, shipped)
+        # Of the kinds of value that an option takes, all are tried; the first says most.
+        found = (said for said in Parser.within if said.message in " ".join(message.split()))
+        fail(sentence_of(message, places, next(found, None)), status=2)
 
     def _parsers(self) -> list[ArgumentParser]:
         subcommands = self._subcommands_action

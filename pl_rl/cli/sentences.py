@@ -5,7 +5,7 @@ import re
 import traceback
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import get_args
+from typing import NamedTuple, get_args
 
 from pl_rl.trackers import LoggerName
 
@@ -57,6 +57,8 @@ _TYPES = {
 # By which a library's own code fails, rather than refuses.
 _FAULTS = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, OSError)
 _UNKNOWN = re.compile(r"(?:does not accept option|[Uu]nrecognized arguments:|Unknown option) '?-*([\w.]+)")
+_REQUIRED = re.compile(r"the following arguments are required: (\S+)")
+_NOT_ACCEPTED = re.compile(r"Option '([\w.]+)' is not accepted")
 _OF_KEY = re.compile(
     r'(?:Parser key "([\w.]+)"(?: element \d+)?|argument (?:-\w/)?--([\w.+]+)): (?:- )?(.*)', re.DOTALL
 )
@@ -71,25 +73,40 @@ _TRIED = re.compile(
 )
 
 
-def sentence_of(
-    message: str,
-    options: list[str],
-    args: list[str],
-    lines: dict[str, int],
-    config: Path | None,
-    configs: Collection[str] = (),
-) -> str:
+class WithinClass(NamedTuple):
+    """What the parser of a class's arguments says, before another adds what it tried besides."""
+
+    message: str
+    options: list[str]
+    """All that it has, such as ``--monitor``."""
+
+
+class Places(NamedTuple):
+    """What there is, and where something was given."""
+
+    options: list[str]
+    """All that there are, such as ``--model.gamma``."""
+    args: list[str]
+    """What was typed."""
+    lines: dict[str, int]
+    """The line of each setting of the configuration file, by its dotted name."""
+    config: Path | None
+    """The file."""
+    configs: Collection[str] = ()
+    """Names of the configurations shipped."""
+
+
+def sentence_of(message: str, places: Places, within: WithinClass | None = None) -> str:
     """A parser's message in one sentence, with the place in the file and the nearest option.
 
     Args:
         message: The parser's.
-        options: All that there are, such as ``--model.gamma``.
-        args: What was typed.
-        lines: The line of each setting of the configuration file, by its dotted name.
-        config: The file.
-        configs: Names of the configurations shipped.
+        places: What there is.
+        within: What the parser of a class's arguments has said, if that is the reason.
     """
     sentence = " ".join(message.split())
+    if within is not None:
+        return _within(sentence, within, places)
     if "arguments are required" in sentence and "model.env" in sentence:
         return "no environment is named; add --model.env ID or --config FILE"
     if sentence.endswith("arguments are required: id"):
@@ -101,37 +118,47 @@ def sentence_of(
         return f"there is no logger {logger[1]!r}; use {words}, a list of them, or the class of one with its settings"
     unknown = _UNKNOWN.search(sentence)
     if unknown is not None:
-        return _unknown(unknown[1], sentence, options, lines, config, configs)
-    required = re.fullmatch(r"the following arguments are required: (\S+)", sentence)
+        return _unknown(unknown[1], sentence, places)
+    required = _REQUIRED.fullmatch(sentence)
     if required is not None:
-        needed = f"--{required[1]}" if f"--{required[1]}" in options else required[1]
+        needed = f"--{required[1]}" if f"--{required[1]}" in places.options else required[1]
         return f"{needed} is missing; --help says what it is"
     of_key = _OF_KEY.match(sentence)
     if of_key is None:
         return sentence
-    where = _where(of_key[1] or of_key[2], args, lines, config)
-    return _of_value(where, of_key[3])
+    return _of_value(_where(of_key[1] or of_key[2], places), of_key[3])
 
 
-def _unknown(
-    name: str,
-    sentence: str,
-    options: list[str],
-    lines: dict[str, int],
-    config: Path | None,
-    configs: Collection[str],
-) -> str:
+def _within(sentence: str, within: WithinClass, places: Places) -> str:
+    """Of an argument of a class, by its whole name."""
+    of_key = _OF_KEY.match(sentence)
+    group = "" if of_key is None else of_key[1] or of_key[2]
+    required, unknown = _REQUIRED.fullmatch(within.message), _NOT_ACCEPTED.fullmatch(within.message)
+    if required is not None and required[1] != "id":
+        return f"--{group}.init_args.{required[1]} is missing; give it after --{group}"
+    if unknown is None:
+        return sentence_of(within.message, places)
+    typed = {arg.partition("=")[0].removeprefix("--") for arg in places.args}
+    names = [f"{group}.init_args.{unknown[1]}", f"{group}.{unknown[1]}"]
+    name = next((name for name in names if name in typed or name in places.lines), names[0])
+    prefix = name.removesuffix(unknown[1])
+    options = [f"--{prefix}{option.removeprefix('--')}" for option in within.options if option.startswith("--")]
+    places = places._replace(options=options)
+    return _unknown(name, f"unrecognized arguments: --{name}" if name in typed else sentence, places)
+
+
+def _unknown(name: str, sentence: str, places: Places) -> str:
     """Of a name that no setting has: where it stands, and which one was meant."""
     typed = "nrecognized arguments" in sentence
-    if typed and name in configs:
+    if typed and name in places.configs:
         return f"{sentence}; did you mean --config {name}?"
     if typed and not sentence.partition("arguments: ")[2].startswith("-"):
         return f"{sentence}; a value stands after its option, as in --model.gamma 0.9"
-    if not typed and config is not None and name in lines:
-        said = f"there is no setting {name!r}, in line {lines[name]} of {str(config)!r}"
+    if not typed and places.config is not None and name in places.lines:
+        said = f"there is no setting {name!r}, in line {places.lines[name]} of {str(places.config)!r}"
     else:
         said = f"{sentence}" if typed else f"there is no setting {name!r}"
-    meant = nearest_option(name, options)
+    meant = nearest_option(name, places.options)
     if meant is None:
         return f"{said}; --help lists what there is"
     return f"{said}; did you mean {meant if typed else meant.removeprefix('--')}?"
@@ -151,15 +178,23 @@ def nearest_option(name: str, options: list[str]) -> str | None:
     whole = difflib.get_close_matches(f"--{name}", leaves, n=1, cutoff=0.9)
     last = name.rpartition(".")[2].replace("-", "_").lower()
     alias = f"--{_BY_ALIAS.get(last, '')}"
-    same = sorted((option for option in settings if option.rpartition(".")[2].removeprefix("--") == last), key=_rank)
+    same = sorted((option for option in settings if _last(option) == last), key=_rank)
     if whole or same or alias in settings:
         return (whole or same or [alias])[0]
     if any(f"--{name}".startswith(f"{option}.init_args.") for option in settings):
         return None  # of a class that the parser does not know
     nearest = difflib.get_close_matches(f"--{name}", leaves, n=1, cutoff=0.75)
-    by_last = {option.rpartition(".")[2].removeprefix("--"): option for option in sorted(leaves, key=_rank)[::-1]}
+    # Long names of the same group are alike, whatever comes then.
+    beginning = f"--{name}".rpartition(".")[0]
+    others = [option for option in nearest if option.rpartition(".")[0] != beginning]
+    nearest = others or [option for option in nearest if difflib.get_close_matches(last, [_last(option)], cutoff=0.5)]
+    by_last = {_last(option): option for option in sorted(leaves, key=_rank)[::-1]}
     nearest += [by_last[name] for name in difflib.get_close_matches(last, by_last, n=1, cutoff=0.8)]
     return nearest[0] if nearest else None
+
+
+def _last(option: str) -> str:
+    return option.rpartition(".")[2].removeprefix("--")
 
 
 def _rank(option: str) -> int:
@@ -167,15 +202,15 @@ def _rank(option: str) -> int:
     return 0 if option.startswith("--model.") else 1
 
 
-def _where(key: str, args: list[str], lines: dict[str, int], config: Path | None) -> str:
+def _where(key: str, places: Places) -> str:
     """The name of a setting, and where it was given; ``key`` may be its last part."""
-    typed = [arg.partition("=")[0].removesuffix("+") for arg in args if arg.startswith("--")]
+    typed = [arg.partition("=")[0].removesuffix("+") for arg in places.args if arg.startswith("--")]
     for option in reversed(typed):
         if option == f"--{key}" or option.endswith(f".{key}"):
             return option
-    for name, line in lines.items():
+    for name, line in places.lines.items():
         if name == key or name.endswith(f".{key}"):
-            return f"{name}, in line {line} of {str(config)!r},"
+            return f"{name}, in line {line} of {str(places.config)!r},"
     # A whole group was given, of which this is a part.
     groups = [option for option in typed if f"--{key}".startswith(f"{option}.")]
     return groups[-1] if groups else key

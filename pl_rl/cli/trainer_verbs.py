@@ -1,7 +1,7 @@
 """Running a verb of Lightning's Trainer. To import this takes the seconds that it takes to import Lightning."""
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
 from pl_rl.cli.parsing import PROG, Parser
 from pl_rl.cli.training import CLI, SaveConfig
@@ -26,6 +26,25 @@ def _cli_for(verb: str) -> type[CLI]:
     return OneVerb
 
 
+class _Parsers(Exception):
+    """Carries the parsers of all verbs out of the command line, which is about to parse."""
+
+
+def parsers() -> dict[str, LightningArgumentParser]:
+    """The parser of each verb."""
+
+    class Unparsed(CLI):
+        def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+            raise _Parsers(self._subcommand_parsers)
+
+    try:
+        _make(Unparsed, [], "")
+    except _Parsers as made:
+        found: dict[str, LightningArgumentParser] = made.args[0]
+        return found
+    raise RuntimeError("the command line was not made")
+
+
 def run(args: list[str], description: str) -> None:
     """Run a verb.
 
@@ -39,21 +58,25 @@ def run(args: list[str], description: str) -> None:
     # Flags, where jsonargparse asks for a value.
     args = [f"{arg}=true" if arg in ("--branch", "--auto_resume") else arg for arg in args]
     try:
-        _cli_for(args[0])(
-            PPO,
-            save_config_callback=SaveConfig,
-            trainer_class=Trainer,
-            seed_everything_default=0,
-            trainer_defaults={
-                "accelerator": "cpu",
-                "enable_model_summary": False,
-                "num_sanity_val_steps": 0,
-            },
-            parser_class=TrainerParser,
-            parser_kwargs={"prog": PROG, "allow_abbrev": False, "description": description},
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            args=args,
-        )
+        _make(_cli_for(args[0]), args, description)
     except MisconfigurationException as error:
         raise UsageError(str(error)) from error
+
+
+def _make(cli: type[CLI], args: list[str], description: str) -> None:
+    cli(
+        PPO,
+        save_config_callback=SaveConfig,
+        trainer_class=Trainer,
+        seed_everything_default=0,
+        trainer_defaults={
+            "accelerator": "cpu",
+            "enable_model_summary": False,
+            "num_sanity_val_steps": 0,
+        },
+        parser_class=TrainerParser,
+        parser_kwargs={"prog": PROG, "allow_abbrev": False, "description": description},
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+        args=args,
+    )

@@ -14,9 +14,10 @@ from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from pl_rl.algorithm.evaluation import Episodes
-from pl_rl.callbacks import PretrainedCheckpoint, RunCheckpoint, RunProgressBar, RunSummary
+from pl_rl.callbacks import EvaluationVideos, PretrainedCheckpoint, RunCheckpoint, RunProgressBar, RunSummary
 from pl_rl.callbacks.lookup import find_callback
 from pl_rl.callbacks.run_directory import LOGS_KEY, run_directory
+from pl_rl.callbacks.videos import check_counted
 from pl_rl.checkpoints.format import read_checkpoint
 from pl_rl.cli.configs import packaged_configs
 from pl_rl.cli.help import TrainerHelp
@@ -96,6 +97,7 @@ class CLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """What is saved and how often, and what a run starts from."""
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(EvaluationVideos, "eval")
         parser.add_lightning_class_args(PretrainedCheckpoint, "pretrained")
         parser.add_argument(
             "--pretrained.adopt_network",
@@ -113,6 +115,7 @@ class CLI(LightningCLI):
         if subcommand == "predict":
             parser.add_argument("--render", action="store_true", help="Show the episodes in a window.")
             parser.add_argument("--video", type=Path | None, help="Folder for an MP4 file of each episode.")
+            parser.add_argument("--gif", type=Path | None, help="Folder for an animated GIF of each episode.")
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -196,7 +199,9 @@ class CLI(LightningCLI):
         config = self.config[self.subcommand]
         if config.pretrained.pop("adopt_network") and config.pretrained.path is not None and config.ckpt_path is None:
             self._adopt_network(config)
-        if self.subcommand != "fit":
+        if self.subcommand == "fit":
+            check_counted(config.eval.video_freq, config.model.eval_freq)  # before there is a directory
+        else:
             config.trainer.logger = False
             if not config.trainer.callbacks:  # one of them may be a bar
                 config.trainer.enable_progress_bar = False
@@ -242,6 +247,8 @@ class CLI(LightningCLI):
             callbacks.append(self._get(self.config_init, "checkpoint"))
         if self.subcommand == "fit":
             callbacks.append(RunSummary())
+            videos = self._get(self.config_init, "eval")
+            callbacks += [videos] if videos.video_freq else []  # else it is in no checkpoint
         try:
             trainer = cast(Trainer, self._instantiate_trainer(trainer_config, callbacks))
         except UsageError:
@@ -257,9 +264,13 @@ class CLI(LightningCLI):
         Raises:
             UsageError: If that is two places.
         """
-        self.model.video_dir, self.model.in_window = self.config.predict.video, self.config.predict.render
-        if self.model.video_dir is not None and self.model.in_window:
-            raise UsageError("--render and --video are two ways to watch; leave one of them out")
+        config = self.config.predict
+        ways = {"--render": config.render, "--video": config.video is not None, "--gif": config.gif is not None}
+        given = [way for way, is_given in ways.items() if is_given]
+        if len(given) > 1:
+            raise UsageError(f"{' and '.join(given)} are ways to watch; leave all but one out")
+        self.model.in_window, self.model.video_dir = config.render, config.video or config.gif
+        self.model.video_format = "gif" if config.gif is not None else "mp4"
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:

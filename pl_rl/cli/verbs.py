@@ -14,7 +14,7 @@ from pl_rl.cli.parsing import PROG, Parser
 from pl_rl.deploy import Format
 from pl_rl.errors import RunFailure, UsageError
 from pl_rl.files.terminal import printable
-from pl_rl.tools import Aggregate, PictureFormat
+from pl_rl.tools import Aggregate, Axis, PictureFormat, Returns
 
 
 class Verb(NamedTuple):
@@ -22,10 +22,12 @@ class Verb(NamedTuple):
 
     run: Callable[[list[str]], None]
     """Does it, given the arguments that follow."""
+    parser: Callable[[], argparse.ArgumentParser]
+    """Makes the parser of these."""
     description: str
 
 
-def _plot(args: list[str]) -> None:
+def _plot_parser() -> Parser:
     parser = Parser(prog=f"{PROG} plot", description=OWN_VERBS["plot"].description)
     parser.add_argument(
         "runs",
@@ -41,25 +43,41 @@ def _plot(args: list[str]) -> None:
         default="iqm",
         help="What is drawn of runs that differ by their seeds: their interquartile mean, their mean, or each.",
     )
+    parser.add_argument(
+        "--returns", choices=get_args(Returns), default="evaluation", help="Of which episodes the returns are drawn."
+    )
+    parser.add_argument(
+        "--axis", choices=get_args(Axis), help="What they are drawn against; by default train_iter and env_steps."
+    )
+    parser.add_argument("--smooth", type=int, default=1, help="Points of a curve that are averaged.")
     parser.add_argument("--format", choices=get_args(PictureFormat), default="png", help="Of the pictures.")
-    config = parser.parse_args(args)
+    return parser
+
+
+def _plot(args: list[str]) -> None:
+    config = _plot_parser().parse_args(args)
 
     from pl_rl.runs.directory import display_path
     from pl_rl.tools import plotting
 
     runs = plotting.find_runs(config.runs)
-    for path in plotting.plot_runs(runs, config.output or runs[0], config.aggregate, config.format):
+    drawing = plotting.Drawing(config.aggregate, config.returns, config.axis, config.smooth, config.format)
+    for path in plotting.plot_runs(runs, config.output or runs[0], drawing):
         print(display_path(path))
 
 
-def _verify(args: list[str]) -> None:
+def _verify_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"{PROG} verify", description=OWN_VERBS["verify"].description, allow_abbrev=False, exit_on_error=False
     )
     parser.add_argument("--iterations", type=int, default=30, help="Length of each run (default: 30).")
     parser.add_argument("--kills", type=int, default=3, help="How often to kill (default: 3).")
+    return parser
+
+
+def _verify(args: list[str]) -> None:
     try:
-        options, fit_args = parser.parse_known_args(args)
+        options, fit_args = _verify_parser().parse_known_args(args)
     except argparse.ArgumentError as error:
         raise UsageError(str(error)) from error
     if not 1 <= options.kills < options.iterations:
@@ -92,10 +110,14 @@ def _verify(args: list[str]) -> None:
     print(f"Killed after iterations {moments}, the run went on bit for bit.")
 
 
-def _inspect(args: list[str]) -> None:
+def _inspect_parser() -> Parser:
     parser = Parser(prog=f"{PROG} inspect", description=OWN_VERBS["inspect"].description)
     parser.add_argument("checkpoint", metavar="CKPT", help="Path, or the name of one in the newest run (last, best).")
-    config = parser.parse_args(args)
+    return parser
+
+
+def _inspect(args: list[str]) -> None:
+    config = _inspect_parser().parse_args(args)
 
     from rich.console import Console
     from rich.markup import escape
@@ -110,7 +132,7 @@ def _inspect(args: list[str]) -> None:
     Console().print(table)
 
 
-def _export(args: list[str]) -> None:
+def _export_parser() -> Parser:
     parser = Parser(prog=f"{PROG} export", description=OWN_VERBS["export"].description)
     parser.add_argument("checkpoint", metavar="CKPT", help="Path, or the name of one in the newest run (last, best).")
     parser.add_argument(
@@ -124,7 +146,11 @@ def _export(args: list[str]) -> None:
         metavar="NAME",
         help="What a checkpoint from elsewhere may have imported and called: modules, classes, environments.",
     )
-    config = parser.parse_args(args)
+    return parser
+
+
+def _export(args: list[str]) -> None:
+    config = _export_parser().parse_args(args)
 
     from pl_rl.deploy.export import export
     from pl_rl.runs.directory import find_checkpoint
@@ -135,10 +161,12 @@ def _export(args: list[str]) -> None:
 
 
 OWN_VERBS = {
-    "plot": Verb(_plot, "Draw the evaluation curves of runs, seeds together."),
-    "inspect": Verb(_inspect, "Say what a checkpoint holds."),
-    "export": Verb(_export, "Write the policy of a checkpoint for use elsewhere."),
+    "plot": Verb(_plot, _plot_parser, "Draw the evaluation curves of runs, seeds together."),
+    "inspect": Verb(_inspect, _inspect_parser, "Say what a checkpoint holds."),
+    "export": Verb(_export, _export_parser, "Write the policy of a checkpoint for use elsewhere."),
     "verify": Verb(
-        _verify, "Kill a run at random moments, resume it, and compare with one left alone. Takes all arguments of fit."
+        _verify,
+        _verify_parser,
+        "Kill a run at random moments, resume it, and compare with one left alone. Takes all arguments of fit.",
     ),
 }

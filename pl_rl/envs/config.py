@@ -28,6 +28,8 @@ class EnvConfig:
         wrappers: Wrappers of each environment, from the innermost to the outermost.
         train_wrappers: Further wrappers, outside the others, of the environments that are trained in and not of those
             that evaluate.
+        info_keys: Names of numbers in the ``info`` of an episode's last step, whose means over episodes are logged
+            beside the return's; ``is_success`` or ``success`` is logged as ``success_rate`` without being named.
         timeout: Seconds after which making, resetting or stepping an environment in a worker process counts as hung.
     """
 
@@ -37,6 +39,7 @@ class EnvConfig:
     imports: list[str] = field(default_factory=list)
     wrappers: list[ClassPath] = field(default_factory=list)
     train_wrappers: list[ClassPath] = field(default_factory=list)
+    info_keys: list[str] = field(default_factory=list)
     timeout: float = 300.0
 
     def wrapped(self, training: bool) -> list[ClassPath]:

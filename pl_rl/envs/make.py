@@ -7,11 +7,14 @@ import re
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from typing import Any
 
 import gymnasium as gym
+from gymnasium.envs.registration import find_highest_version, get_env_id, parse_env_id
+from lightning.pytorch.utilities import rank_zero_info
 
 from pl_rl.envs.config import ClassPath, EnvConfig
 from pl_rl.envs.faults import STOPS, close_each, error_in_words
@@ -36,6 +39,30 @@ def make_env(config: EnvConfig, training: bool = False, render_mode: str | None 
     for wrapper in config.wrapped(training):
         env = wrap(env, wrapper)
     return env
+
+
+def with_version(config: EnvConfig) -> EnvConfig:
+    """The environment by its whole name, where its newest version is meant; says which that is.
+
+    Gymnasium would choose the same, and warn of it each time that the environment is made.
+
+    Raises:
+        UsageError: If a module that registers environments cannot be imported.
+    """
+    module, colon, name = config.id.rpartition(":")
+    try:
+        namespace, short, version = parse_env_id(name)
+    except gym.error.Error:  # no name, which making it will say
+        return config
+    if version is not None or name in gym.registry:
+        return config
+    import_modules(replace(config, imports=[*config.imports, module]) if colon else config)
+    newest = find_highest_version(namespace, short)
+    if newest is None or name in gym.registry:
+        return config
+    whole = f"{module}{colon}{get_env_id(namespace, short, newest)}"
+    rank_zero_info(f"Environment {config.id} is {whole}, the newest version that is installed.")
+    return replace(config, id=whole)
 
 
 def import_modules(config: EnvConfig) -> None:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.vector.utils import concatenate
 
+from pl_rl.envs.episode_info import EpisodeInfo, episode_info
 from pl_rl.envs.faults import STOPS, as_fault, close_each, failure
 
 EnvFns = Sequence[Callable[[], gym.Env[Any, Any]]]
@@ -19,10 +20,16 @@ Step = tuple[npt.NDArray[Any], npt.NDArray[np.float64], npt.NDArray[np.bool_], n
 
 
 class SyncEnvs(SyncVectorEnv[Any, Any]):
-    """Steps environments one after another in this process. Observations are overwritten by the next step."""
+    """Steps environments one after another in this process. Observations are overwritten by the next step.
 
-    def __init__(self, env_fns: EnvFns) -> None:
+    Args:
+        env_fns: Make the environments.
+        info_keys: As :attr:`pl_rl.EnvConfig.info_keys`.
+    """
+
+    def __init__(self, env_fns: EnvFns, info_keys: Sequence[str] = ()) -> None:
         super().__init__(env_fns, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
+        self._info_keys = info_keys
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin an episode in each; the ``i``-th with the seed ``seed + i``.
@@ -42,18 +49,22 @@ class SyncEnvs(SyncVectorEnv[Any, Any]):
     def step(self, actions: npt.NDArray[Any]) -> Step:
         """One step of all; ``infos["final_obs"][i]`` is the last observation of an ended episode.
 
+        What else it says of the episode is in ``infos["episode_info"]``, see :mod:`pl_rl.envs.episode_info`.
+
         Raises:
             EnvironmentFailure: If one raises an exception, ends the process or gives a wrong observation.
         """
         final_obs = np.full(self.num_envs, None, dtype=object)
+        ended_info: dict[int, EpisodeInfo] = {}
         i, doing = 0, ""
         try:
             for i, env in enumerate(self.envs):
                 doing = "step"
-                obs, self._rewards[i], terminated, truncated, _ = env.step(actions[i])
+                obs, self._rewards[i], terminated, truncated, info = env.step(actions[i])
                 self._terminations[i], self._truncations[i] = terminated, truncated
                 if terminated or truncated:
                     final_obs[i] = np.array(obs)
+                    ended_info[i] = episode_info(info, self._info_keys)
                     doing = "reset"
                     obs, _ = env.reset()
                 self._env_obs[i] = obs
@@ -62,7 +73,9 @@ class SyncEnvs(SyncVectorEnv[Any, Any]):
         except BaseException as error:
             raise failure(as_fault(i, in_words(doing, actions[i]), error)) from error
         ended = self._terminations | self._truncations
-        infos = {"final_obs": final_obs, "_final_obs": ended} if ended.any() else {}
+        infos: dict[str, Any] = {}
+        if ended.any():
+            infos = {"final_obs": final_obs, "_final_obs": ended, "episode_info": ended_info}
         all_obs: Any = concatenate(self.single_observation_space, self._env_obs, self._observations)
         return all_obs, self._rewards.copy(), self._terminations.copy(), self._truncations.copy(), infos
 

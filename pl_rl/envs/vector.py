@@ -1,8 +1,8 @@
 """Making vector environments.
 
 All of them reset an ended episode within the step that ended it (gymnasium's autoreset mode ``SAME_STEP``): the step's
-observation is the next episode's first, and the ended episode's last one is in
-``infos["final_obs"]``. So each step of a rollout is a real transition.
+observation is the next episode's first, the ended episode's last one is in ``infos["final_obs"]``, and what else its
+environment says of it is in ``infos["episode_info"]``. So each step of a rollout is a real transition.
 """
 
 from typing import Any
@@ -46,7 +46,8 @@ def make_vector_env(config: EnvConfig, num_envs: int, training: bool = False) ->
     in_workers = config.vectorization == "async"
     if config.vectorization == "auto" and training:
         in_workers = workers_pay(config, num_envs)
-    return AsyncEnvs(env_fns, config.timeout) if in_workers else SyncEnvs(env_fns)
+    keys = config.info_keys
+    return AsyncEnvs(env_fns, config.timeout, keys) if in_workers else SyncEnvs(env_fns, keys)
 
 
 def vectorization_of(env: AnyVectorEnv) -> str:
@@ -60,7 +61,7 @@ def _make_native(config: EnvConfig, num_envs: int, training: bool) -> AnyVectorE
         raise NoNativeVectorization(config.id)
     if registered.entry_point == ATARI_ENTRY_POINT:
         make_game = atari_game_fn(config, training)
-        return NativeAtariEnvs([lambda: ReplayEnv(make_game)] * num_envs)
+        return NativeAtariEnvs([lambda: ReplayEnv(make_game)] * num_envs, config.info_keys)
     entry_point = registered.vector_entry_point
     native = NATIVE_VECTOR_ENVS.get(entry_point) if isinstance(entry_point, str) else None
     if native is None:

@@ -23,6 +23,7 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import CloudpickleWrapper, batch_space
 
+from pl_rl.envs.episode_info import EpisodeInfo, episode_info
 from pl_rl.envs.faults import Fault, as_fault, close_each, failure
 from pl_rl.envs.parallel import EnvFns, Step, in_words
 from pl_rl.envs.processors import cores
@@ -83,12 +84,13 @@ class AsyncEnvs(VectorEnv[Any, Any, Any]):
     Args:
         env_fns: Make the environments.
         timeout: Seconds that making, resetting or stepping an environment may take.
+        info_keys: As :attr:`pl_rl.EnvConfig.info_keys`.
 
     Raises:
         EnvironmentFailure: If an environment cannot be made, or one cannot be closed.
     """
 
-    def __init__(self, env_fns: EnvFns, timeout: float) -> None:
+    def __init__(self, env_fns: EnvFns, timeout: float, info_keys: Sequence[str] = ()) -> None:
         single = env_fns[0]()
         self.num_envs = len(env_fns)
         self.metadata = {**single.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}
@@ -116,7 +118,7 @@ class AsyncEnvs(VectorEnv[Any, Any, Any]):
         self._workers: list[Worker] = []
         for number, share in enumerate(shares):
             fns = [CloudpickleWrapper(env_fns[i]) for i in share]
-            self._workers.append(Worker(context, layout, number, [int(i) for i in share], fns))
+            self._workers.append(Worker(context, layout, number, [int(i) for i in share], fns, info_keys))
         self._finalizer = Finalize(self, _kill, [self._workers], exitpriority=10)
         self._answers("make")
 
@@ -133,18 +135,21 @@ class AsyncEnvs(VectorEnv[Any, Any, Any]):
     def step(self, actions: npt.NDArray[Any]) -> Step:
         """One step of all; ``infos["final_obs"][i]`` is the last observation of an ended episode.
 
+        What else it says of the episode is in ``infos["episode_info"]``, see :mod:`pl_rl.envs.episode_info`.
+
         Raises:
             EnvironmentFailure: If one raises an exception, gives a wrong observation, dies or hangs.
         """
         self._arrays.actions[:] = actions
         self._tell("step", None)
-        ended_obs = {i: obs for answer in self._answers("step") for i, obs in answer.items()}
+        ended = {i: last for answer in self._answers("step") for i, last in answer.items()}
         infos: dict[str, Any] = {}
-        if ended_obs:
+        if ended:
             final_obs = np.full(self.num_envs, None, dtype=object)
-            for i, obs in ended_obs.items():
+            for i, (obs, _) in ended.items():
                 final_obs[i] = obs
             infos = {"final_obs": final_obs, "_final_obs": self._arrays.terminated | self._arrays.truncated}
+            infos["episode_info"] = {i: info for i, (_, info) in ended.items()}
         _, obs, rewards, terminated, truncated, _ = self._arrays
         return obs, rewards.copy(), terminated.copy(), truncated.copy(), infos
 
@@ -229,13 +234,22 @@ class Worker:
     """The parent's side of a worker process."""
 
     def __init__(
-        self, context: Any, layout: Layout, number: int, share: list[int], env_fns: list[CloudpickleWrapper]
+        self,
+        context: Any,
+        layout: Layout,
+        number: int,
+        share: list[int],
+        env_fns: list[CloudpickleWrapper],
+        info_keys: Sequence[str],
     ) -> None:
         self.number = number
         self.share = share
         self.connection, theirs = context.Pipe()
         self.process = context.Process(
-            target=_work, args=(theirs, layout, number, share, env_fns), name=f"environments-{number}", daemon=True
+            target=_work,
+            args=(theirs, layout, number, share, env_fns, info_keys),
+            name=f"environments-{number}",
+            daemon=True,
         )
         self.process.start()
         theirs.close()
@@ -267,7 +281,15 @@ class Worker:
 class _Share:
     """The environments of one worker, on the worker's side."""
 
-    def __init__(self, layout: Layout, number: int, share: list[int], env_fns: Sequence[Callable[[], Any]]) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        number: int,
+        share: list[int],
+        env_fns: Sequence[Callable[[], Any]],
+        info_keys: Sequence[str],
+    ) -> None:
+        self._info_keys = info_keys
         self._arrays = layout.arrays()
         self._number = number
         self._share = share
@@ -283,19 +305,19 @@ class _Share:
             self._arrays.busy[self._number] = i
             self._arrays.obs[i], _ = env.reset(seed=None if seed is None else seed + i, options=options)
 
-    def step(self, argument: None) -> dict[int, npt.NDArray[Any]]:
+    def step(self, argument: None) -> dict[int, tuple[npt.NDArray[Any], EpisodeInfo]]:
         actions, all_obs, rewards, terminated, truncated, busy = self._arrays
-        final_obs = {}
+        ended = {}
         for i, env in zip(self._share, self.envs, strict=True):
             busy[self._number] = i
             self._doing = "step"
-            obs, rewards[i], terminated[i], truncated[i], _ = env.step(actions[i])
+            obs, rewards[i], terminated[i], truncated[i], info = env.step(actions[i])
             if terminated[i] or truncated[i]:
-                final_obs[i] = np.array(obs)
+                ended[i] = np.array(obs), episode_info(info, self._info_keys)
                 self._doing = "reset"
                 obs, _ = env.reset()
             all_obs[i] = obs
-        return final_obs
+        return ended
 
     def get_attr(self, name: str) -> list[Any]:
         return [getattr(env, name) for env in self.envs]
@@ -317,7 +339,12 @@ class _Share:
 
 
 def _work(
-    connection: Connection, layout: Layout, number: int, share: list[int], env_fns: list[CloudpickleWrapper]
+    connection: Connection,
+    layout: Layout,
+    number: int,
+    share: list[int],
+    env_fns: list[CloudpickleWrapper],
+    info_keys: Sequence[str],
 ) -> None:
     """The main function of a worker process."""
     for name in IGNORED_SIGNALS:
@@ -325,7 +352,7 @@ def _work(
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        environments = _Share(layout, number, share, env_fns)
+        environments = _Share(layout, number, share, env_fns, info_keys)
     except BaseException as error:  # none of a signal, as these are ignored here
         connection.send((as_fault(int(layout.arrays().busy[number]), "while it was made", error), None))
         return

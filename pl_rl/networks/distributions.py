@@ -49,6 +49,10 @@ class ActionDistribution(nn.Module, ABC):
     def to_env(self, actions: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
         """The actions as the environment takes them, ``[N, *action_space.shape]``."""
 
+    def mean_std(self) -> float | None:
+        """Mean standard deviation of continuous actions that does not hang on the observation, else ``None``."""
+        return None
+
 
 class Categorical(ActionDistribution):
     """One choice out of ``P``; the outputs are logits."""
@@ -164,6 +168,10 @@ class DiagonalGaussian(ActionDistribution):
         """Clipped to the space's bounds, in its shape and type."""
         shaped = actions.reshape(-1, *self._shape).astype(self._dtype)
         return np.clip(shaped, self._low, self._high)
+
+    def mean_std(self) -> float:
+        """Over the action dimensions."""
+        return self.log_std.exp().mean().item()
 
 
 def to_numpy(actions: Tensor) -> npt.NDArray[np.generic]:

@@ -14,6 +14,7 @@ from pl_rl.algorithm.settings import LIVE_SETTINGS, SETTINGS, change_setting, ch
 from pl_rl.checkpoints.compatibility import check_loaded, check_saved
 from pl_rl.checkpoints.format import STATE_KEY
 from pl_rl.envs import EnvConfig
+from pl_rl.envs.make import with_version
 from pl_rl.errors import UsageError
 from pl_rl.files.plain_data import changed_settings, plain_data
 from pl_rl.networks.description import NetworkFactory, describe_network, network_from_description
@@ -49,6 +50,7 @@ class ResumableAgent(Agent):
         if isinstance(network, Mapping):
             network = network_from_description(checked({"network": network}, way_out=by_loading)["network"])
         check_parts(env, network)
+        env = with_version(env)
         super().__init__(env=env, network=network, **settings)
         self._described = {"env": dataclasses.asdict(env), "network": describe_network(network, self.network)}
         self.resumed: dict[str, Any] | None = None

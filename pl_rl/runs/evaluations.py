@@ -3,7 +3,7 @@
 import csv
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from pl_rl.files.writing import is_regular, open_regular, reading, write_whole
@@ -42,15 +42,19 @@ def add_evaluation(run: Path, segment: int, train_iter: int, env_steps: int, sta
         segment: From :func:`begin_segment`.
         train_iter: Gradient updates until then.
         env_steps: Transitions until then.
-        statistics: Of its episodes, always the same.
+        statistics: Of its episodes.
 
     Raises:
         OSError: If the file cannot be written.
     """
     row = {SEGMENT: segment, TRAIN_ITER: train_iter, ENV_STEPS: env_steps, **statistics}
+    names = _columns(run / EVALUATIONS)
+    if names and not row.keys() <= set(names):  # an episode's info has told of something new
+        write_whole(run / EVALUATIONS, _text([*read_evaluations(run), row], header=True))
+        return
     descriptor = open_regular(run / EVALUATIONS, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     with os.fdopen(descriptor, "ab") as file:
-        file.write(_text([row], header=os.fstat(file.fileno()).st_size == 0))
+        file.write(_text([row], header=not names, names=names))
 
 
 def read_evaluations(run: Path) -> list[dict[str, float]]:
@@ -63,7 +67,7 @@ def read_evaluations(run: Path) -> list[dict[str, float]]:
     rows = []
     for cells in csv.DictReader(line for line in lines if line.endswith("\n")):
         try:
-            row = {name: float(cell) for name, cell in cells.items()}
+            row = {name: float(cell) for name, cell in cells.items() if cell != ""}
         except (TypeError, ValueError):
             continue
         if {SEGMENT, TRAIN_ITER, ENV_STEPS} <= row.keys():
@@ -71,10 +75,20 @@ def read_evaluations(run: Path) -> list[dict[str, float]]:
     return rows
 
 
-def _text(rows: list[dict[str, float]], header: bool) -> bytes:
+def _columns(path: Path) -> list[str]:
+    """The names of the columns; none where there is no file, or nothing in it."""
+    if not is_regular(path):
+        return []
+    with reading(path) as file:
+        return next(csv.reader([file.readline().decode(errors="replace")]), [])
+
+
+def _text(rows: list[dict[str, float]], header: bool, names: Collection[str] = ()) -> bytes:
+    """Rows of the columns that are named, or of all that any of them has."""
     text = io.StringIO(newline="")
     if rows:
-        writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+        names = names or dict.fromkeys(name for row in rows for name in row)
+        writer = csv.DictWriter(text, list(names), lineterminator="\n")
         if header:
             writer.writeheader()
         for row in rows:

@@ -15,6 +15,9 @@ from pl_rl.runs.directory import display_path
 from pl_rl.runs.identity import mark
 from pl_rl.runs.log_files import CSV_FILE, EVENT_FILES, CSVProgress, EventProgress, Progress
 
+# TensorBoard's texts at the steps, of both axes, at which a resume went on.
+SEAM_TAGS = {"train_iter": "resume/train_iter", "env_steps": "resume/env_steps"}
+
 
 class Log(NamedTuple):
     """What a checkpoint knows of the files of one logger."""

@@ -43,7 +43,7 @@ WRAPPERS = {
 # come before, or instead of, what is installed.
 IMPORTED_LATER = ("Box2D", "ale_py", "cv2", "imageio", "jax", "minigrid", "mujoco", "pygame", "shimmy")
 
-ENV_SETTINGS = {"id", "vectorization", "kwargs", "imports", "wrappers", "train_wrappers", "timeout"}
+ENV_SETTINGS = {"id", "vectorization", "kwargs", "imports", "wrappers", "train_wrappers", "info_keys", "timeout"}
 PLAIN_TEXT = re.compile(r"[\w +-]*")
 DEEPEST = 16
 
@@ -190,7 +190,7 @@ def _names_of_env(env: Any, source: str) -> Iterator[Name]:
                     yield name._replace(setting=f"env.{key}", whole=listed)
             else:
                 raise _malformed(source, "env.imports", item)
-    for key in ("kwargs", "vectorization", "timeout"):
+    for key in ("kwargs", "vectorization", "timeout", "info_keys"):
         yield from _texts(env.get(key), f"env.{key}", env.get(key), source)
 
 

@@ -1,6 +1,8 @@
 """The states of the global random generators, as plain data."""
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -28,3 +30,13 @@ def restore_random_state(state: dict[str, Any]) -> None:
     if torch.cuda.is_available():
         for device, device_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
             torch.cuda.set_rng_state(device_state, device)
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Leave the global generators, after this block, as they were before it."""
+    state = save_random_state()
+    try:
+        yield
+    finally:
+        restore_random_state(state)

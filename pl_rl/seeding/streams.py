@@ -18,6 +18,7 @@ class Stream(IntEnum):
     TEST = 3
     PREDICTION = 4
     BRANCH = 5
+    VIDEO = 6
 
 
 def derive_seed(run_seed: int, *key: int) -> int:

@@ -22,9 +22,10 @@ LONGEST_LABEL = 3
 
 
 class Curve(NamedTuple):
-    """Returns of evaluations along one axis; all of equal length."""
+    """Returns along one axis; all of equal length."""
 
-    steps: npt.NDArray[np.int64]
+    steps: npt.NDArray[Any]
+    """Train iterations, env steps or seconds."""
     mean: Floats
     low: Floats
     high: Floats
@@ -63,7 +64,7 @@ def aggregated(curves: list[Curve], aggregate: Literal["iqm", "mean"]) -> Curve:
         curves: One for each run.
         aggregate: The statistic.
     """
-    first, last = max(int(curve.steps[0]) for curve in curves), min(int(curve.steps[-1]) for curve in curves)
+    first, last = max(curve.steps[0] for curve in curves), min(curve.steps[-1] for curve in curves)
     steps = np.unique(np.concatenate([curve.steps for curve in curves]))
     steps = steps[(first <= steps) & (steps <= last)]
     if not len(steps):
@@ -84,6 +85,14 @@ def bootstrap_interval(values: Floats, statistic: Callable[[Floats], Floats]) ->
     drawn = np.random.default_rng(0).integers(runs, size=(BOOTSTRAP_SAMPLES, runs))
     intervals = np.array([np.percentile(statistic(row[drawn]), [2.5, 97.5]) for row in values])
     return intervals[:, 0], intervals[:, 1]
+
+
+def smoothed(curve: Curve, points: int) -> Curve:
+    """The mean over each point and those before it, as many as there are up to ``points``."""
+    before = [np.concatenate([[0.0], np.cumsum(values)]) for values in curve[1:]]
+    ends = np.arange(1, len(curve.steps) + 1)
+    starts = np.maximum(ends - points, 0)
+    return Curve(curve.steps, *((sums[ends] - sums[starts]) / (ends - starts) for sums in before))
 
 
 def grouped(runs: list[Path], names: Mapping[Path, str]) -> list[Group]:

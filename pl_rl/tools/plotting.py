@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -15,12 +16,51 @@ from pl_rl.files.terminal import printable
 from pl_rl.files.writing import replacing
 from pl_rl.runs.directory import LOG_ROOT, display_path, runs_under
 from pl_rl.runs.evaluations import ENV_STEPS, SEGMENT, TRAIN_ITER, read_evaluations
-from pl_rl.runs.log_meter import event_files
-from pl_rl.tools import Aggregate, PictureFormat
-from pl_rl.tools.aggregation import Curve, Group, aggregated, grouped
+from pl_rl.runs.log_meter import SEAM_TAGS, event_files
+from pl_rl.tools import Aggregate, Axis, PictureFormat, Returns
+from pl_rl.tools.aggregation import Curve, Group, aggregated, grouped, smoothed
 
 STATISTICS = {"return_mean", "return_min", "return_max"}
 AXES = {"evaluator_iter": "train iterations", "evaluator_step": "env steps"}
+LABELS = {**AXES, "rollout_step": "env steps"} | dict.fromkeys(("evaluator_time", "rollout_time"), "training time (s)")
+# By whose returns and what they are drawn against.
+GROUPS: dict[tuple[Returns, Axis], str] = {
+    ("evaluation", "train_iter"): "evaluator_iter",
+    ("evaluation", "env_steps"): "evaluator_step",
+    ("evaluation", "time"): "evaluator_time",
+    ("training", "env_steps"): "rollout_step",
+    ("training", "time"): "rollout_time",
+}
+
+
+class Drawing(NamedTuple):
+    """What is drawn, and how."""
+
+    aggregate: Aggregate = "iqm"
+    """What runs of the same settings have in common: the interquartile mean or the mean; ``runs`` draws each."""
+    returns: Returns = "evaluation"
+    axis: Axis | None = None
+    """``None`` draws a picture for train iterations and one for env steps."""
+    smooth: int = 1
+    """Points that are averaged."""
+    file_format: PictureFormat = "png"
+
+    def groups(self) -> list[str]:
+        """The names of the pictures.
+
+        Raises:
+            UsageError: For train iterations of training, whose episodes are counted by env steps alone.
+        """
+        if self.smooth < 1:
+            raise UsageError(f"--smooth {self.smooth} averages over no point; use 1 or more")
+        axes: list[Axis] = [self.axis] if self.axis else ["train_iter", "env_steps"]
+        found = [GROUPS[self.returns, axis] for axis in axes if (self.returns, axis) in GROUPS]
+        if not found:
+            raise UsageError(f"returns of training are not logged against {self.axis}; use --axis env_steps or time")
+        return found
+
+
+DEFAULT = Drawing()
 
 
 def read_segments(run: Path, group: str) -> list[Curve]:
@@ -37,10 +77,19 @@ def read_segments(run: Path, group: str) -> list[Curve]:
         raise UsageError(f"there is no run directory {str(run)!r}")
     curves = [_read_curve(path, group) for path in event_files(run)]
     segments = sorted((curve for curve in curves if curve is not None), key=lambda curve: int(curve.steps[0]))
+    if group.endswith("_time"):
+        segments = _one_after_another([curve for curve in curves if curve is not None])
     segments = segments or _recorded_curves(run, group)
     if not segments:
-        raise UsageError(f"{str(run)!r} holds no evaluation ({group}); give a run's version_N directory")
+        what = "return of training" if group.startswith("rollout") else "evaluation"
+        raise UsageError(f"{str(run)!r} holds no {what} ({group}); give a run's version_N directory")
     return segments
+
+
+def _one_after_another(curves: list[Curve]) -> list[Curve]:
+    """Curves on the axis of time, each beginning where the one before it ends."""
+    ends = np.cumsum([0.0, *(curve.steps[-1] for curve in curves)])
+    return [curve._replace(steps=curve.steps + end) for curve, end in zip(curves, ends, strict=False)]
 
 
 def find_runs(places: list[Path], log_root: Path = LOG_ROOT) -> list[Path]:
@@ -67,49 +116,46 @@ def _evaluated_under(log_root: Path) -> list[Path]:
     ]
 
 
-def plot_runs(
-    runs: list[Path], output: Path, aggregate: Aggregate = "iqm", file_format: PictureFormat = "png"
-) -> list[Path]:
-    """Draw evaluation return against train iterations and against env steps.
+def plot_runs(runs: list[Path], output: Path, drawing: Drawing = DEFAULT) -> list[Path]:
+    """Draw the returns of runs.
 
     Runs of the same settings are drawn as one curve with the 95 % interval of a bootstrap over them. Others have a
     colour each, and the range of an evaluation's episodes around their means. A single run that was resumed is drawn
-    twice, first as it was before and then with what was added, the seam marked.
+    twice, first as it was before and then with what was added, the seam marked where it went on.
 
     Args:
         runs: Run directories.
         output: Folder that the files are written to.
-        aggregate: What runs of the same settings have in common: ``iqm``, the interquartile mean, or ``mean``; ``runs``
-            draws each.
-        file_format: Of the pictures.
+        drawing: What is drawn, and how.
 
     Returns:
-        The files: ``evaluator_iter.png`` and ``evaluator_step.png``, for a resumed run each with ``_pretrain`` and
-        ``_resume``.
+        The files, such as ``evaluator_iter.png`` and ``evaluator_step.png``, for a resumed run each with ``_pretrain``
+        and ``_resume``.
 
     Raises:
-        UsageError: If a run holds no evaluation, or the files cannot be written.
+        UsageError: If a run does not hold what is to be drawn, or the files cannot be written.
     """
-    curves = {group: {run: read_segments(run, group) for run in runs} for group in AXES}
+    curves = {group: {run: _smoothed(read_segments(run, group), drawing) for run in runs} for group in drawing.groups()}
+    aggregate = drawing.aggregate
     groups = [Group(name, [run]) for run, name in _names(runs).items()]
     if aggregate != "runs":
         groups = grouped(runs, _names(runs))
     if output.exists() and not output.is_dir():
         raise UsageError(f"{str(output)!r} is not a folder; --output names the folder that the files are written to")
     files = []
-    for axis, label in AXES.items():
+    for axis in curves:
         resumed = len(runs) == 1 and len(curves[axis][runs[0]]) > 1
         for suffix, last in [("_pretrain", 1), ("_resume", None)] if resumed else [("", None)]:
             figure = Figure(figsize=(6.4, 4.0), dpi=150, layout="constrained")
             axes = figure.subplots()
             for number, (name, members) in enumerate(groups):
-                segments = [curves[axis][run] for run in members]
+                segments, seams = [curves[axis][run] for run in members], seams_of(members[0], axis)
                 if len(members) > 1 and aggregate != "runs":
                     segments = [[aggregated([_joined(parts) for parts in segments], aggregate)]]
-                _draw_run(axes, _escaped(name), segments[0][:last], first_colour=number, by_segment=resumed)
-            _finish(axes, label, aggregate if any(len(group.runs) > 1 for group in groups) else None)
-            files.append(output / f"{axis}{suffix}.{file_format}")
-            _save(figure, files[-1], file_format)
+                _draw_run(axes, _escaped(name), segments[0][:last], seams, first_colour=number, by_segment=resumed)
+            _finish(axes, axis, aggregate if any(len(group.runs) > 1 for group in groups) else None)
+            files.append(output / f"{axis}{suffix}.{drawing.file_format}")
+            _save(figure, files[-1], drawing.file_format)
     return files
 
 
@@ -132,6 +178,15 @@ def _joined(segments: list[Curve]) -> Curve:
     return Curve(*(np.concatenate(parts) for parts in zip(*segments, strict=True)))
 
 
+def _smoothed(segments: list[Curve], drawing: Drawing) -> list[Curve]:
+    """A run's segments, averaged across the seams too."""
+    if drawing.smooth == 1:
+        return segments
+    whole = smoothed(_joined(segments), drawing.smooth)
+    ends = np.cumsum([len(segment.steps) for segment in segments])[:-1]
+    return [Curve(*parts) for parts in zip(*(np.split(values, ends) for values in whole), strict=True)]
+
+
 def _save(figure: Figure, path: Path, file_format: PictureFormat) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -145,13 +200,20 @@ def _save(figure: Figure, path: Path, file_format: PictureFormat) -> None:
 
 def _read_curve(events_file: Path, group: str) -> Curve | None:
     events = EventAccumulator(str(events_file), size_guidance={"scalars": 0})
-    tags = [f"{group}/return_{statistic}" for statistic in ("mean", "min", "max")]
+    by_time = group.endswith("_time")
+    if group.startswith("rollout"):
+        tags = ["rollout/return_mean"] * 3
+    else:
+        name = "evaluator_step" if by_time else group
+        tags = [f"{name}/return_{statistic}" for statistic in ("mean", "min", "max")]
     try:
         events.Reload()
         if not set(tags) <= set(events.Tags()["scalars"]):
             return None
         mean, low, high = (np.array([float(point.value) for point in events.Scalars(tag)]) for tag in tags)
-        steps = np.array([int(point.step) for point in events.Scalars(tags[0])], np.int64)
+        began = events.FirstEventTimestamp()
+        points = events.Scalars(tags[0])
+        steps = np.array([point.wall_time - began if by_time else int(point.step) for point in points])
     except Exception as error:  # TensorBoard fails in as many ways as a file can be broken
         raise UsageError(
             f"event file {display_path(events_file)!r} is damaged ({type(error).__name__}: {error}); move it away to "
@@ -162,7 +224,24 @@ def _read_curve(events_file: Path, group: str) -> Curve | None:
     return Curve(steps, mean, low, high)
 
 
+def seams_of(run: Path, group: str) -> list[float]:
+    """Where resumes went on, as :class:`pl_rl.callbacks.ResumeState` noted it; none on the axis of time."""
+    if group.endswith("_time"):
+        return []
+    tag = f"{SEAM_TAGS['train_iter' if group.endswith('_iter') else 'env_steps']}/text_summary"
+    seams: list[float] = []
+    for path in event_files(run):
+        events = EventAccumulator(str(path), size_guidance={"scalars": 1, "tensors": 0})
+        events.Reload()
+        if tag in events.Tags()["tensors"]:
+            seams += [float(point.step) for point in events.Tensors(tag)]
+    return seams
+
+
 def _recorded_curves(run: Path, group: str) -> list[Curve]:
+    """The run's own record, which has neither returns of training nor times."""
+    if group not in AXES:
+        return []
     rows = read_evaluations(run)
     axis = TRAIN_ITER if group == "evaluator_iter" else ENV_STEPS
     curves = []
@@ -174,7 +253,9 @@ def _recorded_curves(run: Path, group: str) -> list[Curve]:
     return curves
 
 
-def _draw_run(axes: Axes, name: str, segments: list[Curve], first_colour: int, by_segment: bool) -> None:
+def _draw_run(
+    axes: Axes, name: str, segments: list[Curve], seams: list[float], first_colour: int, by_segment: bool
+) -> None:
     for number, segment in enumerate(segments):
         colour = mpl.colormaps["tab10"]((first_colour + (number > 0 and by_segment)) % 10)
         label = {0: name, 1: f"{name}, resumed" if by_segment else None}.get(number)
@@ -183,15 +264,19 @@ def _draw_run(axes: Axes, name: str, segments: list[Curve], first_colour: int, b
             # From the last point before the seam, so that no gap is left.
             before = segments[number - 1]
             curve = Curve(*(np.concatenate([old[-1:], new]) for old, new in zip(before, segment, strict=True)))
-            axes.axvline(float(curve.steps[0]), color="0.4", linewidth=1.0, linestyle="--")
+            # A run of an older version has not noted where it was resumed.
+            noted = [seam for seam in seams if curve.steps[0] <= seam <= segment.steps[0]]
+            axes.axvline(float((noted or curve.steps)[0]), color="0.4", linewidth=1.0, linestyle="--")
         axes.plot(curve.steps, curve.mean, color=colour, linewidth=1.8, marker=".", markersize=4, label=label)
         axes.fill_between(curve.steps, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
 
 
-def _finish(axes: Axes, label: str, aggregate: Aggregate | None) -> None:
-    band = {None: "mean, min to max", "runs": "mean, min to max"}
-    axes.set_xlabel(label)
-    axes.set_ylabel(f"evaluation return ({band.get(aggregate, f'{str(aggregate).upper()} of runs, 95 % interval')})")
+def _finish(axes: Axes, group: str, aggregate: Aggregate | None) -> None:
+    training = group.startswith("rollout")
+    one = "mean of the latest 100 episodes" if training else "mean, min to max"
+    band = one if aggregate in (None, "runs") else f"{str(aggregate).upper()} of runs, 95 % interval"
+    axes.set_xlabel(LABELS[group])
+    axes.set_ylabel(f"{'training' if training else 'evaluation'} return ({band})")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.margins(x=0.01)
     axes.grid(alpha=0.3, linewidth=0.6)

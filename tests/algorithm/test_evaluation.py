@@ -14,7 +14,8 @@ import torch
 
 import tests.faulty_environments  # noqa: F401  (registers environments)
 from pl_rl import EnvConfig, MLPActorCritic, RunFailure, UsageError
-from pl_rl.algorithm.evaluation import Episodes, evaluate, format_return, record, watch
+from pl_rl.algorithm.drawing import record, watch
+from pl_rl.algorithm.evaluation import Episodes, evaluate, format_return
 from pl_rl.envs import make_env
 
 
@@ -31,11 +32,13 @@ def play(env_id, num_envs, num_episodes, seed=0, deterministic=True, vectorizati
 
 def test_returns_and_lengths_are_those_of_the_episodes():
     # Rewards 1, 2, 3: a return of 6.
-    assert play("PlRlTest/Counter-v0", num_envs=2, num_episodes=2, truncate_at=3) == Episodes([6.0, 6.0], [3, 3])
+    assert play("PlRlTest/Counter-v0", num_envs=2, num_episodes=2, truncate_at=3) == Episodes(
+        [6.0, 6.0], [3, 3], [{}, {}]
+    )
 
 
 def test_statistics_by_hand():
-    statistics = Episodes([1.0, 3.0], [10, 20]).statistics()
+    statistics = Episodes([1.0, 3.0], [10, 20], [{}, {}]).statistics()
     assert statistics == {
         "return_mean": 2.0,
         "return_min": 1.0,
@@ -153,7 +156,7 @@ def test_rewards_may_be_arrays_of_one_number(filmed, tmp_path, monkeypatch):
         episodes = record(policy_for(config), config, 1, 0, tmp_path / "clips")
     else:
         episodes = play("CartPole-v1", 1, 1, vectorization="sync", max_episode_steps=5)
-    assert episodes == Episodes([5.0], [5])
+    assert episodes == Episodes([5.0], [5], [{}])
 
 
 def test_an_environment_that_fails_as_it_is_reset_is_named():

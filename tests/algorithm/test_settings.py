@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import pl_rl
-from pl_rl import PPO, MLPActorCritic, UsageError
+from pl_rl import PPO, EnvConfig, MLPActorCritic, UsageError
 from pl_rl.callbacks import RunCheckpoint
 from tests.resume.test_resume import differences, train
 from tests.support import SMALL, MemoryLogger, fit, quiet_trainer, same_bits, small_ppo
@@ -373,3 +373,20 @@ def test_what_is_no_environment_is_named_with_its_type(env):
 def test_what_makes_no_network_is_named_with_its_type(network):
     with pytest.raises(UsageError, match=r"^network is a \w+ and must be a class, or a function that makes a network"):
         PPO("CartPole-v1", network=network)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("id", 3, "env.id='3' must be a text"),
+        ("vectorization", "fast", "env.vectorization='fast' must be one of auto, sync, async, native"),
+        ("kwargs", [1], r"env.kwargs='\[1\]' must be a dictionary"),
+        ("imports", "ale_py", "env.imports='ale_py' must be a list of texts"),
+        ("wrappers", "TimeLimit", "env.wrappers='TimeLimit' must be a list"),
+        ("info_keys", [1], "env.info_keys=.* must be a list of texts"),
+        ("timeout", "long", "env.timeout='long' must be a number of seconds"),
+    ],
+)
+def test_settings_of_an_environment_are_of_their_kind(name, value, words):
+    with pytest.raises(UsageError, match=words):
+        PPO(EnvConfig(**{"id": "CartPole-v1", name: value}))

@@ -158,6 +158,14 @@ def test_predict_writes_a_video_of_each_episode(run, capsys):
         assert len(content) > 1000
 
 
+def test_predict_writes_an_animated_picture_of_each_episode(run, capsys):
+    cli.main(["predict", "--ckpt_path", "last", "--gif", "pictures", "--model.eval_episodes", "1"])
+    assert "videos: pictures" in capsys.readouterr().out
+    (picture,) = Path("pictures").iterdir()
+    assert picture.name == "CartPole-v1-episode-0.gif"
+    assert picture.read_bytes()[:6] == b"GIF89a"
+
+
 def test_a_checkpoint_brings_its_settings_and_the_command_line_comes_first(run, tmp_path, monkeypatch, capsys):
     checkpoint = (run / "checkpoints/last.ckpt").absolute()
     # Away from the run and from its config.

@@ -227,3 +227,24 @@ def test_an_environment_is_registered_by_the_module_in_front_of_its_name():
     env = make_vector_env(EnvConfig("tests.late_environment:PlRlTest/Late-v0"), 2)
     env.reset(seed=0)
     assert env.step(np.array([0, 0]))[1].tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("given", "whole"),
+    [
+        ("CartPole", "CartPole-v1"),
+        ("PlRlTest/Counter", "PlRlTest/Counter-v0"),
+        ("tests.environments:PlRlTest/Counter", "tests.environments:PlRlTest/Counter-v0"),
+    ],
+)
+def test_a_name_without_a_version_is_that_of_the_newest_once_and_for_all(given, whole, caplog):
+    with caplog.at_level("INFO"):
+        model = small_ppo(env=EnvConfig(given, kwargs={} if given == "CartPole" else {"truncate_at": 5}))
+    assert model.env_config.id == model.hparams["env"]["id"] == whole
+    assert caplog.text.count(f"Environment {given} is {whole}, the newest version") == 1
+
+
+@pytest.mark.parametrize("given", ["NoSuch", "CartPole-v9", "-", "a:b:c"])
+def test_a_name_that_nobody_registered_is_refused_as_before(given):
+    with pytest.raises(UsageError, match=f"there is no environment '{given}'|cannot be imported"):
+        small_ppo(env=given)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pl_rl.runs.evaluations import EVALUATIONS, read_evaluations
+from pl_rl.runs.evaluations import EVALUATIONS, add_evaluation, begin_segment, read_evaluations
 from pl_rl.tools.plotting import plot_runs, read_segments
 from tests.runs.test_claim import train
 from tests.support import MemoryLogger, event_scalars
@@ -57,3 +57,12 @@ def test_plot_draws_it_where_there_is_no_tensorboard():
         int(p[1]) for p in record(run, "env_steps")
     ]
     assert len(segments) == 2 and len(plot_runs([run], run)) == 4
+
+
+def test_what_episodes_tell_later_on_gets_a_column_and_loses_no_row(tmp_path):
+    for number, statistics in enumerate([{"a": 1.0}, {"a": 2.0, "success_rate": 0.5}, {"a": 3.0}]):
+        add_evaluation(tmp_path, 0, number, 8 * number, statistics)
+    kept = [{name: row[name] for name in row.keys() & {"a", "success_rate"}} for row in read_evaluations(tmp_path)]
+    assert kept == [{"a": 1.0}, {"a": 2.0, "success_rate": 0.5}, {"a": 3.0}]
+    assert begin_segment(tmp_path, 1) == 1
+    assert [row["a"] for row in read_evaluations(tmp_path)] == [1.0, 2.0]

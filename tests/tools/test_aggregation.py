@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from pl_rl import UsageError, cli
-from pl_rl.tools.aggregation import Curve, aggregated, bootstrap_interval, grouped, interquartile_mean, mean
-from pl_rl.tools.plotting import find_runs, plot_runs
+from pl_rl.tools.aggregation import Curve, aggregated, bootstrap_interval, grouped, interquartile_mean, mean, smoothed
+from pl_rl.tools.plotting import Drawing, find_runs, plot_runs
 from tests.tools.test_plotting import BLUE, ORANGE, colours_in, written_run
 
 
@@ -55,6 +55,13 @@ def test_runs_are_compared_where_all_of_them_have_been():
     assert (together.low <= together.mean).all() and (together.mean <= together.high).all()
 
 
+def test_smoothing_averages_each_point_with_those_before_it():
+    smooth = smoothed(curve([0, 10, 20, 30], [0, 6, 12, 0]), 3)
+    assert smooth.steps.tolist() == [0, 10, 20, 30]
+    assert smooth.mean.tolist() == [0, 3, 6, 6]
+    assert smooth.low.tolist() == [-1, 2, 5, 5]
+
+
 def test_runs_without_a_common_step_are_refused():
     with pytest.raises(UsageError, match="no step in common; draw them with --aggregate runs"):
         aggregated([curve([0, 1], [0, 0]), curve([5, 6], [0, 0])], "iqm")
@@ -77,7 +84,7 @@ def test_runs_that_do_not_tell_their_settings_stay_apart():
 
 def test_seeds_are_one_curve_and_each_where_that_is_asked_for():
     runs = [run_of(f"logs/version_{i}", [10.0 * i, 20.0, 30.0 + i]) for i in range(4)]
-    together, each = plot_runs(runs, Path("one"))[0], plot_runs(runs, Path("each"), aggregate="runs")[0]
+    together, each = plot_runs(runs, Path("one"))[0], plot_runs(runs, Path("each"), Drawing("runs"))[0]
     assert colours_in(together)[BLUE] > 500 and ORANGE not in colours_in(together)
     assert min(colours_in(each)[BLUE], colours_in(each)[ORANGE]) > 500
 

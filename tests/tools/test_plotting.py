@@ -9,7 +9,8 @@ import pytest
 from torch.utils.tensorboard import SummaryWriter
 
 from pl_rl import UsageError
-from pl_rl.tools.plotting import plot_runs, read_segments
+from pl_rl.tools.plotting import Drawing, _smoothed, plot_runs, read_segments, seams_of
+from tests.resume.test_resume import last_of, run_of, train
 
 
 def written_run(name, means, first=0):
@@ -89,6 +90,82 @@ def test_a_resumed_run_is_drawn_before_and_after_the_seam():
         assert min(files[f"{axis}_resume"][BLUE], files[f"{axis}_resume"][ORANGE]) > 200
 
 
+def trained_run(name, first=0, began=1_000.0, seam=None):
+    """Training returns 1, 2, 3, a point every 100 env steps and 10 seconds."""
+    with SummaryWriter(name, filename_suffix=f".{first}") as writer:
+        if seam is not None:
+            writer.add_text("resume/env_steps", "Continued.", seam, walltime=began)
+            writer.add_text("resume/train_iter", "Continued.", seam // 8, walltime=began)
+        for i in range(first, first + 3):
+            writer.add_scalar("rollout/return_mean", i + 1.0, 100 * i, walltime=began + 10 * (i - first))
+            for group, step in [("evaluator_iter", 100 * i // 8), ("evaluator_step", 100 * i)]:
+                for statistic in ("mean", "min", "max"):
+                    writer.add_scalar(f"{group}/return_{statistic}", i + 1.0, step, walltime=began + 10 * (i - first))
+    return Path(name)
+
+
+def test_returns_of_training_are_drawn_against_env_steps():
+    run = trained_run("run")
+    (curve,) = read_segments(run, "rollout_step")
+    assert curve.steps.tolist() == [0, 100, 200]
+    assert curve.mean.tolist() == curve.low.tolist() == curve.high.tolist() == [1, 2, 3]
+    assert [path.name for path in plot_runs([run], run, Drawing(returns="training"))] == ["rollout_step.png"]
+
+
+def test_returns_of_training_are_not_drawn_against_train_iterations():
+    with pytest.raises(UsageError, match="not logged against train_iter; use --axis env_steps or time"):
+        plot_runs([trained_run("run")], Path("out"), Drawing(returns="training", axis="train_iter"))
+
+
+def test_one_axis_alone():
+    run = trained_run("run")
+    for axis, name in [("train_iter", "evaluator_iter"), ("env_steps", "evaluator_step"), ("time", "evaluator_time")]:
+        assert [path.name for path in plot_runs([run], run, Drawing(axis=axis))] == [f"{name}.png"]
+
+
+@pytest.mark.parametrize("group", ["evaluator_time", "rollout_time"])
+def test_time_is_that_of_training_and_not_of_the_pause(group, monkeypatch):
+    monkeypatch.setattr("time.time", lambda: 1_000.0)  # at which the file says that it was opened
+    trained_run("run")
+    monkeypatch.setattr("time.time", lambda: 9_000.0)
+    trained_run("run", first=3, began=9_000.0)
+    first, second = read_segments(Path("run"), group)
+    assert first.steps.tolist() == [0, 10, 20]
+    assert second.steps.tolist() == [20, 30, 40]
+
+
+def test_the_seam_is_where_the_resume_went_on(monkeypatch):
+    trained_run("run")
+    trained_run("run", first=3, seam=248)
+    assert seams_of(Path("run"), "evaluator_step") == [248]
+    assert seams_of(Path("run"), "evaluator_iter") == [31]
+    drawn = []
+    monkeypatch.setattr("matplotlib.axes.Axes.axvline", lambda axes, x, **style: drawn.append(x))
+    plot_runs([Path("run")], Path("out"))
+    assert drawn == [31, 248]
+
+
+def test_a_seam_that_nobody_noted_is_at_the_last_point_before(monkeypatch):
+    trained_run("run")
+    trained_run("run", first=3)
+    drawn = []
+    monkeypatch.setattr("matplotlib.axes.Axes.axvline", lambda axes, x, **style: drawn.append(x))
+    plot_runs([Path("run")], Path("out"))
+    assert drawn == [25, 200]
+
+
+def test_curves_are_smoothed_across_a_seam():
+    trained_run("run")
+    trained_run("run", first=3)
+    drawing = Drawing(smooth=2)
+    first, second = _smoothed(read_segments(Path("run"), "evaluator_step"), drawing)
+    assert first.mean.tolist() == [1, 1.5, 2.5]
+    assert second.mean.tolist() == [3.5, 4.5, 5.5]
+    assert second.steps.tolist() == [300, 400, 500]
+    with pytest.raises(UsageError, match="--smooth 0 averages over no point"):
+        plot_runs([Path("run")], Path("out"), Drawing(smooth=0))
+
+
 def test_a_run_of_a_single_evaluation_can_be_drawn():
     assert all(file.is_file() for file in plot_runs([written_run("run", [10.0])], Path("run")))
 
@@ -131,3 +208,12 @@ def test_a_file_that_cannot_be_written_is_named():
     (run / "evaluator_iter.png").mkdir()
     with pytest.raises(UsageError, match=r"run/evaluator_iter\.png cannot be written \(.*; name another folder"):
         plot_runs([run], run)
+
+
+def test_a_resume_notes_its_seam_on_both_axes(tmp_path):
+    train(tmp_path, until=3)
+    train(tmp_path, until=5, ckpt_path=last_of(tmp_path))
+    run = run_of(tmp_path)
+    assert seams_of(run, "evaluator_iter") == [3 * 4]
+    assert seams_of(run, "evaluator_step") == [3 * 64]
+    assert len(plot_runs([run], tmp_path, Drawing(returns="training"))) == 2, "before and after the seam"
