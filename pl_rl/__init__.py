@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pl_rl.deploy.loading import load_policy
     from pl_rl.envs import EnvConfig
     from pl_rl.networks.actor_critic import ActorCritic, CNNActorCritic, MLPActorCritic
+    from pl_rl.networks.multi_input import MultiInputActorCritic
     from pl_rl.ppo import PPO
     from pl_rl.trainer import Trainer
 
@@ -24,6 +25,7 @@ __all__ = [
     "CNNActorCritic",
     "EnvConfig",
     "MLPActorCritic",
+    "MultiInputActorCritic",
     "RunFailure",
     "Trainer",
     "UsageError",
@@ -38,6 +40,7 @@ _LATE = {
     "CNNActorCritic": "pl_rl.networks.actor_critic",
     "EnvConfig": "pl_rl.envs",
     "MLPActorCritic": "pl_rl.networks.actor_critic",
+    "MultiInputActorCritic": "pl_rl.networks.multi_input",
     "Trainer": "pl_rl.trainer",
     "load_policy": "pl_rl.deploy.loading",
 }

@@ -5,7 +5,7 @@ One Lightning epoch is one batch is one rollout.
 
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ class Agent(L.LightningModule):
         eval_num_envs: Environments of an evaluation.
         eval_episodes: Episodes of an evaluation.
         eval_deterministic: Whether evaluations take the most probable action.
-        norm_obs: Normalize observations by running statistics.
+        norm_obs: Normalize observations by running statistics: all that are floats, or entries of these names.
         norm_reward: Scale rewards in training by the running deviation of their discounted sums.
         gamma: Discount factor of these sums.
 
@@ -75,7 +75,7 @@ class Agent(L.LightningModule):
         eval_num_envs: int,
         eval_episodes: int,
         eval_deterministic: bool,
-        norm_obs: bool,
+        norm_obs: bool | Sequence[str],
         norm_reward: bool,
         gamma: float,
     ) -> None:
@@ -91,7 +91,7 @@ class Agent(L.LightningModule):
         with one_thread():
             self.network = network(single.observation_space, single.action_space)
         close_single(single, env.id)
-        self.normalizer = ObservationNormalizer(single.observation_space) if norm_obs else None
+        self.normalizer = ObservationNormalizer(single.observation_space, norm_obs) if norm_obs else None
         self.reward_scaler = RewardScaler(gamma) if norm_reward else None
         self.env_steps = 0
         self.train_iter = 0

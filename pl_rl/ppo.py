@@ -7,6 +7,7 @@ Shapes: ``T`` steps of a rollout, ``N`` environments, ``B`` samples of a minibat
 """
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, cast
 
 import lightning as L
@@ -31,6 +32,7 @@ from pl_rl.errors import RunFailure, UsageError
 from pl_rl.networks.actor_critic import MLPActorCritic
 from pl_rl.networks.description import NetworkFactory
 from pl_rl.networks.modes import training_mode
+from pl_rl.networks.observations import Observations, rows, split, tree_map
 from pl_rl.resume.resumable import ResumableAgent
 from pl_rl.runs.dashboard import lay_out
 from pl_rl.runs.directory import display_path
@@ -67,7 +69,7 @@ class PPO(ResumableAgent):
         before, self.train_iter = self.train_iter, self.train_iter + len(grad_norms)
         # The optimizer is stepped without Lightning's wrapper, which would count but costs 60 us an update.
         self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress.increment_by(len(grad_norms))
-        self._audit(samples, rollout.obs[-1], coefficients, is_due(before, self.train_iter, self.eval_freq))
+        self._audit(samples, rollout.obs, coefficients, is_due(before, self.train_iter, self.eval_freq))
         log_every_n_steps: int = cast(Any, self.trainer).log_every_n_steps  # set by Lightning without declaring it
         if is_due(before, self.train_iter, log_every_n_steps):
             self._log_iteration(samples, metrics, grad_norms, clip_coef)
@@ -91,7 +93,7 @@ class PPO(ResumableAgent):
             advantages,
             advantages + rollout.values,
         )
-        return Minibatch(*(field.flatten(0, 1) for field in per_step))
+        return cast(Minibatch, tree_map(lambda steps: steps.flatten(0, 1), per_step))
 
     def _learn(self, samples: Minibatch, coefficients: Coefficients) -> tuple[Tensor, Tensor]:
         """Passes over the samples, each in an order of its own.
@@ -113,12 +115,12 @@ class PPO(ResumableAgent):
 
     def _minibatches(self, samples: Minibatch) -> Iterator[Minibatch]:
         for _ in range(self.update_epochs):
-            order = torch.randperm(len(samples.obs), generator=self.collector.generator).to(self.device)
-            shuffled = Minibatch(*(field.index_select(0, order) for field in samples))
+            order = torch.randperm(len(samples.actions), generator=self.collector.generator).to(self.device)
+            shuffled: Minibatch = tree_map(partial(torch.index_select, dim=0, index=order), samples)
             if self.norm_adv:
                 advantages = F.normalize(shuffled.advantages.view(-1, self.minibatch_size))
                 shuffled = shuffled._replace(advantages=advantages.flatten())
-            yield from map(Minibatch, *(field.split(self.minibatch_size) for field in shuffled))
+            yield from split(shuffled, self.minibatch_size)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam with the epsilon of the PPO reference implementation, in its fused form."""
@@ -141,7 +143,7 @@ class PPO(ResumableAgent):
         anneal_clip: bool = False,
         clip_vloss: bool = False,
         norm_adv: bool = True,
-        norm_obs: bool = False,
+        norm_obs: bool | list[str] = False,
         norm_reward: bool = False,
         ent_coef: float = 0.0,
         vf_coef: float = 0.5,
@@ -173,7 +175,8 @@ class PPO(ResumableAgent):
             anneal_clip: Lower clip_coef linearly to zero over total_env_steps.
             clip_vloss: Clip the value loss too, by the same coefficient.
             norm_adv: Normalize advantages in each minibatch.
-            norm_obs: Normalize observations by the mean and variance of all so far, and clip to 10.
+            norm_obs: Normalize observations by the mean and variance of all so far, and clip to 10. Of a dictionary
+                all entries of floats, or those that one of a list of patterns matches (``[robot/*]``).
             norm_reward: Scale rewards in training by the deviation of their discounted sums so far, and clip to 10.
             ent_coef: Weight of the entropy bonus.
             vf_coef: Weight of the value loss, which is half a mean squared error.
@@ -351,12 +354,12 @@ class PPO(ResumableAgent):
                 "the operation with --trainer.detect_anomaly true"
             )
 
-    def _audit(self, samples: Minibatch, obs: Tensor, coefficients: Coefficients, evaluates: bool) -> None:
+    def _audit(self, samples: Minibatch, obs: Observations, coefficients: Coefficients, evaluates: bool) -> None:
         """Look at each evaluation, and now and then, whether compiled functions compute what PyTorch does.
 
         Args:
             samples: Of the iteration.
-            obs: ``[N, ...]``, of a step of it.
+            obs: ``[T, N, ...]``, of its steps.
             coefficients: Of the loss.
             evaluates: Whether an evaluation follows.
 
@@ -365,10 +368,10 @@ class PPO(ResumableAgent):
         """
         if not self.learner.audit_is_due(self.iteration, evaluates):
             return
-        minibatch = Minibatch(*(field[: self.minibatch_size] for field in samples))
+        minibatch: Minibatch = rows(samples, slice(self.minibatch_size))
         if self.norm_adv:
             minibatch = minibatch._replace(advantages=F.normalize(minibatch.advantages))
-        fault = self.learner.audit(minibatch, obs, coefficients, self.iteration)
+        fault = self.learner.audit(minibatch, rows(obs, -1), coefficients, self.iteration)
         if fault is not None:
             raise RunFailure(
                 f"compiled updates are wrong in iteration {self.iteration:,}: {fault}; {self._last_good_checkpoint()}; "

@@ -5,7 +5,7 @@ They are registered as ``PlRlTest/...``; in a process of its own use ``tests.env
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.spaces import Box, Discrete, MultiDiscrete
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
 
 STEPS_SPACE = Box(0.0, 1000.0, (1,), np.float32)
 
@@ -174,5 +174,80 @@ class Undrawable(Counter):
         return _HalfMade()
 
 
-for env_class in (Counter, Goal, ShortOrLong, Recorder, Identity, Images, Pictures, Spaces, Undrawable):
+class Nested(Counter):
+    """Observes random numbers in dictionaries and tuples; episodes of 7 steps, every second one of which is cut."""
+
+    observation_space = Dict(
+        {
+            "camera": Box(0, 255, (8, 8, 3), np.uint8),
+            "robot": Dict({"joints": Box(-np.inf, np.inf, (2, 2), np.float32), "mode": Discrete(3, start=1)}),
+            "flags": Tuple([MultiBinary(2), MultiDiscrete([2, 3])]),
+        }
+    )
+
+    def __init__(self, without=None, odd=None):
+        super().__init__()
+        self.without, self.odd, self.episodes = without, odd, 0
+
+    def reset(self, *, seed=None, options=None):
+        self.episodes = 0 if seed is not None else self.episodes + 1
+        if self.episodes % 2:
+            self.terminate_at, self.truncate_at = 7, None
+        else:
+            self.terminate_at, self.truncate_at = None, 7
+        return super().reset(seed=seed)
+
+    def step(self, action):
+        obs, _, *others = super().step(action)
+        return obs, float(obs["robot"]["joints"].sum() + action), *others
+
+    def _obs(self):
+        draw = self.np_random.integers
+        obs = {
+            "camera": draw(0, 256, (8, 8, 3), np.uint8),
+            "robot": {"joints": self.np_random.normal(size=(2, 2)).astype(np.float32), "mode": draw(1, 4)},
+            "flags": (draw(0, 2, 2, np.int8), draw([2, 3])),
+        }
+        if self.odd is not None and self.steps == 3:
+            obs["robot"]["joints"] = self.odd
+        if self.without and self.steps == 3:
+            del obs[self.without]
+        return obs
+
+
+class Masked(Counter):
+    """Allows random choices, and insists that they are among these; episodes of 5 steps.
+
+    The mask is in the info, in the observation and given by a method; ``mask`` takes its place, after the last step
+    there is none.
+    """
+
+    def __init__(self, sizes=(3,), mask=None, start=0):
+        super().__init__(truncate_at=5)
+        self.sizes, self.mask = sizes, mask
+        self.action_space = Discrete(sizes[0], start=start) if len(sizes) == 1 else MultiDiscrete(sizes)
+        entry = MultiBinary(sum(sizes))
+        self.observation_space = Dict({"noise": Box(-np.inf, np.inf, (2,), np.float32), "allowed": entry})
+
+    def reset(self, *, seed=None, options=None):
+        obs, _ = super().reset(seed=seed)
+        return obs, {"action_mask": self.masks()}
+
+    def step(self, action):
+        chosen = np.ravel(action - getattr(self.action_space, "start", 0))
+        parts = np.split(self.allowed, np.cumsum(self.sizes)[:-1])
+        assert all(part[choice] for part, choice in zip(parts, chosen, strict=True)), f"{action} is not allowed"
+        obs, reward, terminated, truncated, _ = super().step(action)
+        return obs, reward, terminated, truncated, {} if truncated else {"action_mask": self.masks()}
+
+    def masks(self):
+        return self.allowed if self.mask is None or self.steps < 2 else np.array(self.mask)
+
+    def _obs(self):
+        ones = [self.np_random.permutation([1, *self.np_random.integers(0, 2, size - 1)]) for size in self.sizes]
+        self.allowed = np.concatenate(ones).astype(np.int8)
+        return {"noise": self.np_random.normal(size=2).astype(np.float32), "allowed": self.allowed}
+
+
+for env_class in (Counter, Goal, ShortOrLong, Recorder, Identity, Images, Pictures, Spaces, Undrawable, Nested, Masked):
     gym.register(f"PlRlTest/{env_class.__name__}-v0", env_class)

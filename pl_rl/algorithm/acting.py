@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pl_rl.networks.actor_critic import ActorCritic
+from pl_rl.networks.observations import Observations, tree_map, unbind
 
 
 class ActionSelector(ABC):
@@ -22,11 +23,11 @@ class ActionSelector(ABC):
         self.network = network
 
     @abstractmethod
-    def begin(self, obs: Tensor, noise: Tensor) -> None:
+    def begin(self, obs: Observations, noise: Tensor) -> None:
         """Begin a rollout.
 
         Args:
-            obs: ``[T, N, ...]``, filled in step by step.
+            obs: ``[T, N, ...]``, filled in step by step; a tensor or a dictionary of them.
             noise: ``[T, N, ...]``, random numbers for :meth:`ActionDistribution.sample`.
         """
 
@@ -42,16 +43,16 @@ class ActionSelector(ABC):
 class EagerActionSelector(ActionSelector):
     """Calls the network as a module; for any network and device."""
 
-    def begin(self, obs: Tensor, noise: Tensor) -> None:
+    def begin(self, obs: Observations, noise: Tensor) -> None:
         """Unbind all rows at once, which is cheaper than indexing at each step."""
         device = next(self.network.parameters()).device
-        self._obs, self._noise = obs.unbind(), noise.to(device).unbind()
+        self._obs, self._noise = unbind(obs), noise.to(device).unbind()
         self._decided: list[tuple[Tensor, Tensor, Tensor]] = []
         self._device = device
 
     def act(self, t: int) -> Tensor:
         """One forward pass and one sample."""
-        outputs, values = self.network(self._obs[t].to(self._device))
+        outputs, values = self.network(tree_map(lambda row: row.to(self._device), self._obs[t]))
         actions = self.network.distribution.sample(outputs, self._noise[t])
         self._decided.append((outputs, values, actions))
         return actions

@@ -16,6 +16,7 @@ from pl_rl.networks.actor_critic import ActorCritic
 from pl_rl.networks.distributions import to_numpy
 from pl_rl.networks.modes import evaluation_mode
 from pl_rl.networks.normalization import ObservationNormalizer
+from pl_rl.networks.observations import Observations, as_input, leaves, tree_map
 from pl_rl.seeding.random_state import random_state_kept
 
 # The largest limit in common use is Atari's, 27,000 steps of four frames.
@@ -126,8 +127,8 @@ def _play(
         actions = choose_actions(network, network_input(obs, parameter, normalizer), generator, deterministic)
         try:
             obs, rewards, terminated, truncated, infos = env.step(network.distribution.to_env(to_numpy(actions)))
-            if not (np.isfinite(rewards).all() and (obs.dtype.kind != "f" or np.isfinite(obs).all())):
-                check_finite(torch.empty(0), rewards[None], obs, {})
+            if not (np.isfinite(rewards).all() and all(np.isfinite(entry).all() for entry in leaves(obs))):
+                check_finite(tree_map(lambda entry: torch.from_numpy(entry[None, :0]), obs), rewards[None], obs, {})
         except EnvironmentFailure as failure:
             failure.when = f"at step {step:,} of an evaluation"
             raise
@@ -151,7 +152,7 @@ def _play(
     return episodes
 
 
-def choose_actions(network: ActorCritic, obs: Tensor, generator: torch.Generator, deterministic: bool) -> Tensor:
+def choose_actions(network: ActorCritic, obs: Observations, generator: torch.Generator, deterministic: bool) -> Tensor:
     """What a network does, ``[B]`` or ``[B, A]``, before :meth:`ActionDistribution.to_env`.
 
     Args:
@@ -167,15 +168,13 @@ def choose_actions(network: ActorCritic, obs: Tensor, generator: torch.Generator
     return network.distribution.sample(outputs, noise.to(outputs.device))
 
 
-def network_input(obs: Any, parameter: Tensor, normalizer: ObservationNormalizer | None) -> Tensor:
+def network_input(obs: Any, parameter: Tensor, normalizer: ObservationNormalizer | None) -> Observations:
     """Observations ``[B, ...]`` of environments on a network's device.
 
     Args:
-        obs: A NumPy array.
+        obs: A NumPy array, or a dictionary of them.
         parameter: One of the network, for its device and type, which floats are given; integers stay as they are.
         normalizer: Stands between the observations and the network.
     """
-    tensor = torch.from_numpy(obs)
-    if normalizer is not None:
-        tensor = normalizer(tensor)
-    return tensor.to(parameter.device, parameter.dtype if tensor.is_floating_point() else tensor.dtype)
+    tensors = tree_map(torch.from_numpy, obs)
+    return as_input(tensors if normalizer is None else normalizer(tensors), parameter)

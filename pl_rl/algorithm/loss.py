@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from pl_rl.algorithm import functional as F
 from pl_rl.networks.actor_critic import ActorCritic
+from pl_rl.networks.observations import Observations
 
 
 class Minibatch(NamedTuple):
     """Samples of a rollout, flattened over time and environments."""
 
-    obs: Tensor
-    """``[B, *observation_space.shape]``"""
+    obs: Observations
+    """``[B, *observation_space.shape]``, or a dictionary of such tensors."""
     actions: Tensor
     """``[B]`` or ``[B, A]``"""
     log_probs: Tensor

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -21,13 +22,14 @@ from pl_rl.networks.actor_critic import ActorCritic
 from pl_rl.networks.distributions import to_numpy
 from pl_rl.networks.modes import evaluation_mode
 from pl_rl.networks.normalization import ObservationNormalizer, RewardScaler
+from pl_rl.networks.observations import Observations, leaves, rows, space_tree, stack, tensor_type, tree_map, unbind
 
 
 class Rollout(NamedTuple):
     """``T * N`` transitions of one policy."""
 
-    obs: Tensor
-    """``[T, N, *observation_space.shape]``, as the network saw them."""
+    obs: Observations
+    """``[T, N, *observation_space.shape]``, as the network saw them; a dictionary of such tensors for a ``Dict``."""
     actions: Tensor
     """``[T, N]`` of one discrete choice, else ``[T, N, A]``; as sampled, before any clipping to bounds."""
     log_probs: Tensor
@@ -154,17 +156,19 @@ class RolloutCollector:
         self.reward_scaler = reward_scaler
         self.acting: ActionSelector = EagerActionSelector(network)
         self.episodes = EpisodeStatistics(env.num_envs)
-        self._obs: npt.NDArray[Any] | None = None
+        self._obs: Any = None
 
     @property
-    def obs_dtype(self) -> torch.dtype:
+    def obs_dtype(self) -> Any:
         """The type of observations in a rollout: floats as the parameters, integers (images) as the environment's."""
-        dtype = self.env.single_observation_space.dtype
-        if dtype is None:
+        return tree_map(self._dtype_of, space_tree(self.env.single_observation_space))
+
+    def _dtype_of(self, space: gym.Space[Any]) -> torch.dtype:
+        if space.dtype is None:
             raise UsageError("the environment's observations have no type of numbers; give its space a dtype")
-        if np.issubdtype(dtype, np.floating):
+        if np.issubdtype(space.dtype, np.floating):
             return next(self.network.parameters()).dtype
-        return torch.from_numpy(np.empty(0, dtype)).dtype
+        return tensor_type(space.dtype)
 
     def reset(self, seed: int) -> None:
         """Begin an episode in each environment."""
@@ -178,7 +182,7 @@ class RolloutCollector:
             raise RuntimeError("reset before asking for the state")
         state = {
             "environments": save_envs(self.env) if with_environments else None,
-            "obs": torch.from_numpy(self._obs.copy()),
+            "obs": tree_map(lambda array: torch.from_numpy(array.copy()), self._obs),
             "episodes": self.episodes.state_dict(),
             "generator": self.generator.get_state(),
         }
@@ -197,7 +201,7 @@ class RolloutCollector:
             Why episodes were begun afresh, or ``None`` if they go on.
         """
         self.generator.set_state(state["generator"])
-        obs = state["obs"].numpy().copy()
+        obs = tree_map(lambda tensor: tensor.numpy().copy(), state["obs"])
         open_returns = state["episodes"]["open_returns"].numpy()
         failure = restore_envs(self.env, state["environments"], obs, open_returns)
         self.episodes.load_state_dict(state["episodes"])
@@ -228,39 +232,39 @@ class RolloutCollector:
         steps, num_envs = self.num_steps, self.env.num_envs
         device, distribution = next(self.network.parameters()).device, self.network.distribution
         noise = distribution.noise((steps, num_envs), self.generator)
-        obs = torch.empty((steps, *self._obs.shape), dtype=self.obs_dtype)
+        obs = tree_map(lambda now, dtype: torch.empty((steps, *now.shape), dtype=dtype), self._obs, self.obs_dtype)
         rewards = np.empty((steps, num_envs), dtype=np.float32)
         terminated = np.empty((steps, num_envs), dtype=np.bool_)
         truncated = np.empty((steps, num_envs), dtype=np.bool_)
-        final_obs: dict[tuple[int, int], Tensor] = {}
+        final_obs: dict[tuple[int, int], Observations] = {}
 
         self.acting.begin(obs, noise)
         # Unbinding all rows at once is cheaper than indexing at each step.
-        obs_rows = obs.unbind()
+        obs_rows = unbind(obs)
         for t in range(steps):
             if self.normalizer is not None and not self.normalizer.update(self._obs):
-                check_finite(obs[:t], rewards[:t], self._obs, final_obs)
-                raise too_large(self._obs, t)
-            obs_rows[t].copy_(self._as_input(self._obs))
+                check_finite(rows(obs, slice(t)), rewards[:t], self._obs, final_obs)
+                raise too_large(self.normalizer.joined(self._obs), t)
+            tree_map(Tensor.copy_, obs_rows[t], self._as_input(self._obs))
             env_actions = distribution.to_env(to_numpy(self.acting.act(t)))
             try:
                 self._obs, rewards[t], terminated[t], truncated[t], infos = self.env.step(env_actions)
             except EnvironmentFailure as failure:
                 # The action may be the consequence of a number that is not finite: that is the fault to report.
-                check_finite(obs[: t + 1], rewards[:t], self._obs, final_obs)
+                check_finite(rows(obs, slice(t + 1)), rewards[:t], self._obs, final_obs)
                 failure.step = t + 1
                 raise
             ended = terminated[t] | truncated[t] if "final_obs" in infos else None
             self.episodes.add(rewards[t], ended, infos.get("episode_info"))
             if ended is not None:
                 for i in np.flatnonzero(truncated[t] & ~terminated[t]):
-                    final_obs[t, int(i)] = self._final_input(infos["final_obs"][i]).to(obs.dtype)
+                    final_obs[t, int(i)] = self._final_input(infos["final_obs"][i])
         check_finite(obs, rewards, self._obs, final_obs)
         outputs, values, actions = self.acting.decisions()
         values, next_values = self._with_next_values(values, final_obs)
         step_rewards = self._scaled(torch.from_numpy(rewards), torch.from_numpy(terminated | truncated))
         return Rollout(
-            obs=obs.to(device),
+            obs=tree_map(lambda steps: steps.to(device), obs),
             actions=actions,
             log_probs=distribution.log_prob(outputs, actions),
             values=values,
@@ -270,18 +274,17 @@ class RolloutCollector:
             truncated=torch.from_numpy(truncated).to(device),
         )
 
-    def _as_input(self, obs: Any) -> Tensor:
+    def _as_input(self, obs: Any) -> Observations:
         """Observations as the network sees them, normalized or not."""
-        tensor = torch.as_tensor(obs)
-        if self.normalizer is None:
-            return tensor
-        normalized: Tensor = self.normalizer(tensor)
-        return normalized
+        tensors = tree_map(torch.as_tensor, obs)
+        return tensors if self.normalizer is None else self.normalizer(tensors)
 
-    def _final_input(self, obs: Any) -> Tensor:
+    def _final_input(self, obs: Any) -> Observations:
         """As :meth:`_as_input`, but what is not finite stays, as clipping would hide it from the check."""
-        final = torch.as_tensor(obs)
-        return self._as_input(final) if final.isfinite().all() else final
+        final = tree_map(torch.as_tensor, obs)
+        if all(entry.isfinite().all() for entry in leaves(final)):
+            final = self._as_input(final)
+        return tree_map(Tensor.to, final, self.obs_dtype)
 
     def _scaled(self, rewards: Tensor, ended: Tensor) -> Tensor:
         """Rewards ``[T, N]``, scaled or not; ``ended`` ``[T, N]`` says which steps ended an episode."""
@@ -291,15 +294,17 @@ class RolloutCollector:
         scaled, self._discounted_sums = self.reward_scaler(rewards, ended, self._discounted_sums)
         return scaled
 
-    def _with_next_values(self, values: Tensor, final_obs: dict[tuple[int, int], Tensor]) -> tuple[Tensor, Tensor]:
+    def _with_next_values(
+        self, values: Tensor, final_obs: dict[tuple[int, int], Observations]
+    ) -> tuple[Tensor, Tensor]:
         """Values and next values, both ``[T, N]``.
 
         Args:
             values: ``[T, N]``.
             final_obs: By (step, environment), the last observations of episodes that a time limit ended.
         """
-        obs = self._as_input(self._obs).to(self.obs_dtype)
-        last_obs = torch.stack([*obs, *final_obs.values()]).to(values.device)
+        obs = unbind(tree_map(Tensor.to, self._as_input(self._obs), self.obs_dtype))
+        last_obs = tree_map(lambda last: last.to(values.device), stack([*obs, *final_obs.values()]))
         last_values, final_values = self.network.value(last_obs).split([len(obs), len(final_obs)])
         every_value = torch.cat([values, last_values.unsqueeze(0)])
         # In float32 at least, whatever the network computes in.

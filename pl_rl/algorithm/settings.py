@@ -14,6 +14,7 @@ from pl_rl.errors import UsageError
 from pl_rl.files.plain_data import plain_data
 from pl_rl.networks.actor_critic import ActorCritic
 from pl_rl.networks.description import describe_network
+from pl_rl.networks.normalization import is_switch_or_names
 
 # Fixed when a model is made, with the reason.
 FIXED = {
@@ -37,7 +38,7 @@ AT_LEAST_ONE = (
 )
 WHOLE = (*(name for name in AT_LEAST_ONE if name != "total_env_steps"), "eval_freq")
 SWITCHES = (
-    *("anneal_lr", "anneal_clip", "clip_vloss", "norm_adv", "norm_obs", "norm_reward", "compile_update"),
+    *("anneal_lr", "anneal_clip", "clip_vloss", "norm_adv", "norm_reward", "compile_update"),
     "eval_deterministic",
 )
 NUMBERS = (
@@ -49,7 +50,7 @@ POSITIVE = ("learning_rate", "clip_coef", "max_grad_norm", "target_kl")
 # Zero is allowed during fit, as the end of a schedule.
 ZERO_IN_FIT = ("learning_rate", "clip_coef")
 
-SETTINGS = frozenset({*WHOLE, *SWITCHES, *NUMBERS, "env", "env_config", "network"})
+SETTINGS = frozenset({*WHOLE, *SWITCHES, *NUMBERS, "env", "env_config", "network", "norm_obs"})
 LIVE_SETTINGS = sorted(SETTINGS - FIXED.keys() - FIXED_IN_FIT.keys() - {"learning_rate"})
 """Those that may change while a run trains; the learning rate has a state of its own."""
 
@@ -86,6 +87,10 @@ def _check_env(env: EnvConfig) -> None:
         "vectorization": (env.vectorization in get_args(Vectorization), f"one of {', '.join(get_args(Vectorization))}"),
         "kwargs": (isinstance(env.kwargs, Mapping), "a dictionary of arguments by name"),
         "timeout": (isinstance(env.timeout, int | float) and not isinstance(env.timeout, bool), "a number of seconds"),
+        "action_mask": (
+            env.action_mask is None or isinstance(env.action_mask, str),
+            "a text, such as info.action_mask",
+        ),
         **{name: (_is_list(getattr(env, name), str), "a list of texts") for name in texts},
         **{name: (_is_list(getattr(env, name), object), "a list") for name in ("wrappers", "train_wrappers")},
     }
@@ -198,6 +203,7 @@ def check_settings(ppo: Any, fitting: bool = False) -> None:
 def _check_kinds(ppo: Any) -> None:
     kinds: list[tuple[tuple[str, ...], Callable[[Any], bool], str]] = [
         (SWITCHES, lambda value: isinstance(value, bool), "must be true or false"),
+        (("norm_obs",), is_switch_or_names, "must be true, false, or a list of names of entries"),
         (WHOLE, lambda value: isinstance(value, int) and not isinstance(value, bool), "must be a whole number"),
         (NUMBERS, lambda value: isinstance(value, int | float) and not isinstance(value, bool), "is not a number"),
     ]

@@ -31,6 +31,7 @@ from pl_rl.files.schema import (
     that,
     whole,
 )  # fmt: skip
+from pl_rl.networks.normalization import is_switch_or_names
 
 _SECONDS = number(0, 1e12)
 _SEED = whole(-(2**63), 2**64 - 1)  # torch.initial_seed() has 64 bits, with or without a sign
@@ -102,10 +103,22 @@ def _environments(value: Any, place: str) -> None:
     _ENVIRONMENTS.get(value["class"], PLAIN)(value["state"], f"{place}.state")
 
 
+def _observations(value: Any, place: str) -> None:
+    if isinstance(value, dict):
+        that(bool, "a dictionary with entries")(value, place)
+        mapping(rows())(value, place)
+    else:
+        rows()(value, place)
+
+
+def _parts_of(obs: Any) -> dict[str, Any]:
+    return {f"obs.{name}": entry for name, entry in obs.items()} if isinstance(obs, dict) else {"obs": obs}
+
+
 COLLECTOR = record(
     {
         "environments": maybe(_environments),
-        "obs": rows(),
+        "obs": _observations,
         "episodes": record(
             {
                 "open_returns": array(torch.float64, ndim=1),
@@ -201,7 +214,8 @@ HYPER_PARAMETERS = record(
     {
         "total_env_steps": number(0, 1e300),
         **dict.fromkeys(("num_envs", "num_steps", "eval_episodes", "eval_num_envs"), whole()),
-        **dict.fromkeys(("eval_deterministic", "norm_obs", "norm_reward"), BOOL),
+        **dict.fromkeys(("eval_deterministic", "norm_reward"), BOOL),
+        "norm_obs": that(is_switch_or_names, "true, false or a list of names"),
     },
     others=SETTING,
 )
@@ -276,7 +290,7 @@ def check_checkpoint(checkpoint: Any) -> None:
     collector = checkpoint["pl_rl"]["collector"]
     num_envs = len(collector["episodes"]["open_returns"])
     parts = {
-        "obs": collector["obs"],
+        **_parts_of(collector["obs"]),
         "episodes.open_lengths": collector["episodes"]["open_lengths"],
         "discounted_sums": collector.get("discounted_sums"),
     }

@@ -27,8 +27,9 @@ from pl_rl.cli.trust import names_said
 from pl_rl.errors import UsageError
 from pl_rl.files.plain_yaml import parse_yaml, read_yaml
 from pl_rl.files.terminal import printable
-from pl_rl.networks.actor_critic import ACTIVATIONS, MLPActorCritic
+from pl_rl.networks.actor_critic import MLPActorCritic
 from pl_rl.networks.description import network_from_description
+from pl_rl.networks.layers import ACTIVATIONS
 from pl_rl.ppo import PPO
 from pl_rl.pretrained import read_weights
 from pl_rl.pretrained.matching import fitting_settings

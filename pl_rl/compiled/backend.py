@@ -1,7 +1,7 @@
 """When to compile a run's updates and action selection, and the audit that they compute what PyTorch does."""
 
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -29,13 +29,13 @@ FLOPS_OF_A_MILLISECOND = 2**27
 ITERATIONS_BETWEEN_AUDITS = 100
 
 
-def is_worth_compiling(loss: PPOLoss, num_updates: int, obs_dtype: torch.dtype, minibatch_size: int) -> bool:
+def is_worth_compiling(loss: PPOLoss, num_updates: int, obs_dtype: Any, minibatch_size: int) -> bool:
     """By a run's number of updates and the FLOPs of one, neither of which changes when the run is repeated.
 
     Args:
         loss: With the network in it.
         num_updates: Of the whole run.
-        obs_dtype: Of observations in a rollout.
+        obs_dtype: Of observations in a rollout, or a dictionary of their types.
         minibatch_size: Samples of an update.
     """
     if num_updates >= COMPILE_FROM or next(loss.parameters()).device.type != "cpu":
@@ -47,8 +47,14 @@ def is_worth_compiling(loss: PPOLoss, num_updates: int, obs_dtype: torch.dtype, 
     return num_updates * count_flops(loss, example) >= COMPILE_FROM * FLOPS_OF_A_MILLISECOND
 
 
-def make_example(network: ActorCritic, obs_dtype: torch.dtype, minibatch_size: int) -> Minibatch:
-    """A minibatch of random numbers in the shapes and types of a run's, whose gradient is not zero."""
+def make_example(network: ActorCritic, obs_dtype: Any, minibatch_size: int) -> Minibatch:
+    """A minibatch of random numbers in the shapes and types of a run's, whose gradient is not zero.
+
+    Raises:
+        CompilationError: For observations that are a dictionary.
+    """
+    if isinstance(obs_dtype, dict):
+        raise CompilationError("observations are a dictionary, and machine code takes one array of them")
     generator = torch.Generator().manual_seed(0)
     largest = 256 if obs_dtype == torch.uint8 else 1  # black images would give no gradient
     shape = (minibatch_size, *cast(tuple[int, ...], network.observation_space.shape))
@@ -67,7 +73,7 @@ class CompiledLearner:
     Args:
         loss: With the network in it.
         optimizer: Takes the steps.
-        obs_dtype: Of observations in a rollout.
+        obs_dtype: Of observations in a rollout, or a dictionary of their types.
         minibatch_size: Samples of an update.
         num_envs: ``N``, environments that are stepped together.
 
@@ -83,7 +89,7 @@ class CompiledLearner:
         self,
         loss: PPOLoss,
         optimizer: torch.optim.Optimizer,
-        obs_dtype: torch.dtype,
+        obs_dtype: Any,
         minibatch_size: int,
         num_envs: int,
     ) -> None:

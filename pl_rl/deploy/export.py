@@ -25,6 +25,7 @@ from pl_rl.deploy.policy import (
 )
 from pl_rl.errors import RunFailure, UsageError, installation
 from pl_rl.files.writing import flush
+from pl_rl.networks.observations import entries, tree_map
 from pl_rl.pretrained import safetensors
 from pl_rl.runs.directory import display_path
 from pl_rl.runs.trust import WayOut, in_python
@@ -101,10 +102,10 @@ def _onnx(trained: TrainedWeights, path: Path, trust: Iterable[str], way_out: Wa
         try:
             program: Any = torch.onnx.export(
                 policy,
-                (policy.example(),),
-                input_names=["obs"],
+                kwargs={"obs": policy.example()},
+                input_names=list(entries(policy.example())),
                 output_names=policy.outputs,
-                dynamic_shapes={"obs": {0: torch.export.Dim("batch")}},
+                dynamic_shapes={"obs": tree_map(lambda _: {0: torch.export.Dim("batch")}, policy.example())},
                 dynamo=True,
                 verbose=False,
             )

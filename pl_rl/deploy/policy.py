@@ -6,7 +6,7 @@ Shapes: ``B`` observations of any batch, ``P`` outputs of the policy (see :mod:`
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -25,7 +25,8 @@ from pl_rl.errors import UsageError
 from pl_rl.networks.actor_critic import ActorCritic
 from pl_rl.networks.description import NetworkFactory, network_from_description
 from pl_rl.networks.distributions import Categorical, DiagonalGaussian, MultiCategorical, to_numpy
-from pl_rl.networks.normalization import ObservationNormalizer
+from pl_rl.networks.normalization import ObservationNormalizer, is_switch_or_names
+from pl_rl.networks.observations import Observations, as_input, by_path, example
 from pl_rl.runs.trust import WayOut, checked, checked_of_file, in_python, is_own
 
 _PARTS = ("network.", "normalizer.")
@@ -93,9 +94,12 @@ class TrainedPolicy(nn.Module):
         observation_space, self._space = make_spaces(spaces) if spaces is not None else _spaces_of(needed["env"])
         self.spaces = describe_spaces(observation_space, self._space)
         self.network = _make_network(needed["network"], observation_space, self._space)
-        if not isinstance(settings.get("norm_obs", False), bool):
-            raise UsageError(f"norm_obs={str(settings['norm_obs'])[:80]} is neither true nor false; use another file")
-        self.normalizer = ObservationNormalizer(observation_space) if settings.get("norm_obs") else None
+        norm_obs = settings.get("norm_obs", False)
+        if not is_switch_or_names(norm_obs):
+            raise UsageError(
+                f"norm_obs={str(norm_obs)[:80]} is neither true nor false nor a list of names; use another file"
+            )
+        self.normalizer = ObservationNormalizer(observation_space, norm_obs) if norm_obs else None
         self._check_distribution()
         if isinstance(self._space, gym.spaces.Box):
             self.outputs = ("action", "value", "mean", "log_std")
@@ -108,13 +112,13 @@ class TrainedPolicy(nn.Module):
 
     @torch.no_grad()
     def act(
-        self, obs: npt.ArrayLike, deterministic: bool = True, generator: torch.Generator | None = None
+        self, obs: Any, deterministic: bool = True, generator: torch.Generator | None = None
     ) -> npt.NDArray[np.generic]:
         """What the policy does, as an evaluation plays it.
 
         Args:
             obs: One observation ``[*observation_space.shape]`` as the environment gives it, or a batch of them
-                ``[B, *observation_space.shape]``.
+                ``[B, *observation_space.shape]``; of a dictionary, nested or by path, the entries that the policy sees.
             deterministic: Take the most probable action rather than a sampled one.
             generator: Of sampled actions, on the CPU; torch's global one by default.
 
@@ -131,7 +135,7 @@ class TrainedPolicy(nn.Module):
         return actions[0] if is_one else actions
 
     @torch.no_grad()
-    def value(self, obs: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    def value(self, obs: Any) -> npt.NDArray[np.float32]:
         """The discounted sum of rewards that the network expects, scaled as they were in training.
 
         Args:
@@ -147,34 +151,68 @@ class TrainedPolicy(nn.Module):
         values: npt.NDArray[np.float32] = self.network(batch)[1].float().cpu().numpy()
         return values[0] if is_one else values
 
-    def _batch(self, obs: npt.ArrayLike) -> tuple[Tensor, bool]:
+    def _batch(self, obs: Any) -> tuple[Observations, bool]:
         """Input of the network for observations, and whether they are one alone.
 
         Raises:
             UsageError: If they are no observations of the environment.
         """
         space = self.network.observation_space
+        if not isinstance(space, gym.spaces.Dict):
+            array, is_one = self._array(obs, space)
+            return network_input(array, next(self.network.parameters()), self.normalizer), is_one
+        given = self._given(obs, space)
+        arrays = {name: self._array(entry, space[name], f" of {name!r}") for name, entry in given.items()}
+        if len({(is_one, is_one or len(array)) for array, is_one in arrays.values()}) > 1:
+            raise UsageError(
+                "the entries of the observations are not as many each; give one of each, or a batch of each"
+            )
+        batch = {name: array for name, (array, _) in arrays.items()}
+        is_one = all(is_one for _, is_one in arrays.values())
+        return network_input(batch, next(self.network.parameters()), self.normalizer), is_one
+
+    def _given(self, obs: Any, space: gym.spaces.Dict) -> dict[str, Any]:
+        """The entries of an observation by path.
+
+        Raises:
+            UsageError: If it has none, or lacks one that the policy sees.
+        """
+        if not isinstance(obs, Mapping | tuple):
+            raise UsageError(
+                f"the observation is a {type(obs).__name__}, and the policy sees a dictionary of "
+                f"{', '.join(space)}; give it as that of make_env() does"
+            )
+        flat = {path: entry for path, entry in by_path(obs) if path in space.spaces}
+        missing = [name for name in self.network.policy_entries if name not in flat]
+        if missing:
+            raise UsageError(f"the observation lacks {', '.join(missing)}, which the policy sees; give it as well")
+        return flat
+
+    def _array(self, obs: Any, space: Space, what: str = "") -> tuple[npt.NDArray[Any], bool]:
+        """A batch of one entry, and whether it is one alone."""
         dtype = np.dtype(space.dtype)
         try:
             array = np.asarray(obs.detach().cpu() if isinstance(obs, Tensor) else obs)
         except ValueError as error:
-            raise UsageError(f"the observations cannot be made an array: {error}; give as many numbers each") from error
+            raise UsageError(
+                f"the observations{what} cannot be made an array: {error}; give as many numbers each"
+            ) from error
         is_one = array.shape == space.shape
         if not (is_one or array.shape[1:] == space.shape) or not np.can_cast(array.dtype, dtype, "same_kind"):
             raise UsageError(
-                f"observations of shape {array.shape} and type {array.dtype} are given, where one has the shape "
+                f"observations{what} of shape {array.shape} and type {array.dtype} are given, where one has the shape "
                 f"{space.shape} and the type {dtype}, and a batch one dimension more; give them as the "
                 "environment does"
             )
         # As a vector environment gives them.
-        array = np.ascontiguousarray(array[None] if is_one else array, dtype)
-        return network_input(array, next(self.network.parameters()), self.normalizer), is_one
+        return np.ascontiguousarray(array[None] if is_one else array, dtype), is_one
 
-    def forward(self, obs: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, obs: Any) -> tuple[Tensor, ...]:
         """The most probable actions and what they come from.
 
         Args:
-            obs: Observations ``[B, *observation_space.shape]`` as the environment gives them.
+            obs: Observations ``[B, *observation_space.shape]`` as the environment gives them, or a dictionary of all
+                entries.
 
         Returns:
             ``action`` ``[B, *action_space.shape]``, as the environment takes them: shifted to the space's start, or
@@ -183,9 +221,7 @@ class TrainedPolicy(nn.Module):
         """
         if self.normalizer is not None:
             obs = self.normalizer(obs)
-        parameter = next(self.network.parameters())
-        obs = obs.to(parameter.device, parameter.dtype if obs.is_floating_point() else obs.dtype)
-        outputs, values = self.network(obs)
+        outputs, values = self.network(as_input(obs, next(self.network.parameters())))
         distribution = self.network.distribution
         actions = self._to_env(distribution.mode(outputs))
         if isinstance(distribution, DiagonalGaussian):
@@ -205,10 +241,9 @@ class TrainedPolicy(nn.Module):
         env = checked({"env": self.settings["env"]}, trust, "the policy")["env"]
         return make_env(EnvConfig(**env), **kwargs)
 
-    def example(self) -> Tensor:
+    def example(self) -> Any:
         """Two observations of the environment's shape and type."""
-        space = self.network.observation_space
-        return torch.zeros(2, *(space.shape or ()), dtype=torch.from_numpy(np.empty(0, space.dtype)).dtype)
+        return example(self.network.observation_space, 2)
 
     def _to_env(self, actions: Tensor) -> Tensor:
         """:meth:`pl_rl.networks.distributions.ActionDistribution.to_env` in tensors."""

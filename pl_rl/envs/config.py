@@ -31,6 +31,9 @@ class EnvConfig:
         info_keys: Names of numbers in the ``info`` of an episode's last step, whose means over episodes are logged
             beside the return's; ``is_success`` or ``success`` is logged as ``success_rate`` without being named.
         timeout: Seconds after which making, resetting or stepping an environment in a worker process counts as hung.
+        action_mask: Where the environment says which actions are allowed: ``info.KEY``, an entry of its dictionary of
+            observations as ``obs.ENTRY``, or ``method.NAME``. It gives zeros and ones, one for each choice, those of a
+            MultiDiscrete's dimensions one after another. Goes with a network such as MultiInputActorCritic.
     """
 
     id: str
@@ -41,6 +44,7 @@ class EnvConfig:
     train_wrappers: list[ClassPath] = field(default_factory=list)
     info_keys: list[str] = field(default_factory=list)
     timeout: float = 300.0
+    action_mask: str | None = None
 
     def wrapped(self, training: bool) -> list[ClassPath]:
         """The wrappers for training or for evaluation, from the innermost to the outermost."""

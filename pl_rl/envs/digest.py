@@ -6,6 +6,8 @@ from zlib import crc32
 
 import numpy as np
 
+from pl_rl.networks.observations import leaves
+
 
 class Digest:
     """Running checksums, read where an episode begins and whenever a state is saved.
@@ -30,8 +32,9 @@ class Digest:
         self._episodes: list[list[int]] = []
 
     def observe(self, obs: Any) -> None:
-        """Add an observation of any memory layout."""
-        self.observed[0] = crc32(np.ascontiguousarray(obs).data, self.observed[0])
+        """Add an observation of any memory layout, or all entries of one."""
+        for entry in leaves(obs):
+            self.observed[0] = crc32(np.ascontiguousarray(entry).data, self.observed[0])
 
     def end(self, terminated: Any, truncated: Any) -> None:
         """Add how an episode ended."""

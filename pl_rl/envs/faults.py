@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pl_rl.errors import EnvironmentFailure, Interrupted
+from pl_rl.networks.observations import Observations, entries
 
 Fault = tuple[int, str, str]
 """Index of the environment, what it did, and its traceback (empty where there is none)."""
@@ -108,15 +109,15 @@ def failure(fault: Fault) -> EnvironmentFailure:
 
 
 def check_finite(
-    obs: Tensor,
+    obs: Observations,
     rewards: npt.NDArray[np.float32],
-    last_obs: npt.NDArray[Any],
-    final_obs: Mapping[tuple[int, int], Tensor],
+    last_obs: Any,
+    final_obs: Mapping[tuple[int, int], Observations],
 ) -> None:
     """Refuse rewards and observations that are infinite or NaN.
 
     Args:
-        obs: ``[T, N, ...]``, before each step.
+        obs: ``[T, N, ...]``, before each step; a tensor or a dictionary of them, as the others.
         rewards: ``[T, N]``
         last_obs: ``[N, ...]``, after the last step.
         final_obs: By (step, environment), the last observations of truncated episodes.
@@ -126,16 +127,20 @@ def check_finite(
     """
     # A sum is finite only if its terms are, and is cheap.
     sums = [torch.from_numpy(rewards).sum()]
-    if obs.is_floating_point():
-        sums += [obs.sum(), torch.from_numpy(last_obs).sum(), *(final.sum() for final in final_obs.values())]
+    trees = {name: entry for name, entry in entries(obs).items() if entry.is_floating_point()}
+    for name, entry in trees.items():
+        finals = [entries(final)[name] for final in final_obs.values()]
+        sums += [entry.sum(), torch.from_numpy(entries(last_obs)[name]).sum(), *(final.sum() for final in finals)]
     if torch.stack([total.double() for total in sums]).isfinite().all():
         return
     wrong_rewards = np.argwhere(~np.isfinite(rewards))
     found = [(int(t) + 1, int(i), f"gave the reward {_shown(rewards[t, i], 'float32')}") for t, i in wrong_rewards]
-    every_obs = [*enumerate(obs), (len(obs), torch.from_numpy(last_obs))] if obs.is_floating_point() else []
-    for t, step_obs in every_obs:
-        found += [(t, i, _observed(step_obs[i])) for i in range(len(step_obs)) if not step_obs[i].isfinite().all()]
-    found += [(t + 1, i, _observed(o)) for (t, i), o in final_obs.items() if not o.isfinite().all()]
+    for name, entry in trees.items():
+        inside = f" in {name!r}" if isinstance(obs, dict) else ""
+        steps = [*enumerate(entry), (len(entry), torch.from_numpy(entries(last_obs)[name]))]
+        each = [(t, i, row) for t, step_obs in steps for i, row in enumerate(step_obs)]
+        each += [(t + 1, i, entries(final)[name]) for (t, i), final in final_obs.items()]
+        found += [(t, i, _observed(row, inside)) for t, i, row in each if not row.isfinite().all()]
     if found:
         step, index, what = min(found)
         failure = EnvironmentFailure(index, what)
@@ -156,11 +161,12 @@ def too_large(obs: npt.NDArray[Any], step: int) -> EnvironmentFailure:
     return failure
 
 
-def _observed(obs: Tensor) -> str:
-    """An observation that is not finite, by its first such number."""
+def _observed(obs: Tensor, inside: str) -> str:
+    """An observation that is not finite, by its first such number and the entry that it is in."""
     flat = obs.flatten()
     position = int(torch.nonzero(~flat.isfinite())[0])
-    return f"gave an observation whose number {position} of {len(flat)} is {_shown(flat[position].item(), flat.dtype)}"
+    value = _shown(flat[position].item(), flat.dtype)
+    return f"gave an observation whose number {position} of {len(flat)}{inside} is {value}"
 
 
 def _shown(value: float, dtype: Any) -> str:

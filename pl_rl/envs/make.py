@@ -17,7 +17,9 @@ from gymnasium.envs.registration import find_highest_version, get_env_id, parse_
 from lightning.pytorch.utilities import rank_zero_info
 
 from pl_rl.envs.config import ClassPath, EnvConfig
+from pl_rl.envs.entries import by_path
 from pl_rl.envs.faults import STOPS, close_each, error_in_words
+from pl_rl.envs.masks import MaskedActions
 from pl_rl.errors import RunFailure, UsageError, missing_package
 
 AnyEnv = gym.Env[Any, Any]
@@ -38,7 +40,8 @@ def make_env(config: EnvConfig, training: bool = False, render_mode: str | None 
     env = _make_unwrapped(config, render_mode)
     for wrapper in config.wrapped(training):
         env = wrap(env, wrapper)
-    return env
+    env = by_path(env)
+    return env if config.action_mask is None else MaskedActions(env, config.action_mask)
 
 
 def with_version(config: EnvConfig) -> EnvConfig:

@@ -14,6 +14,7 @@ from gymnasium.vector.utils import concatenate
 
 from pl_rl.envs.episode_info import EpisodeInfo, episode_info
 from pl_rl.envs.faults import STOPS, as_fault, close_each, failure
+from pl_rl.networks.observations import tree_map
 
 EnvFns = Sequence[Callable[[], gym.Env[Any, Any]]]
 Step = tuple[npt.NDArray[Any], npt.NDArray[np.float64], npt.NDArray[np.bool_], npt.NDArray[np.bool_], dict[str, Any]]
@@ -63,7 +64,7 @@ class SyncEnvs(SyncVectorEnv[Any, Any]):
                 obs, self._rewards[i], terminated, truncated, info = env.step(actions[i])
                 self._terminations[i], self._truncations[i] = terminated, truncated
                 if terminated or truncated:
-                    final_obs[i] = np.array(obs)
+                    final_obs[i] = tree_map(np.array, obs)
                     ended_info[i] = episode_info(info, self._info_keys)
                     doing = "reset"
                     obs, _ = env.reset()

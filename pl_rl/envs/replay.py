@@ -16,6 +16,7 @@ import numpy.typing as npt
 from pl_rl.envs.digest import Digest
 from pl_rl.envs.faults import STOPS, WrongOutput, error_in_words, number_of
 from pl_rl.envs.wrapper_state import Arrays, load_lasting, needs_new_object, save_lasting
+from pl_rl.networks.observations import entries_of, space_tree, tree_map
 from pl_rl.seeding.streams import derive_seed
 
 FIRST_ANCHOR_STEPS = 100
@@ -73,6 +74,7 @@ class ReplayEnv(gym.Wrapper[Any, Any, Any, Any]):
         self._resets: list[int] = []
         self._digest = Digest()
         self._before: Window | None = None
+        self._spaces = space_tree(self.observation_space)
         self._renews = needs_new_object(self.env)
         self._may_go_on = self.env.has_wrapper_attr("reset_goes_on")
         # An instance attribute shadows the method and saves callers a look-up and a call.
@@ -115,7 +117,7 @@ class ReplayEnv(gym.Wrapper[Any, Any, Any, Any]):
             raise
         except BaseException as error:  # one that is not deterministic may refuse a recorded action
             faults.append(f"failed, as it {error_in_words(error)}")
-            self.replayed_obs = np.zeros(self.observation_space.shape or (), self.observation_space.dtype)
+            self.replayed_obs = tree_map(lambda space: np.zeros(space.shape or (), space.dtype), self._spaces)
         self.replay_fault = next(filter(None, faults), None)
 
     def _window(self) -> Window:
@@ -169,7 +171,7 @@ class ReplayEnv(gym.Wrapper[Any, Any, Any, Any]):
                 obs, _ = self._noted(self.env.reset())
                 next_reset = next(waiting)
         # In the space's type, as vector environments store it: many environments return float64 for float32.
-        return np.array(obs, self.observation_space.dtype)
+        return tree_map(lambda space, entry: np.array(entry, space.dtype), self._spaces, obs)
 
     def _difference(self, window: Window) -> str | None:
         """The first difference of a replay, in words; ``None`` if there is none, or no checksums to compare."""
@@ -222,14 +224,17 @@ class ReplayEnv(gym.Wrapper[Any, Any, Any, Any]):
         Raises:
             WrongOutput: With its shape and type and those of the space.
         """
-        space, array = self.observation_space, np.asarray(obs)
-        if space.shape is None or space.dtype is None:
-            return
-        if array.shape != space.shape or not np.can_cast(array.dtype, space.dtype, "same_kind"):
-            raise WrongOutput(
-                f"gave an observation of shape {array.shape} and type {array.dtype}, where its space has "
-                f"{space.shape} and {space.dtype}"
+        for name, space in entries_of(self.observation_space).items():
+            array, inside = (
+                (np.asarray(obs[name]), f" with {name!r}") if isinstance(obs, dict) else (np.asarray(obs), "")
             )
+            if space.shape is None or space.dtype is None:
+                continue
+            if array.shape != space.shape or not np.can_cast(array.dtype, space.dtype, "same_kind"):
+                raise WrongOutput(
+                    f"gave an observation{inside} of shape {array.shape} and type {array.dtype}, where its space has "
+                    f"{space.shape} and {space.dtype}"
+                )
 
     def _anchor_seed(self) -> int:
         return self._first_seed if self._anchors == 0 else derive_seed(self._first_seed, self._anchors)

@@ -13,6 +13,7 @@ from pl_rl.envs.parallel import SyncEnvs
 from pl_rl.envs.replay import Window
 from pl_rl.envs.vector import AnyVectorEnv
 from pl_rl.envs.workers import AsyncEnvs
+from pl_rl.networks.observations import entries, leaves, tree_map
 
 
 class Snapshot(NamedTuple):
@@ -27,8 +28,8 @@ class Snapshot(NamedTuple):
 class Restored(NamedTuple):
     """What can be compared with the saved state."""
 
-    obs: npt.NDArray[Any]
-    """Current observations ``[N, ...]``."""
+    obs: Any
+    """Current observations ``[N, ...]``, an array or a dictionary of them."""
     open_returns: npt.NDArray[np.float64] | None = None
     """Rewards so far in each open episode ``[N]``, if replayed."""
     faults: Sequence[str | None] | None = None
@@ -86,8 +87,8 @@ def _restore_replays(env: SyncEnvs | AsyncEnvs, saved: list[dict[str, Any]]) -> 
             {"first_seed": replay["first_seed"], "window": _window(replay, digest["sums"]), "before": before}
         )
     env.set_attr("replay", replays)
-    obs, open_returns = np.stack(env.get_attr("replayed_obs")), np.array(env.get_attr("replayed_return"))
-    return Restored(obs, open_returns, env.get_attr("replay_fault"))
+    obs = tree_map(lambda *rows: np.stack(rows), *env.get_attr("replayed_obs"))
+    return Restored(obs, np.array(env.get_attr("replayed_return")), env.get_attr("replay_fault"))
 
 
 def _window(saved: Mapping[str, Any], sums: list[list[int]] | None) -> Window:
@@ -126,14 +127,14 @@ def replayed_steps(saved: dict[str, Any] | None) -> int:
 
 
 def restore_envs(
-    env: AnyVectorEnv, saved: dict[str, Any] | None, obs: npt.NDArray[Any], open_returns: npt.NDArray[np.float64]
+    env: AnyVectorEnv, saved: dict[str, Any] | None, obs: Any, open_returns: npt.NDArray[np.float64]
 ) -> str | None:
     """Bring the environments into a saved state.
 
     Args:
         env: As many environments of the same kind as were saved.
         saved: From :func:`save_envs`.
-        obs: The observations ``[N, ...]`` that the environments were in when they were saved.
+        obs: The observations ``[N, ...]`` that the environments were in when they were saved, an array or a dictionary.
         open_returns: The returns ``[N]`` of their open episodes so far.
 
     Returns:
@@ -145,13 +146,14 @@ def restore_envs(
     if _kind(saved["class"]) != _kind(type(env).__name__):
         return f"they were stepped by a {saved['class']}, and are by a {type(env).__name__}"
     restored = snapshot.restore(env, saved["state"])
-    if len(obs) != env.num_envs:
-        return f"the state of {len(obs)} environments does not fit {env.num_envs}"
+    saved_envs = len(leaves(obs)[0])
+    if saved_envs != env.num_envs:
+        return f"the state of {saved_envs} environments does not fit {env.num_envs}"
     if restored is None:
         return "they could not be brought into the state that was saved"
     for i in range(env.num_envs):
         fault = None if restored.faults is None else restored.faults[i]
-        if fault is None and not np.array_equal(restored.obs[i], obs[i], equal_nan=True):
+        if fault is None and not _same(restored.obs, obs, i):
             fault = "led elsewhere, by the observation in the end"
         elif fault is None and restored.open_returns is not None and restored.open_returns[i] != open_returns[i]:
             fault = "led elsewhere, by the rewards of the open episode"
@@ -161,6 +163,13 @@ def restore_envs(
                 "another one than before"
             )
     return None
+
+
+def _same(one: Any, other: Any, i: int) -> bool:
+    """Whether the observations of environment ``i`` are the same."""
+    if isinstance(one, dict) != isinstance(other, dict) or entries(one).keys() != entries(other).keys():
+        return False
+    return all(leaves(tree_map(lambda a, b: np.array_equal(a[i], b[i], equal_nan=True), one, other)))
 
 
 def _kind(class_name: str) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pl_rl.errors import UsageError
+from pl_rl.networks.observations import ActionMask
 
 Space = gym.Space[Any]
 
@@ -19,7 +20,7 @@ DTYPES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint6
 
 
 def describe_spaces(observation_space: Space, action_space: Space) -> dict[str, Any] | None:
-    """Both spaces as plain data that fits JSON; ``None`` if one is neither Box, Discrete nor MultiDiscrete."""
+    """Both spaces as plain data that fits JSON; ``None`` if one, or an entry of one, is of no class known here."""
     described = {"observation": _describe(observation_space), "action": _describe(action_space)}
     return described if all(described.values()) else None
 
@@ -40,6 +41,9 @@ def make_spaces(described: Mapping[str, Any]) -> tuple[Space, Space]:
 
 
 def _describe(space: Space) -> dict[str, Any] | None:
+    if isinstance(space, gym.spaces.Dict):
+        spaces = {name: _describe(entry) for name, entry in space.spaces.items()}
+        return {"class": "Dict", "spaces": spaces} if spaces and all(spaces.values()) else None
     if str(space.dtype) not in DTYPES:
         return None
     if isinstance(space, gym.spaces.Box):
@@ -50,10 +54,19 @@ def _describe(space: Space) -> dict[str, Any] | None:
     if isinstance(space, gym.spaces.MultiDiscrete):
         sizes = {"nvec": space.nvec.tolist(), "start": space.start.tolist()}
         return {"class": "MultiDiscrete", "dtype": str(space.dtype), **sizes}
+    if isinstance(space, gym.spaces.MultiBinary):
+        name = "ActionMask" if isinstance(space, ActionMask) else "MultiBinary"
+        return {"class": name, "dtype": str(space.dtype), "shape": list(space.shape)}
     return None
 
 
 def _make(described: Mapping[str, Any]) -> Space:
+    if described["class"] == "Dict":
+        return gym.spaces.Dict({str(name): _make_entry(entry) for name, entry in described["spaces"].items()})
+    return _make_entry(described)
+
+
+def _make_entry(described: Mapping[str, Any]) -> Space:
     kind, name = described["class"], described["dtype"]
     if name not in DTYPES:
         raise ValueError(f"a dtype {name!r}")
@@ -66,6 +79,11 @@ def _make(described: Mapping[str, Any]) -> Space:
         return gym.spaces.Box(low, high, shape, dtype.type)
     if dtype.kind not in "iu":
         raise ValueError(f"{kind} of {dtype}")
+    if kind in ("MultiBinary", "ActionMask"):
+        shape = tuple(int(size) for size in described["shape"])
+        if math.prod(shape) > LARGEST or min(shape, default=0) < 1:
+            raise ValueError(f"a MultiBinary of {shape}")
+        return ActionMask(shape) if kind == "ActionMask" else gym.spaces.MultiBinary(shape)
     if np.sum(described["n" if kind == "Discrete" else "nvec"]) > LARGEST:
         raise ValueError(f"a {kind} of more than {LARGEST:,} actions")
     if kind == "Discrete":

@@ -59,6 +59,8 @@ def _make_native(config: EnvConfig, num_envs: int, training: bool) -> AnyVectorE
     registered = gym.registry.get(config.id)
     if registered is None:
         raise NoNativeVectorization(config.id)
+    if config.action_mask is not None:
+        raise NoNativeVectorization(config.id, "an action mask")
     if registered.entry_point == ATARI_ENTRY_POINT:
         make_game = atari_game_fn(config, training)
         return NativeAtariEnvs([lambda: ReplayEnv(make_game)] * num_envs, config.info_keys)

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.util import Finalize
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ from pl_rl.envs.faults import Fault, as_fault, close_each, failure
 from pl_rl.envs.parallel import EnvFns, Step, in_words
 from pl_rl.envs.processors import cores
 from pl_rl.errors import EnvironmentFailure, UsageError
+from pl_rl.networks.observations import tree_map
 
 CLOSING_SECONDS = 5.0
 # A worker's last answer.
@@ -41,8 +43,8 @@ class Arrays(NamedTuple):
 
     actions: npt.NDArray[Any]
     """``[N, *action_space.shape]``"""
-    obs: npt.NDArray[Any]
-    """``[N, *observation_space.shape]``"""
+    obs: Any
+    """``[N, *observation_space.shape]``, or a dictionary of such arrays."""
     rewards: npt.NDArray[np.float64]
     """``[N]``"""
     terminated: npt.NDArray[np.bool_]
@@ -53,27 +55,42 @@ class Arrays(NamedTuple):
     """The index of the environment that each worker is stepping, one per worker."""
 
 
+@dataclass(frozen=True)
+class Form:
+    """Shape and type of an array."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def count(self) -> int:
+        """How many numbers it has."""
+        return int(np.prod(self.shape))
+
+
 class Layout(NamedTuple):
     """The shared memory of :class:`Arrays`; it can be passed to a process of any start method."""
 
     memory: list[Any]
-    forms: list[tuple[tuple[int, ...], str]]
-    """Shape and type of each."""
+    forms: list[Any]
+    """The :class:`Form` of each, or a dictionary of them."""
 
     @classmethod
-    def allocate(cls, context: Any, forms: list[tuple[tuple[int, ...], str]]) -> "Layout":
-        """Fresh memory for arrays of these shapes and types."""
-        sizes = [int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in forms]
-        return cls([context.RawArray("b", max(size, 1)) for size in sizes], forms)
+    def allocate(cls, context: Any, forms: list[Any]) -> "Layout":
+        """Fresh memory for arrays of these forms."""
+
+        def memory_of(form: Form) -> Any:
+            return context.RawArray("b", max(form.count * np.dtype(form.dtype).itemsize, 1))
+
+        return cls([tree_map(memory_of, form) for form in forms], forms)
 
     def arrays(self) -> Arrays:
         """The arrays, wherever this is called."""
-        return Arrays(
-            *(
-                np.frombuffer(memory, dtype, count=int(np.prod(shape))).reshape(shape)
-                for memory, (shape, dtype) in zip(self.memory, self.forms, strict=True)
-            )
-        )
+
+        def array_of(memory: Any, form: Form) -> npt.NDArray[Any]:
+            return np.frombuffer(memory, form.dtype, count=form.count).reshape(form.shape)
+
+        return Arrays(*(tree_map(array_of, *both) for both in zip(self.memory, self.forms, strict=True)))
 
 
 class AsyncEnvs(VectorEnv[Any, Any, Any]):
@@ -108,10 +125,10 @@ class AsyncEnvs(VectorEnv[Any, Any, Any]):
             [
                 _form(self.action_space),
                 _form(self.observation_space),
-                ((self.num_envs,), "<f8"),
-                ((self.num_envs,), "|b1"),
-                ((self.num_envs,), "|b1"),
-                ((len(shares),), "<i8"),
+                Form((self.num_envs,), "<f8"),
+                Form((self.num_envs,), "|b1"),
+                Form((self.num_envs,), "|b1"),
+                Form((len(shares),), "<i8"),
             ],
         )
         self._arrays = layout.arrays()
@@ -303,7 +320,8 @@ class _Share:
         seed, options = arguments
         for i, env in zip(self._share, self.envs, strict=True):
             self._arrays.busy[self._number] = i
-            self._arrays.obs[i], _ = env.reset(seed=None if seed is None else seed + i, options=options)
+            obs, _ = env.reset(seed=None if seed is None else seed + i, options=options)
+            _write(self._arrays.obs, i, obs)
 
     def step(self, argument: None) -> dict[int, tuple[npt.NDArray[Any], EpisodeInfo]]:
         actions, all_obs, rewards, terminated, truncated, busy = self._arrays
@@ -313,10 +331,10 @@ class _Share:
             self._doing = "step"
             obs, rewards[i], terminated[i], truncated[i], info = env.step(actions[i])
             if terminated[i] or truncated[i]:
-                ended[i] = np.array(obs), episode_info(info, self._info_keys)
+                ended[i] = tree_map(np.array, obs), episode_info(info, self._info_keys)
                 self._doing = "reset"
                 obs, _ = env.reset()
-            all_obs[i] = obs
+            _write(all_obs, i, obs)
         return ended
 
     def get_attr(self, name: str) -> list[Any]:
@@ -389,8 +407,19 @@ def _kill(workers: list[Worker]) -> None:
         worker.connection.close()
 
 
-def _form(space: gym.Space[Any]) -> tuple[tuple[int, ...], str]:
-    """Shape and type of an array of this space."""
+def _write(arrays: Any, i: int, obs: Any) -> None:
+    """An observation into the row of its environment."""
+    if isinstance(arrays, dict):
+        for name, array in arrays.items():
+            array[i] = obs[name]
+    else:
+        arrays[i] = obs
+
+
+def _form(space: gym.Space[Any]) -> Any:
+    """Shape and type of an array of this space, or of each entry's."""
+    if isinstance(space, gym.spaces.Dict):
+        return {name: _form(entry) for name, entry in space.spaces.items()}
     if space.shape is None or space.dtype is None:
         raise UsageError(f"the space {space} is not one of arrays; use one with a shape and a dtype")
-    return space.shape, np.dtype(space.dtype).str
+    return Form(space.shape, np.dtype(space.dtype).str)

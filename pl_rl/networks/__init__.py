@@ -5,5 +5,6 @@ What does not: how they learn (``algorithm/``), where their weights come from (`
 """
 
 from pl_rl.networks.actor_critic import ActorCritic, CNNActorCritic, MLPActorCritic
+from pl_rl.networks.multi_input import MultiInputActorCritic
 
-__all__ = ["ActorCritic", "CNNActorCritic", "MLPActorCritic"]
+__all__ = ["ActorCritic", "CNNActorCritic", "MLPActorCritic", "MultiInputActorCritic"]

@@ -3,23 +3,19 @@
 Shapes: ``B`` observations of any batch, ``P`` outputs of the policy (see :mod:`pl_rl.networks.distributions`).
 """
 
-import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, cast
 
 import gymnasium as gym
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pl_rl.errors import UsageError
 from pl_rl.networks.distributions import DiagonalGaussian, make_distribution
-
-Weighted = TypeVar("Weighted", nn.Linear, nn.Conv2d)
-
-ACTIVATIONS: dict[str, type[nn.Module]] = {"elu": nn.ELU, "relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
+from pl_rl.networks.layers import NATURE, convolutions, convolved, is_image, linear, mlp
+from pl_rl.networks.observations import MASK, ActionMask, entries_of
 
 
 class ActorCritic(nn.Module, ABC):
@@ -35,7 +31,7 @@ class ActorCritic(nn.Module, ABC):
         log_std_init: Initial log standard deviation of continuous actions.
 
     Raises:
-        UsageError: If the action space is not supported, or observations are not arrays.
+        UsageError: If the action space is not supported, or observations are neither arrays nor a dictionary of them.
     """
 
     __module__ = __package__  # as configs and checkpoints name it
@@ -44,7 +40,7 @@ class ActorCritic(nn.Module, ABC):
         self, observation_space: gym.Space[Any], action_space: gym.Space[Any], log_std_init: float = 0.0
     ) -> None:
         super().__init__()
-        if observation_space.shape is None or observation_space.dtype is None:
+        if any(space.shape is None or space.dtype is None for space in entries_of(observation_space).values()):
             raise UsageError(
                 f"observations must be arrays of one shape, not {observation_space}; flatten them with "
                 "--model.env.wrappers '[gymnasium.wrappers.FlattenObservation]', a dictionary's entries chosen by "
@@ -55,16 +51,30 @@ class ActorCritic(nn.Module, ABC):
         self.distribution = make_distribution(action_space, log_std_init)
 
     @abstractmethod
-    def policy(self, obs: Tensor) -> Tensor:
-        """Policy outputs ``[B, P]`` for observations ``[B, *observation_space.shape]``."""
+    def policy(self, obs: Any) -> Tensor:
+        """Policy outputs ``[B, P]`` for observations ``[B, *observation_space.shape]``, or a dictionary of them."""
 
     @abstractmethod
-    def value(self, obs: Tensor) -> Tensor:
+    def value(self, obs: Any) -> Tensor:
         """Values ``[B]``."""
 
-    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, obs: Any) -> tuple[Tensor, Tensor]:
         """Policy outputs ``[B, P]`` and values ``[B]``."""
         return self.policy(obs), self.value(obs)
+
+    @property
+    def policy_entries(self) -> list[str]:
+        """The names of the entries that :meth:`policy` reads, of observations that are a dictionary."""
+        return list(entries_of(self.observation_space))
+
+    def masked(self, outputs: Tensor, obs: Any) -> Tensor:
+        """The outputs ``[..., P]``, where the observations have an action mask those of its zeros at their lowest.
+
+        The softmax of such a choice is zero in any precision, and its logarithm, unlike that of zero, a number.
+        """
+        if not isinstance(entries_of(self.observation_space).get(MASK), ActionMask):
+            return outputs
+        return outputs.masked_fill(obs[MASK] == 0, torch.finfo(outputs.dtype).min)
 
     @property
     def _float_type(self) -> torch.dtype:
@@ -111,10 +121,11 @@ class MLPActorCritic(ActorCritic):
         if tanh_mean and not isinstance(self.distribution, DiagonalGaussian):
             raise UsageError(f"tanh_mean=true needs continuous actions, not {action_space}; leave it out")
         if not isinstance(observation_space, gym.spaces.Box) or len(observation_space.shape) != 1:
-            images = _is_image(observation_space)
+            images = is_image(observation_space)
             raise UsageError(
                 f"MLPActorCritic needs vector observations (a Box with one dimension), not {observation_space}; "
                 + ("for images there is --model.network.class_path pl_rl.networks.CNNActorCritic; " if images else "")
+                + "for anything else pl_rl.networks.MultiInputActorCritic; "
                 + "flatten them with --model.env.wrappers '[gymnasium.wrappers.FlattenObservation]', or name a network "
                 "of your own with --model.network.class_path"
             )
@@ -123,9 +134,9 @@ class MLPActorCritic(ActorCritic):
                 raise UsageError(f"{name}_sizes={list(sizes)} has a layer without units; use widths of 1 or more")
         inputs = observation_space.shape[0]
         features = encoder_sizes[-1] if encoder_sizes else inputs
-        self.encoder = _mlp([inputs, *encoder_sizes], activation)
-        self.actor = _mlp([features, *actor_sizes], activation, self.distribution.num_outputs, gain=0.01)
-        self.critic = _mlp([features, *critic_sizes], activation, 1)
+        self.encoder = mlp([inputs, *encoder_sizes], activation)
+        self.actor = mlp([features, *actor_sizes], activation, self.distribution.num_outputs, gain=0.01)
+        self.critic = mlp([features, *critic_sizes], activation, 1)
         self.activation = activation
         self.tanh_mean = tanh_mean
 
@@ -178,7 +189,7 @@ class CNNActorCritic(ActorCritic):
         self, observation_space: gym.Space[Any], action_space: gym.Space[Any], log_std_init: float = 0.0
     ) -> None:
         super().__init__(observation_space, action_space, log_std_init)
-        if not _is_image(observation_space):
+        if not is_image(observation_space):
             raise UsageError(
                 f"CNNActorCritic needs images, a Box of uint8 with three dimensions, not {observation_space}; get them "
                 "with gymnasium.wrappers.FrameStackObservation or AddRenderObservation in env.wrappers, or "
@@ -193,19 +204,11 @@ class CNNActorCritic(ActorCritic):
                 f"{height}x{width}; enlarge them with gymnasium.wrappers.ResizeObservation, or flatten them with "
                 "gymnasium.wrappers.FlattenObservation in env.wrappers and use MLPActorCritic"
             )
-        self.convolutions = nn.Sequential(
-            _orthogonal(nn.Conv2d(shape[2] if self._channels_last else shape[0], 32, 8, stride=4), math.sqrt(2)),
-            nn.ReLU(),
-            _orthogonal(nn.Conv2d(32, 64, 4, stride=2), math.sqrt(2)),
-            nn.ReLU(),
-            _orthogonal(nn.Conv2d(64, 64, 3, stride=1), math.sqrt(2)),
-            nn.ReLU(),
-            nn.Flatten(),
-        )
-        features = 64 * _convolved(height) * _convolved(width)
-        self.hidden = _linear(features, 512, gain=math.sqrt(2))
-        self.actor = _linear(512, self.distribution.num_outputs, gain=0.01)
-        self.critic = _linear(512, 1, gain=1.0)
+        self.convolutions = convolutions(shape[2] if self._channels_last else shape[0], NATURE)
+        features = 64 * convolved(height, NATURE) * convolved(width, NATURE)
+        self.hidden = linear(features, 512, gain=math.sqrt(2))
+        self.actor = linear(512, self.distribution.num_outputs, gain=0.01)
+        self.critic = linear(512, 1, gain=1.0)
 
     def policy(self, obs: Tensor) -> Tensor:
         """Policy outputs ``[B, P]`` for images ``[B, *observation_space.shape]``."""
@@ -229,35 +232,3 @@ class CNNActorCritic(ActorCritic):
             pixels = pixels.permute(0, 3, 1, 2)
         features: Tensor = self.hidden(self.convolutions(pixels)).relu()
         return features
-
-
-def _is_image(space: gym.Space[Any]) -> bool:
-    return isinstance(space, gym.spaces.Box) and len(space.shape) == 3 and space.dtype == np.uint8
-
-
-def _convolved(size: int) -> int:
-    """Pixels along an edge of ``size`` after the three convolutions."""
-    for kernel, stride in ((8, 4), (4, 2), (3, 1)):
-        size = (size - kernel) // stride + 1
-    return size
-
-
-def _mlp(sizes: Sequence[int], activation: str, outputs: int | None = None, gain: float = 1.0) -> nn.Sequential:
-    """Hidden layers of the widths ``sizes[1:]`` over ``sizes[0]`` inputs, and a linear output layer if wanted."""
-    layers: list[nn.Module] = []
-    for width, following in itertools.pairwise(sizes):
-        layers += [_linear(width, following, gain=math.sqrt(2)), ACTIVATIONS[activation]()]
-    if outputs is not None:
-        layers.append(_linear(sizes[-1], outputs, gain))
-    return nn.Sequential(*layers)
-
-
-def _linear(inputs: int, outputs: int, gain: float) -> nn.Linear:
-    return _orthogonal(nn.Linear(inputs, outputs), gain)
-
-
-def _orthogonal(layer: Weighted, gain: float) -> Weighted:
-    nn.init.orthogonal_(layer.weight, gain)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
-    return layer

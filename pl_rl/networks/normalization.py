@@ -6,9 +6,10 @@ buffers, so they are saved and resumed with the weights.
 Shapes: ``T`` steps of a rollout, ``N`` environments, ``...`` the shape of an observation, nothing for a reward.
 """
 
+import itertools
 import math
-from collections.abc import Callable
-from typing import Any, Self
+from collections.abc import Callable, Sequence
+from typing import Any, Self, cast
 
 import gymnasium as gym
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pl_rl.errors import UsageError
+from pl_rl.networks.observations import entries_of, matching
 
 # As in gymnasium's NormalizeObservation and NormalizeReward, and in Stable-Baselines3's VecNormalize.
 EPSILON = 1e-8
@@ -61,32 +63,65 @@ class ObservationNormalizer(RunningStatistics):
     Before the first update observations are only clipped.
 
     Args:
-        space: Of a single environment; a ``Box`` of floats.
+        space: Of a single environment; a ``Box`` of floats, or a ``Dict`` with some.
+        chosen: True normalizes all entries of floats; else patterns of their names, such as ``robot/*``.
 
     Attributes:
         clip: Largest absolute value of the result, a scalar; infinite clips nothing.
+        mean, var: Of the entries of a ``Dict``, all in one vector in the order of their names.
 
     Raises:
-        UsageError: For any other space.
+        UsageError: For any other space, or a pattern that matches no entry of floats.
     """
 
     clip: Tensor
 
-    def __init__(self, space: gym.Space[object]) -> None:
-        if not (isinstance(space, gym.spaces.Box) and np.issubdtype(space.dtype, np.floating)):
+    def __init__(self, space: gym.Space[Any], chosen: bool | Sequence[str] = True) -> None:
+        floats = {
+            name: entry.shape
+            for name, entry in entries_of(space).items()
+            if isinstance(entry, gym.spaces.Box) and np.issubdtype(entry.dtype, np.floating)
+        }
+        if not floats:
             raise UsageError(
                 f"norm_obs=true needs observations of floats, and they are {space}; use norm_obs=false (images are "
                 "for the network to scale)"
             )
-        super().__init__(space.shape)
+        if isinstance(chosen, list | tuple):
+            floats = {name: floats[name] for name in matching(floats, chosen, "norm_obs")}
+        sizes = [math.prod(shape) for shape in floats.values()]
+        super().__init__((sum(sizes),) if isinstance(space, gym.spaces.Dict) else floats["obs"])
         self.register_buffer("clip", torch.tensor(CLIP, dtype=torch.float64))
+        ends = list(itertools.accumulate(sizes))
+        self._parts = {
+            name: (slice(end - size, end), shape)
+            for (name, shape), size, end in zip(floats.items(), sizes, ends, strict=True)
+        }
 
-    def forward(self, obs: Tensor) -> Tensor:
-        """Observations ``[..., *space.shape]`` as the network sees them, in float32."""
-        return ((obs - self.mean) / self.scale).clamp(-self.clip, self.clip).float()
+    def forward(self, obs: Any) -> Any:
+        """Observations ``[..., *space.shape]`` as the network sees them, in float32; entries that are not normalized
+        stay as they are."""
+        if not isinstance(obs, dict):
+            return self._normalized(obs, self.mean, self.scale)
+        mean, scale, parts = self.mean, self.scale, self._parts
+        return {
+            name: self._normalized(entry, *(part[parts[name][0]].view(parts[name][1]) for part in (mean, scale)))
+            if name in parts
+            else entry
+            for name, entry in obs.items()
+        }
+
+    def _normalized(self, obs: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+        return ((obs - mean) / scale).clamp(-self.clip, self.clip).float()
+
+    def joined(self, obs: Any) -> npt.NDArray[Any]:
+        """The entries ``[N, ...]`` that are normalized in one array ``[N, D]``; an array as it is."""
+        if not isinstance(obs, dict):
+            return cast(npt.NDArray[Any], obs)
+        return np.concatenate([obs[name].reshape(len(obs[name]), -1) for name in self._parts], 1)
 
     @np.errstate(over="ignore", invalid="ignore")  # checked below
-    def update(self, obs: npt.NDArray[Any]) -> bool:
+    def update(self, obs: Any) -> bool:
         """Update with the observations ``[N, ...]`` of one step, as the environments gave them.
 
         Returns:
@@ -96,6 +131,7 @@ class ObservationNormalizer(RunningStatistics):
         Source: the parallel formula of Chan, Golub and LeVeque,
         https://en.wikipedia.org/wiki/Algorithms_for_calculating_variance#Parallel_algorithm
         """
+        obs = self.joined(obs)
         # NumPy on the memory of the buffers: on so few numbers it takes a third of torch's time.
         mean, var, count = self.mean.numpy(), self.var.numpy(), self.count.numpy()
         obs_mean = np.add.reduce(obs, 0, np.float64) / len(obs)
@@ -128,6 +164,12 @@ class ObservationNormalizer(RunningStatistics):
             self.var.copy_(scale.square() - EPSILON)
         self.count.fill_(count)
         self.clip.fill_(math.inf if clip is None else clip)
+
+
+def is_switch_or_names(value: Any) -> bool:
+    """Whether it is a value of ``norm_obs``: true, false, or a list of patterns."""
+    is_list = isinstance(value, list | tuple) and len(value) > 0 and all(isinstance(item, str) for item in value)
+    return isinstance(value, bool) or is_list
 
 
 class RewardScaler(RunningStatistics):

@@ -225,6 +225,8 @@ def test_a_module_that_cannot_be_imported_is_named():
         make_env(EnvConfig("CartPole-v1", imports=["minigridd"]))
 
 
-def test_dictionaries_are_refused_with_the_wrapper_that_helps():
-    with pytest.raises(UsageError, match="FlattenObservation"):
+def test_entries_that_are_no_arrays_are_refused_with_the_wrapper_that_helps():
+    with pytest.raises(
+        UsageError, match=r"the entry 'mission' of the observations is a MissionSpace.*FilterObservation"
+    ):
         small_ppo(env=EnvConfig("MiniGrid-Empty-5x5-v0", imports=["minigrid"]))

@@ -9,7 +9,7 @@ import json
 import re
 from typing import Any
 
-from pl_rl.networks.actor_critic import ACTIVATIONS
+from pl_rl.networks.layers import ACTIVATIONS
 from pl_rl.pretrained.conversion import convert_mlp, tensor_dict
 from pl_rl.pretrained.files import WeightsFile, load_torch
 from pl_rl.pretrained.layers import LOG_STD, numbered, our_names

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from pl_rl.networks.actor_critic import ACTIVATIONS, MLPActorCritic
+from pl_rl.networks.actor_critic import MLPActorCritic
+from pl_rl.networks.layers import ACTIVATIONS
 from pl_rl.pretrained import safetensors
 from pl_rl.pretrained.conversion import NORMALIZER, convert_mlp, new_name, own_normalizer, plain_tensor, tensor_dict
 from pl_rl.pretrained.files import WeightsFile

@@ -1,0 +1,63 @@
+"""Layers that networks are built of, with orthogonal weights and zero biases."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import gymnasium as gym
+import numpy as np
+from torch import nn
+
+Weighted = TypeVar("Weighted", nn.Linear, nn.Conv2d)
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"elu": nn.ELU, "relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
+
+Convolution = tuple[int, int, int]
+"""Filters, edge of the kernel, stride."""
+# Of deep Q-learning, https://www.nature.com/articles/nature14236, methods, "model architecture".
+NATURE: tuple[Convolution, ...] = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
+
+
+def is_image(space: gym.Space[Any]) -> bool:
+    """Whether it is a ``Box`` of uint8 with three dimensions."""
+    return isinstance(space, gym.spaces.Box) and len(space.shape) == 3 and space.dtype == np.uint8
+
+
+def convolutions(channels: int, layers: Sequence[Convolution]) -> nn.Sequential:
+    """Convolutions, each followed by ReLU, and their result ``[B, C, H, W]`` as vectors ``[B, D]``."""
+    modules: list[nn.Module] = []
+    for filters, kernel, stride in layers:
+        modules += [orthogonal(nn.Conv2d(channels, filters, kernel, stride), math.sqrt(2)), nn.ReLU()]
+        channels = filters
+    return nn.Sequential(*modules, nn.Flatten())
+
+
+def convolved(size: int, layers: Sequence[Convolution]) -> int:
+    """Pixels along an edge of ``size`` after these convolutions."""
+    for _, kernel, stride in layers:
+        size = (size - kernel) // stride + 1
+    return size
+
+
+def mlp(sizes: Sequence[int], activation: str, outputs: int | None = None, gain: float = 1.0) -> nn.Sequential:
+    """Hidden layers of the widths ``sizes[1:]`` over ``sizes[0]`` inputs, and a linear output layer if wanted."""
+    layers: list[nn.Module] = []
+    for width, following in itertools.pairwise(sizes):
+        layers += [linear(width, following, gain=math.sqrt(2)), ACTIVATIONS[activation]()]
+    if outputs is not None:
+        layers.append(linear(sizes[-1], outputs, gain))
+    return nn.Sequential(*layers)
+
+
+def linear(inputs: int, outputs: int, gain: float) -> nn.Linear:
+    """A linear layer with this gain."""
+    return orthogonal(nn.Linear(inputs, outputs), gain)
+
+
+def orthogonal(layer: Weighted, gain: float) -> Weighted:
+    """The layer, with orthogonal weights of this gain and zero biases."""
+    nn.init.orthogonal_(layer.weight, gain)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer

@@ -1,0 +1,228 @@
+"""Networks over several inputs: dictionaries of vectors, images and choices.
+
+Shapes: ``B`` observations of any batch, ``P`` outputs of the policy, ``D`` features.
+"""
+
+import math
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Any, Literal, cast
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pl_rl.errors import UsageError
+from pl_rl.networks.actor_critic import ActorCritic
+from pl_rl.networks.layers import NATURE, Convolution, convolutions, convolved, is_image, mlp
+from pl_rl.networks.observations import ActionMask, Observations, entries, entries_of, matching
+
+# For pictures that are too small for those of deep Q-learning, such as MiniGrid's of 7x7.
+SMALL: tuple[Convolution, ...] = ((16, 2, 1), (32, 2, 1), (64, 2, 1))
+SMALLEST_IMAGE = 4
+IMAGE_FEATURES = (512,)
+
+
+class MultiInputActorCritic(ActorCritic):
+    """An encoder for each entry of the observations, their outputs joined, and a policy and a value function over them.
+
+    Vectors pass an MLP; images (a ``Box`` of uint8 with three dimensions), divided by 255, convolutions and a hidden
+    layer, each followed by ReLU. ``Discrete`` and ``MultiDiscrete`` are one-hot and ``MultiBinary`` zeros and
+    ones, before an MLP; its first layer is then an embedding. Weights are as in :class:`MLPActorCritic`. Where the
+    environment has an action mask, choices that it rules out have probability zero.
+
+    Args:
+        observation_space: A ``Dict`` of such spaces by path, as environments give them here, or one of them alone.
+        action_space: ``Discrete``, ``MultiDiscrete`` or a ``Box`` of floats.
+        encoder_sizes: Widths of the hidden layers of an entry's encoder, by the first pattern that matches its name;
+            by default none, and 512 after convolutions.
+        cnn_keys: Patterns of the images that pass convolutions; the others are vectors, and not divided.
+        critic_keys: Patterns of entries that only the value function sees; a policy that acts does without them.
+        actor_sizes: Widths of the policy's own hidden layers.
+        critic_sizes: Widths of the value function's own hidden layers.
+        activation: Follows each hidden layer but those of convolutions.
+        log_std_init: Initial log standard deviation of continuous actions.
+
+    Raises:
+        UsageError: If a space is not supported, a pattern matches no entry, or the policy would see nothing.
+    """
+
+    __module__ = __package__  # as configs and checkpoints name it
+
+    def __init__(
+        self,
+        observation_space: gym.Space[Any],
+        action_space: gym.Space[Any],
+        encoder_sizes: dict[str, Sequence[int]] | None = None,
+        cnn_keys: Sequence[str] = ("*",),
+        critic_keys: Sequence[str] = (),
+        actor_sizes: Sequence[int] = (64, 64),
+        critic_sizes: Sequence[int] = (64, 64),
+        activation: Literal["elu", "relu", "silu", "tanh"] = "tanh",
+        log_std_init: float = 0.0,
+    ) -> None:
+        super().__init__(observation_space, action_space, log_std_init)
+        spaces = {
+            name: space for name, space in entries_of(observation_space).items() if not isinstance(space, ActionMask)
+        }
+        self._for_critic = matching(spaces, critic_keys, "critic_keys")
+        self._for_both = [name for name in spaces if name not in self._for_critic]
+        if not self._for_both:
+            raise UsageError(f"critic_keys={list(critic_keys)} leaves nothing that the policy sees; leave an entry out")
+        matching(spaces, encoder_sizes or (), "encoder_sizes")
+        convolved_names = matching(spaces, cnn_keys, "cnn_keys") if spaces else []
+        encoders = {}
+        for name in (*self._for_both, *self._for_critic):
+            sizes = next((of for pattern, of in (encoder_sizes or {}).items() if fnmatchcase(name, pattern)), None)
+            encoders[name] = _encoder(name, spaces[name], sizes, activation, name in convolved_names)
+        # By number, as a module's name can have no dot.
+        self.encoders = nn.ModuleList(encoders.values())
+        self._numbers = {name: number for number, name in enumerate(encoders)}
+        shared, private = (
+            sum(encoders[name].features for name in names) for names in (self._for_both, self._for_critic)
+        )
+        features = self._make_memory(shared)
+        self.actor = mlp([features, *actor_sizes], activation, self.distribution.num_outputs, gain=0.01)
+        self.critic = mlp([features + private, *critic_sizes], activation, 1)
+
+    def _make_memory(self, features: int) -> int:
+        """What stands between the joined encoders of this many features and the heads; returns its features."""
+        return features
+
+    @property
+    def policy_entries(self) -> list[str]:
+        """All but those that only the value function sees."""
+        return [name for name in super().policy_entries if name not in self._for_critic]
+
+    def policy(self, obs: Any) -> Tensor:
+        """Policy outputs ``[B, P]``; of the observations only :attr:`policy_entries` are needed."""
+        return self._act(self._encode(obs, self._for_both), obs)
+
+    def value(self, obs: Any) -> Tensor:
+        """Values ``[B]``."""
+        return self._judge(self._encode(obs, self._for_both), obs)
+
+    def forward(self, obs: Any) -> tuple[Tensor, Tensor]:
+        """Policy outputs ``[B, P]`` and values ``[B]``, the encoders computed once."""
+        features = self._encode(obs, self._for_both)
+        return self._act(features, obs), self._judge(features, obs)
+
+    def _act(self, features: Tensor, obs: Observations) -> Tensor:
+        return self.masked(self.actor(features), obs)
+
+    def _judge(self, features: Tensor, obs: Observations) -> Tensor:
+        values: Tensor = self.critic(torch.cat([features, *self._encoded(obs, self._for_critic)], -1))
+        return values.squeeze(-1)
+
+    def _encode(self, obs: Observations, names: Sequence[str]) -> Tensor:
+        """``[B, D]``"""
+        return torch.cat(self._encoded(obs, names), -1)
+
+    def _encoded(self, obs: Observations, names: Sequence[str]) -> list[Tensor]:
+        given, dtype = entries(obs), self._float_type
+        return [cast(Tensor, self.encoders[self._numbers[name]](given[name], dtype)) for name in names]
+
+
+class Encoder(nn.Module):
+    """Features ``[B, D]`` of one entry.
+
+    Attributes:
+        features: ``D``.
+    """
+
+    features: int
+
+    def __init__(self, inputs: int, sizes: Sequence[int], activation: str) -> None:
+        super().__init__()
+        self.features = sizes[-1] if sizes else inputs
+        self.layers = mlp([inputs, *sizes], activation)
+
+
+class VectorEncoder(Encoder):
+    """An MLP over numbers of any shape."""
+
+    def __init__(self, space: gym.Space[Any], sizes: Sequence[int], activation: str) -> None:
+        super().__init__(math.prod(space.shape or ()), sizes, activation)
+
+    def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
+        """``[B, ...]`` -> ``[B, D]``"""
+        return cast(Tensor, self.layers(obs.to(dtype).flatten(1)))
+
+
+class ChoiceEncoder(Encoder):
+    """An MLP over choices, which are one-hot.
+
+    Args:
+        space: ``Discrete`` or ``MultiDiscrete``.
+        sizes: Widths of the hidden layers.
+        activation: Follows each.
+    """
+
+    _which: Tensor
+    _choices: Tensor
+
+    def __init__(
+        self, space: gym.spaces.Discrete | gym.spaces.MultiDiscrete, sizes: Sequence[int], activation: str
+    ) -> None:
+        sizes_of = space.nvec if isinstance(space, gym.spaces.MultiDiscrete) else space.n
+        counts, starts = np.ravel(sizes_of), np.ravel(space.start)
+        super().__init__(int(counts.sum()), sizes, activation)
+        which = np.repeat(np.arange(len(counts)), counts)
+        choices = np.concatenate([start + np.arange(count) for start, count in zip(starts, counts, strict=True)])
+        self.register_buffer("_which", torch.from_numpy(which), persistent=False)
+        self.register_buffer("_choices", torch.from_numpy(choices), persistent=False)
+
+    def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
+        """``[B]`` or ``[B, ...]`` -> ``[B, D]``"""
+        chosen = obs.reshape(len(obs), -1)[:, self._which]
+        return cast(Tensor, self.layers((chosen == self._choices).to(dtype)))
+
+
+class ImageEncoder(Encoder):
+    """Convolutions and hidden layers with ReLU over pixels that are divided by 255.
+
+    Args:
+        shape: ``(C, H, W)`` or ``(H, W, C)``: the channels are the first or the last dimension, whichever is smaller.
+        sizes: Widths of the hidden layers.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], sizes: Sequence[int]) -> None:
+        channels_last = shape[2] < shape[0]
+        channels, (height, width) = (shape[2], shape[:2]) if channels_last else (shape[0], shape[1:])
+        filters = NATURE if min(convolved(edge, NATURE) for edge in (height, width)) > 0 else SMALL
+        super().__init__(filters[-1][0] * convolved(height, filters) * convolved(width, filters), sizes, "relu")
+        self.convolutions = convolutions(channels, filters)
+        self._channels_last = channels_last
+
+    def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
+        """``[B, *shape]`` -> ``[B, D]``"""
+        pixels = obs.to(dtype) / 255
+        pixels = pixels.permute(0, 3, 1, 2) if self._channels_last else pixels
+        return cast(Tensor, self.layers(self.convolutions(pixels)))
+
+
+def _encoder(name: str, space: gym.Space[Any], sizes: Sequence[int] | None, activation: str, as_image: bool) -> Encoder:
+    """The encoder of an entry.
+
+    Raises:
+        UsageError: If there is none for its space, or a width is not positive.
+    """
+    if any(size < 1 for size in sizes or ()):
+        raise UsageError(f"encoder_sizes of {name!r} has a layer without units; use widths of 1 or more")
+    if as_image and is_image(space):
+        shape = cast(tuple[int, int, int], space.shape)
+        if sorted(shape)[1] < SMALLEST_IMAGE:
+            raise UsageError(
+                f"{name!r} is a picture of {shape}, too small for convolutions; leave it out of cnn_keys, and an MLP "
+                "takes it"
+            )
+        return ImageEncoder(shape, IMAGE_FEATURES if sizes is None else sizes)
+    if isinstance(space, gym.spaces.Discrete | gym.spaces.MultiDiscrete):
+        return ChoiceEncoder(space, sizes or (), activation)
+    if isinstance(space, gym.spaces.Box | gym.spaces.MultiBinary):
+        return VectorEncoder(space, sizes or (), activation)
+    raise UsageError(
+        f"the entry {name!r} of the observations is {space}, for which there is no encoder; make it an array by a "
+        "wrapper, or name a network of your own with --model.network.class_path"
+    )
