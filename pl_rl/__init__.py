@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pl_rl.envs import EnvConfig
     from pl_rl.networks.actor_critic import ActorCritic, CNNActorCritic, MLPActorCritic
     from pl_rl.networks.multi_input import MultiInputActorCritic
+    from pl_rl.networks.recurrent import RecurrentActorCritic
     from pl_rl.ppo import PPO
     from pl_rl.trainer import Trainer
 
@@ -26,6 +27,7 @@ __all__ = [
     "EnvConfig",
     "MLPActorCritic",
     "MultiInputActorCritic",
+    "RecurrentActorCritic",
     "RunFailure",
     "Trainer",
     "UsageError",
@@ -41,6 +43,7 @@ _LATE = {
     "EnvConfig": "pl_rl.envs",
     "MLPActorCritic": "pl_rl.networks.actor_critic",
     "MultiInputActorCritic": "pl_rl.networks.multi_input",
+    "RecurrentActorCritic": "pl_rl.networks.recurrent",
     "Trainer": "pl_rl.trainer",
     "load_policy": "pl_rl.deploy.loading",
 }

@@ -32,7 +32,7 @@ from pl_rl.errors import RunFailure, UsageError
 from pl_rl.networks.actor_critic import MLPActorCritic
 from pl_rl.networks.description import NetworkFactory
 from pl_rl.networks.modes import training_mode
-from pl_rl.networks.observations import Observations, rows, split, tree_map
+from pl_rl.networks.observations import Observations, as_samples, rows, split, tree_map
 from pl_rl.resume.resumable import ResumableAgent
 from pl_rl.runs.dashboard import lay_out
 from pl_rl.runs.directory import display_path
@@ -93,7 +93,7 @@ class PPO(ResumableAgent):
             advantages,
             advantages + rollout.values,
         )
-        return cast(Minibatch, tree_map(lambda steps: steps.flatten(0, 1), per_step))
+        return cast(Minibatch, tree_map(partial(as_samples, length=self.network.sequence_length), per_step))
 
     def _learn(self, samples: Minibatch, coefficients: Coefficients) -> tuple[Tensor, Tensor]:
         """Passes over the samples, each in an order of its own.
@@ -119,8 +119,8 @@ class PPO(ResumableAgent):
             shuffled: Minibatch = tree_map(partial(torch.index_select, dim=0, index=order), samples)
             if self.norm_adv:
                 advantages = F.normalize(shuffled.advantages.view(-1, self.minibatch_size))
-                shuffled = shuffled._replace(advantages=advantages.flatten())
-            yield from split(shuffled, self.minibatch_size)
+                shuffled = shuffled._replace(advantages=advantages.view_as(shuffled.advantages))
+            yield from split(shuffled, self.minibatch_size // (self.network.sequence_length or 1))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam with the epsilon of the PPO reference implementation, in its fused form."""

@@ -17,17 +17,21 @@ class ActionSelector(ABC):
 
     Args:
         network: The policy and the value function; read at each step.
+
+    Attributes:
+        state: Of the network's memory ``[N, S]`` after the latest step; ``None`` if it has none.
     """
 
     def __init__(self, network: ActorCritic) -> None:
         self.network = network
+        self.state: Tensor | None = None
 
     @abstractmethod
     def begin(self, obs: Observations, noise: Tensor) -> None:
         """Begin a rollout.
 
         Args:
-            obs: ``[T, N, ...]``, filled in step by step; a tensor or a dictionary of them.
+            obs: ``[T, N, ...]``, filled in step by step; what the network takes.
             noise: ``[T, N, ...]``, random numbers for :meth:`ActionDistribution.sample`.
         """
 
@@ -52,7 +56,7 @@ class EagerActionSelector(ActionSelector):
 
     def act(self, t: int) -> Tensor:
         """One forward pass and one sample."""
-        outputs, values = self.network(tree_map(lambda row: row.to(self._device), self._obs[t]))
+        outputs, values, self.state = self.network.step(tree_map(lambda row: row.to(self._device), self._obs[t]))
         actions = self.network.distribution.sample(outputs, self._noise[t])
         self._decided.append((outputs, values, actions))
         return actions

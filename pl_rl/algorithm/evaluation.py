@@ -16,7 +16,7 @@ from pl_rl.networks.actor_critic import ActorCritic
 from pl_rl.networks.distributions import to_numpy
 from pl_rl.networks.modes import evaluation_mode
 from pl_rl.networks.normalization import ObservationNormalizer
-from pl_rl.networks.observations import Observations, as_input, leaves, tree_map
+from pl_rl.networks.observations import Observations, as_input, leaves, next_memory, tree_map, with_memory
 from pl_rl.seeding.random_state import random_state_kept
 
 # The largest limit in common use is Atari's, 27,000 steps of four frames.
@@ -121,10 +121,11 @@ def _play(
     except EnvironmentFailure as failure:
         failure.when = "at the beginning of an evaluation"
         raise
-    step = 0
+    step, memory = 0, network.first_memory(env.num_envs)
     while remaining.any():
         step += 1
-        actions = choose_actions(network, network_input(obs, parameter, normalizer), generator, deterministic)
+        seen = with_memory(network_input(obs, parameter, normalizer), memory)
+        actions, state = choose_actions(network, seen, generator, deterministic)
         try:
             obs, rewards, terminated, truncated, infos = env.step(network.distribution.to_env(to_numpy(actions)))
             if not (np.isfinite(rewards).all() and all(np.isfinite(entry).all() for entry in leaves(obs))):
@@ -132,6 +133,7 @@ def _play(
         except EnvironmentFailure as failure:
             failure.when = f"at step {step:,} of an evaluation"
             raise
+        memory = next_memory(state, terminated | truncated)
         open_returns += rewards
         open_lengths += 1
         endless = (open_lengths >= LONGEST_EPISODE) & (remaining > 0)
@@ -152,20 +154,22 @@ def _play(
     return episodes
 
 
-def choose_actions(network: ActorCritic, obs: Observations, generator: torch.Generator, deterministic: bool) -> Tensor:
-    """What a network does, ``[B]`` or ``[B, A]``, before :meth:`ActionDistribution.to_env`.
+def choose_actions(
+    network: ActorCritic, seen: Any, generator: torch.Generator, deterministic: bool
+) -> tuple[Tensor, Tensor | None]:
+    """What a network does, ``[B]`` or ``[B, A]``, before :meth:`ActionDistribution.to_env`, and its memory then.
 
     Args:
         network: The policy, in evaluation mode.
-        obs: Its input ``[B, ...]``, as :func:`network_input` gives it.
+        seen: Its input ``[B, ...]``, as :func:`network_input` gives it, with the memory if it has one.
         generator: Of sampled actions, on the CPU.
         deterministic: Take the most probable actions rather than sampled ones.
     """
-    outputs = network.policy(obs)
+    outputs, state = network.policy_step(seen)
     if deterministic:
-        return network.distribution.mode(outputs)
+        return network.distribution.mode(outputs), state
     noise = network.distribution.noise(tuple(outputs.shape[:-1]), generator)
-    return network.distribution.sample(outputs, noise.to(outputs.device))
+    return network.distribution.sample(outputs, noise.to(outputs.device)), state
 
 
 def network_input(obs: Any, parameter: Tensor, normalizer: ObservationNormalizer | None) -> Observations:

@@ -14,7 +14,10 @@ from pl_rl.networks.observations import Observations
 
 
 class Minibatch(NamedTuple):
-    """Samples of a rollout, flattened over time and environments."""
+    """Samples of a rollout, flattened over time and environments.
+
+    For a network with a memory ``B`` counts sequences, and each shape has their length ``L`` after ``B``.
+    """
 
     obs: Observations
     """``[B, *observation_space.shape]``, or a dictionary of such tensors."""

@@ -22,14 +22,28 @@ from pl_rl.networks.actor_critic import ActorCritic
 from pl_rl.networks.distributions import to_numpy
 from pl_rl.networks.modes import evaluation_mode
 from pl_rl.networks.normalization import ObservationNormalizer, RewardScaler
-from pl_rl.networks.observations import Observations, leaves, rows, space_tree, stack, tensor_type, tree_map, unbind
+from pl_rl.networks.observations import (
+    Memory,
+    Observations,
+    Remembered,
+    leaves,
+    next_memory,
+    rows,
+    space_tree,
+    stack,
+    tensor_type,
+    tree_map,
+    unbind,
+    with_memory,
+)
 
 
 class Rollout(NamedTuple):
     """``T * N`` transitions of one policy."""
 
     obs: Observations
-    """``[T, N, *observation_space.shape]``, as the network saw them; a dictionary of such tensors for a ``Dict``."""
+    """``[T, N, *observation_space.shape]``, as the network saw them; a dictionary of such tensors for a ``Dict``, and
+    with what a network with a memory remembered."""
     actions: Tensor
     """``[T, N]`` of one discrete choice, else ``[T, N, A]``; as sampled, before any clipping to bounds."""
     log_probs: Tensor
@@ -157,6 +171,7 @@ class RolloutCollector:
         self.acting: ActionSelector = EagerActionSelector(network)
         self.episodes = EpisodeStatistics(env.num_envs)
         self._obs: Any = None
+        self._memory = network.first_memory(env.num_envs)
 
     @property
     def obs_dtype(self) -> Any:
@@ -173,6 +188,7 @@ class RolloutCollector:
     def reset(self, seed: int) -> None:
         """Begin an episode in each environment."""
         self._obs, _ = self.env.reset(seed=seed)
+        self._memory = self.network.first_memory(self.env.num_envs)
         self._discounted_sums = torch.zeros(self.env.num_envs, dtype=torch.float64)
         self.episodes.begin(self.env.num_envs)
 
@@ -188,6 +204,11 @@ class RolloutCollector:
         }
         if self.reward_scaler is not None:
             state["discounted_sums"] = self._discounted_sums.clone()
+        if self._memory is not None:
+            memory = self._memory.state
+            # NumPy, which checkpoints keep to, has no bfloat16.
+            saved = memory.to("cpu", torch.promote_types(memory.dtype, torch.float32), copy=True)
+            state["memory"] = {"state": saved, "begins": self._memory.begins.to("cpu", copy=True)}
         return state
 
     def load_state_dict(self, state: dict[str, Any], restart_seed: int) -> str | None:
@@ -211,6 +232,9 @@ class RolloutCollector:
         self._obs = obs
         if self.reward_scaler is not None:
             self._discounted_sums = state["discounted_sums"].clone()
+        if self._memory is not None:
+            saved = Memory(**state["memory"])
+            self._memory = tree_map(lambda tensor, like: tensor.to(like, copy=True), saved, self._memory)
         return None
 
     @torch.no_grad()
@@ -237,15 +261,17 @@ class RolloutCollector:
         terminated = np.empty((steps, num_envs), dtype=np.bool_)
         truncated = np.empty((steps, num_envs), dtype=np.bool_)
         final_obs: dict[tuple[int, int], Observations] = {}
+        final_states: list[Tensor] = []
+        seen = with_memory(obs, self._memory_of(steps))
 
-        self.acting.begin(obs, noise)
+        self.acting.begin(seen, noise)
         # Unbinding all rows at once is cheaper than indexing at each step.
-        obs_rows = unbind(obs)
+        seen_rows = unbind(seen)
         for t in range(steps):
             if self.normalizer is not None and not self.normalizer.update(self._obs):
                 check_finite(rows(obs, slice(t)), rewards[:t], self._obs, final_obs)
                 raise too_large(self.normalizer.joined(self._obs), t)
-            tree_map(Tensor.copy_, obs_rows[t], self._as_input(self._obs))
+            tree_map(Tensor.copy_, seen_rows[t], with_memory(self._as_input(self._obs), self._memory))
             env_actions = distribution.to_env(to_numpy(self.acting.act(t)))
             try:
                 self._obs, rewards[t], terminated[t], truncated[t], infos = self.env.step(env_actions)
@@ -255,16 +281,18 @@ class RolloutCollector:
                 failure.step = t + 1
                 raise
             ended = terminated[t] | truncated[t] if "final_obs" in infos else None
+            self._memory = next_memory(self.acting.state, terminated[t] | truncated[t])
             self.episodes.add(rewards[t], ended, infos.get("episode_info"))
             if ended is not None:
                 for i in np.flatnonzero(truncated[t] & ~terminated[t]):
                     final_obs[t, int(i)] = self._final_input(infos["final_obs"][i])
+                    final_states += [] if self._memory is None else [self._memory.state[i]]
         check_finite(obs, rewards, self._obs, final_obs)
         outputs, values, actions = self.acting.decisions()
-        values, next_values = self._with_next_values(values, final_obs)
+        values, next_values = self._with_next_values(values, final_obs, final_states)
         step_rewards = self._scaled(torch.from_numpy(rewards), torch.from_numpy(terminated | truncated))
         return Rollout(
-            obs=tree_map(lambda steps: steps.to(device), obs),
+            obs=tree_map(lambda steps: steps.to(device), seen),
             actions=actions,
             log_probs=distribution.log_prob(outputs, actions),
             values=values,
@@ -273,6 +301,13 @@ class RolloutCollector:
             terminated=torch.from_numpy(terminated).to(device),
             truncated=torch.from_numpy(truncated).to(device),
         )
+
+    def _memory_of(self, steps: int) -> Memory | None:
+        """Room for the memory at each of ``T`` steps; ``None`` if the network has none."""
+        if self._memory is None:
+            return None
+        room = (torch.empty((steps, *now.shape), dtype=now.dtype) for now in self._memory)
+        return Memory(*room)
 
     def _as_input(self, obs: Any) -> Observations:
         """Observations as the network sees them, normalized or not."""
@@ -295,17 +330,22 @@ class RolloutCollector:
         return scaled
 
     def _with_next_values(
-        self, values: Tensor, final_obs: dict[tuple[int, int], Observations]
+        self, values: Tensor, final_obs: dict[tuple[int, int], Observations], final_states: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
         """Values and next values, both ``[T, N]``.
 
         Args:
             values: ``[T, N]``.
             final_obs: By (step, environment), the last observations of episodes that a time limit ended.
+            final_states: Of the memory there, if the network has one.
         """
-        obs = unbind(tree_map(Tensor.to, self._as_input(self._obs), self.obs_dtype))
-        last_obs = tree_map(lambda last: last.to(values.device), stack([*obs, *final_obs.values()]))
-        last_values, final_values = self.network.value(last_obs).split([len(obs), len(final_obs)])
+        obs = tree_map(Tensor.to, self._as_input(self._obs), self.obs_dtype)
+        last, final = unbind(with_memory(obs, self._memory)), list(final_obs.values())
+        if self._memory is not None:
+            going_on = torch.zeros((), dtype=torch.bool, device=self._memory.begins.device)
+            final = [Remembered(*both) for both in zip(final, (Memory(s, going_on) for s in final_states), strict=True)]
+        every_last = tree_map(lambda rows: rows.to(values.device), stack([*last, *final]))
+        last_values, final_values = self.network.value(every_last).split([len(last), len(final)])
         every_value = torch.cat([values, last_values.unsqueeze(0)])
         # In float32 at least, whatever the network computes in.
         every_value = every_value.to(torch.promote_types(every_value.dtype, torch.float32))

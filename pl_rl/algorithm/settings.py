@@ -189,6 +189,12 @@ def check_settings(ppo: Any, fitting: bool = False) -> None:
         raise UsageError(f"eval_freq={ppo.eval_freq} must not be negative; 0 turns evaluation off")
     if ppo.norm_adv and ppo.minibatch_size == 1:
         raise UsageError("minibatch_size=1 leaves nothing to normalize advantages over; use norm_adv=false")
+    length = ppo.network.sequence_length or 1
+    for name in ("num_steps", "minibatch_size"):
+        if getattr(ppo, name) % length:
+            raise UsageError(
+                f"{name}={getattr(ppo, name)} is not divisible by sequence_length={length}; use a multiple"
+            )
     samples = ppo.num_envs * ppo.num_steps
     if samples % ppo.minibatch_size:
         divisors = [size for size in range(2, samples + 1) if samples % size == 0]

@@ -130,7 +130,10 @@ COLLECTOR = record(
         ),
         "generator": _TORCH_GENERATOR,
     },
-    {"discounted_sums": array(torch.float64, ndim=1)},
+    {
+        "discounted_sums": array(torch.float64, ndim=1),
+        "memory": record({"state": array(torch.float32, torch.float64, ndim=2), "begins": array(torch.bool, ndim=1)}),
+    },
 )
 
 # Of settings that were changed while the run trained.
@@ -293,6 +296,7 @@ def check_checkpoint(checkpoint: Any) -> None:
         **_parts_of(collector["obs"]),
         "episodes.open_lengths": collector["episodes"]["open_lengths"],
         "discounted_sums": collector.get("discounted_sums"),
+        **{f"memory.{name}": part for name, part in collector.get("memory", {}).items()},
     }
     if "reward_scaler.var" in checkpoint["state_dict"] and parts["discounted_sums"] is None:
         raise Misfit("pl_rl.collector.discounted_sums", None, "there, as rewards are scaled")

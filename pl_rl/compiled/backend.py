@@ -51,8 +51,10 @@ def make_example(network: ActorCritic, obs_dtype: Any, minibatch_size: int) -> M
     """A minibatch of random numbers in the shapes and types of a run's, whose gradient is not zero.
 
     Raises:
-        CompilationError: For observations that are a dictionary.
+        CompilationError: For observations that are a dictionary, and a network with a memory.
     """
+    if network.sequence_length is not None:
+        raise CompilationError("the network has a memory, and machine code learns from single steps")
     if isinstance(obs_dtype, dict):
         raise CompilationError("observations are a dictionary, and machine code takes one array of them")
     generator = torch.Generator().manual_seed(0)

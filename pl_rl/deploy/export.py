@@ -98,14 +98,17 @@ def _onnx(trained: TrainedWeights, path: Path, trust: Iterable[str], way_out: Wa
         raise UsageError(f"writing ONNX needs more packages; {installation('onnx')}")
     policy = TrainedPolicy(checked_settings(trained.settings, trained.spaces, path, trust, way_out), trained.spaces)
     load_weights(policy, trained.tensors)
+    example, state = {"obs": policy.example()}, policy.example_state()
+    if state is not None:
+        example["state"] = state
     with _quiet(), held_back():
         try:
             program: Any = torch.onnx.export(
                 policy,
-                kwargs={"obs": policy.example()},
-                input_names=list(entries(policy.example())),
+                kwargs=example,
+                input_names=[*entries(example["obs"]), *list(example)[1:]],
                 output_names=policy.outputs,
-                dynamic_shapes={"obs": tree_map(lambda _: {0: torch.export.Dim("batch")}, policy.example())},
+                dynamic_shapes=tree_map(lambda _: {0: torch.export.Dim("batch")}, example),
                 dynamo=True,
                 verbose=False,
             )

@@ -26,7 +26,17 @@ from pl_rl.networks.actor_critic import ActorCritic
 from pl_rl.networks.description import NetworkFactory, network_from_description
 from pl_rl.networks.distributions import Categorical, DiagonalGaussian, MultiCategorical, to_numpy
 from pl_rl.networks.normalization import ObservationNormalizer, is_switch_or_names
-from pl_rl.networks.observations import Observations, as_input, by_path, example
+from pl_rl.networks.observations import (
+    Memory,
+    Observations,
+    Remembered,
+    as_input,
+    by_path,
+    example,
+    leaves,
+    next_memory,
+    with_memory,
+)
 from pl_rl.runs.trust import WayOut, checked, checked_of_file, in_python, is_own
 
 _PARTS = ("network.", "normalizer.")
@@ -109,6 +119,9 @@ class TrainedPolicy(nn.Module):
             self.outputs = ("action", "value", "logits")
             start = cast(gym.spaces.Discrete | gym.spaces.MultiDiscrete, self._space).start
             self.register_buffer("_start", torch.as_tensor(start), persistent=False)
+        self._memory: Memory | None = None
+        if self.network.sequence_length is not None:
+            self.outputs += ("next_state",)
 
     @torch.no_grad()
     def act(
@@ -130,9 +143,38 @@ class TrainedPolicy(nn.Module):
             UsageError: If these are no observations of the environment.
         """
         batch, is_one = self._batch(obs)
-        chosen = choose_actions(self.network, batch, generator or torch.default_generator, deterministic)
+        chosen, state = choose_actions(
+            self.network, self._remembering(batch), generator or torch.default_generator, deterministic
+        )
+        self._memory = next_memory(state, np.zeros(len(chosen), np.bool_))
         actions = self.network.distribution.to_env(to_numpy(chosen))
         return actions[0] if is_one else actions
+
+    def reset(self, ended: npt.ArrayLike | None = None) -> None:
+        """Forget episodes that have ended; only a policy with a memory remembers any.
+
+        Args:
+            ended: Which of the batch's episodes ``[B]`` begin anew; all by default.
+        """
+        if ended is None or self._memory is None:
+            self._memory = None
+        else:
+            self._memory = next_memory(self._memory.state, np.asarray(ended, np.bool_))
+
+    def _remembering(self, batch: Observations) -> Any:
+        """What the network takes: with its memory of the episodes so far, if it has one.
+
+        Raises:
+            UsageError: If it remembers another number of episodes.
+        """
+        count = len(leaves(batch)[0])
+        memory = self._memory or self.network.first_memory(count)
+        if memory is not None and len(memory.begins) != count:
+            raise UsageError(
+                f"{count} observations are given, and the policy remembers {len(memory.begins)} episodes; call reset() "
+                "where others begin"
+            )
+        return with_memory(batch, memory)
 
     @torch.no_grad()
     def value(self, obs: Any) -> npt.NDArray[np.float32]:
@@ -148,7 +190,7 @@ class TrainedPolicy(nn.Module):
             UsageError: As :meth:`act`.
         """
         batch, is_one = self._batch(obs)
-        values: npt.NDArray[np.float32] = self.network(batch)[1].float().cpu().numpy()
+        values: npt.NDArray[np.float32] = self.network.value(self._remembering(batch)).float().cpu().numpy()
         return values[0] if is_one else values
 
     def _batch(self, obs: Any) -> tuple[Observations, bool]:
@@ -179,7 +221,7 @@ class TrainedPolicy(nn.Module):
         """
         if not isinstance(obs, Mapping | tuple):
             raise UsageError(
-                f"the observation is a {type(obs).__name__}, and the policy sees a dictionary of "
+                f"an observation of type {type(obs).__name__} is given, and the policy sees a dictionary of "
                 f"{', '.join(space)}; give it as that of make_env() does"
             )
         flat = {path: entry for path, entry in by_path(obs) if path in space.spaces}
@@ -207,26 +249,31 @@ class TrainedPolicy(nn.Module):
         # As a vector environment gives them.
         return np.ascontiguousarray(array[None] if is_one else array, dtype), is_one
 
-    def forward(self, obs: Any) -> tuple[Tensor, ...]:
+    def forward(self, obs: Any, state: Tensor | None = None) -> tuple[Tensor, ...]:
         """The most probable actions and what they come from.
 
         Args:
             obs: Observations ``[B, *observation_space.shape]`` as the environment gives them, or a dictionary of all
                 entries.
+            state: Of the memory of a network that has one, ``[B, S]``; zero where an episode begins.
 
         Returns:
             ``action`` ``[B, *action_space.shape]``, as the environment takes them: shifted to the space's start, or
             clipped to its bounds; ``value`` ``[B]``, as the network gives it; then ``logits`` ``[B, P]``, or ``mean``
-            and ``log_std`` ``[B, P]``.
+            and ``log_std`` ``[B, P]``; and of a network with a memory the ``next_state``.
         """
         if self.normalizer is not None:
             obs = self.normalizer(obs)
-        outputs, values = self.network(as_input(obs, next(self.network.parameters())))
+        seen = as_input(obs, next(self.network.parameters()))
+        if state is not None:
+            seen = Remembered(seen, Memory(state, torch.zeros_like(state[:, 0], dtype=torch.bool)))
+        outputs, values, next_state = self.network.step(seen)
+        remembered = () if next_state is None else (next_state,)
         distribution = self.network.distribution
         actions = self._to_env(distribution.mode(outputs))
         if isinstance(distribution, DiagonalGaussian):
-            return actions, values, outputs, distribution.log_std.expand_as(outputs)
-        return actions, values, outputs
+            return actions, values, outputs, distribution.log_std.expand_as(outputs), *remembered
+        return actions, values, outputs, *remembered
 
     def make_env(self, trust: Iterable[str] = (), **kwargs: Any) -> gym.Env[Any, Any]:
         """The environment that the policy was trained in, as it is evaluated there.
@@ -244,6 +291,11 @@ class TrainedPolicy(nn.Module):
     def example(self) -> Any:
         """Two observations of the environment's shape and type."""
         return example(self.network.observation_space, 2)
+
+    def example_state(self) -> Tensor | None:
+        """The state of the memory where two episodes begin; ``None`` for a network without one."""
+        memory = self.network.first_memory(2)
+        return None if memory is None else memory.state
 
     def _to_env(self, actions: Tensor) -> Tensor:
         """:meth:`pl_rl.networks.distributions.ActionDistribution.to_env` in tensors."""

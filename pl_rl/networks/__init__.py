@@ -6,5 +6,6 @@ What does not: how they learn (``algorithm/``), where their weights come from (`
 
 from pl_rl.networks.actor_critic import ActorCritic, CNNActorCritic, MLPActorCritic
 from pl_rl.networks.multi_input import MultiInputActorCritic
+from pl_rl.networks.recurrent import RecurrentActorCritic
 
-__all__ = ["ActorCritic", "CNNActorCritic", "MLPActorCritic", "MultiInputActorCritic"]
+__all__ = ["ActorCritic", "CNNActorCritic", "MLPActorCritic", "MultiInputActorCritic", "RecurrentActorCritic"]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pl_rl.errors import UsageError
 from pl_rl.networks.distributions import DiagonalGaussian, make_distribution
 from pl_rl.networks.layers import NATURE, convolutions, convolved, is_image, linear, mlp
-from pl_rl.networks.observations import MASK, ActionMask, entries_of
+from pl_rl.networks.observations import MASK, ActionMask, Memory, entries_of
 
 
 class ActorCritic(nn.Module, ABC):
@@ -61,6 +61,25 @@ class ActorCritic(nn.Module, ABC):
     def forward(self, obs: Any) -> tuple[Tensor, Tensor]:
         """Policy outputs ``[B, P]`` and values ``[B]``."""
         return self.policy(obs), self.value(obs)
+
+    sequence_length: int | None = None
+    """Steps of the sequences ``[B, L]`` that a network with a memory learns from; ``None`` for one without."""
+
+    def first_memory(self, count: int) -> Memory | None:
+        """The memory of ``count`` episodes that begin; ``None`` for a network without."""
+        return None
+
+    def step(self, seen: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+        """As :meth:`forward` for single steps, and the memory's state ``[B, S]`` after them.
+
+        Args:
+            seen: Observations ``[B, ...]``, with the memory at them if the network has one.
+        """
+        return *self(seen), None
+
+    def policy_step(self, seen: Any) -> tuple[Tensor, Tensor | None]:
+        """As :meth:`step`, without the values."""
+        return self.policy(seen), None
 
     @property
     def policy_entries(self) -> list[str]:

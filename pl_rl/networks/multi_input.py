@@ -4,6 +4,7 @@ Shapes: ``B`` observations of any batch, ``P`` outputs of the policy, ``D`` feat
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal, cast
@@ -24,12 +25,89 @@ SMALLEST_IMAGE = 4
 IMAGE_FEATURES = (512,)
 
 
-class MultiInputActorCritic(ActorCritic):
+class EncodingActorCritic(ActorCritic):
+    """Base class of networks with an encoder for each entry of the observations.
+
+    Args:
+        observation_space: As :class:`MultiInputActorCritic`; so are the others.
+        action_space: The same.
+        encoder_sizes: The same.
+        cnn_keys: The same.
+        critic_keys: The same.
+        activation: The same.
+        log_std_init: The same.
+
+    Attributes:
+        features: ``D``, of the joined encoders of what the policy sees.
+
+    Raises:
+        UsageError: If a space is not supported, a pattern matches no entry, or the policy would see nothing.
+    """
+
+    def __init__(
+        self,
+        observation_space: gym.Space[Any],
+        action_space: gym.Space[Any],
+        encoder_sizes: dict[str, Sequence[int]] | None,
+        cnn_keys: Sequence[str],
+        critic_keys: Sequence[str],
+        activation: str,
+        log_std_init: float,
+    ) -> None:
+        super().__init__(observation_space, action_space, log_std_init)
+        spaces = {
+            name: space for name, space in entries_of(observation_space).items() if not isinstance(space, ActionMask)
+        }
+        self._for_critic = matching(spaces, critic_keys, "critic_keys")
+        self._for_both = [name for name in spaces if name not in self._for_critic]
+        if not self._for_both:
+            raise UsageError(f"critic_keys={list(critic_keys)} leaves nothing that the policy sees; leave an entry out")
+        matching(spaces, encoder_sizes or (), "encoder_sizes")
+        pictures = matching(spaces, cnn_keys, "cnn_keys")
+        encoders = {}
+        for name in (*self._for_both, *self._for_critic):
+            sizes = next((of for pattern, of in (encoder_sizes or {}).items() if fnmatchcase(name, pattern)), None)
+            encoders[name] = _encoder(name, spaces[name], sizes, activation, name in pictures)
+        # By number, as a module's name can have no dot.
+        self.encoders = nn.ModuleList(encoders.values())
+        self._numbers = {name: number for number, name in enumerate(encoders)}
+        self.features = sum(encoders[name].features for name in self._for_both)
+
+    def _make_heads(self, features: int, actor_sizes: Sequence[int], critic_sizes: Sequence[int], kind: str) -> None:
+        """The policy and the value function over ``features``, with activations of a kind."""
+        private = sum(cast(Encoder, self.encoders[self._numbers[name]]).features for name in self._for_critic)
+        self.actor = mlp([features, *actor_sizes], kind, self.distribution.num_outputs, gain=0.01)
+        self.critic = mlp([features + private, *critic_sizes], kind, 1)
+
+    @property
+    def policy_entries(self) -> list[str]:
+        """All but those that only the value function sees."""
+        return [name for name in super().policy_entries if name not in self._for_critic]
+
+    def _act(self, features: Tensor, obs: Observations) -> Tensor:
+        """Policy outputs ``[..., P]`` of features ``[..., D]``."""
+        return self.masked(self.actor(features), obs)
+
+    def _judge(self, features: Tensor, obs: Observations) -> Tensor:
+        """Values ``[...]`` of features ``[..., D]`` and of what only the value function sees."""
+        values: Tensor = self.critic(torch.cat([features, *self._encoded(obs, self._for_critic)], -1))
+        return values.squeeze(-1)
+
+    def _encode(self, obs: Observations) -> Tensor:
+        """What the policy sees, ``[..., D]``."""
+        return torch.cat(self._encoded(obs, self._for_both), -1)
+
+    def _encoded(self, obs: Observations, names: Sequence[str]) -> list[Tensor]:
+        given, dtype = entries(obs), self._float_type
+        return [cast(Tensor, self.encoders[self._numbers[name]](given[name], dtype)) for name in names]
+
+
+class MultiInputActorCritic(EncodingActorCritic):
     """An encoder for each entry of the observations, their outputs joined, and a policy and a value function over them.
 
     Vectors pass an MLP; images (a ``Box`` of uint8 with three dimensions), divided by 255, convolutions and a hidden
-    layer, each followed by ReLU. ``Discrete`` and ``MultiDiscrete`` are one-hot and ``MultiBinary`` zeros and
-    ones, before an MLP; its first layer is then an embedding. Weights are as in :class:`MLPActorCritic`. Where the
+    layer, each followed by ReLU. ``Discrete`` and ``MultiDiscrete`` are one-hot and ``MultiBinary`` zeros and ones,
+    before an MLP; its first layer is then an embedding. Weights are as in :class:`MLPActorCritic`. Where the
     environment has an action mask, choices that it rules out have probability zero.
 
     Args:
@@ -62,92 +140,66 @@ class MultiInputActorCritic(ActorCritic):
         activation: Literal["elu", "relu", "silu", "tanh"] = "tanh",
         log_std_init: float = 0.0,
     ) -> None:
-        super().__init__(observation_space, action_space, log_std_init)
-        spaces = {
-            name: space for name, space in entries_of(observation_space).items() if not isinstance(space, ActionMask)
-        }
-        self._for_critic = matching(spaces, critic_keys, "critic_keys")
-        self._for_both = [name for name in spaces if name not in self._for_critic]
-        if not self._for_both:
-            raise UsageError(f"critic_keys={list(critic_keys)} leaves nothing that the policy sees; leave an entry out")
-        matching(spaces, encoder_sizes or (), "encoder_sizes")
-        convolved_names = matching(spaces, cnn_keys, "cnn_keys") if spaces else []
-        encoders = {}
-        for name in (*self._for_both, *self._for_critic):
-            sizes = next((of for pattern, of in (encoder_sizes or {}).items() if fnmatchcase(name, pattern)), None)
-            encoders[name] = _encoder(name, spaces[name], sizes, activation, name in convolved_names)
-        # By number, as a module's name can have no dot.
-        self.encoders = nn.ModuleList(encoders.values())
-        self._numbers = {name: number for number, name in enumerate(encoders)}
-        shared, private = (
-            sum(encoders[name].features for name in names) for names in (self._for_both, self._for_critic)
+        super().__init__(
+            observation_space, action_space, encoder_sizes, cnn_keys, critic_keys, activation, log_std_init
         )
-        features = self._make_memory(shared)
-        self.actor = mlp([features, *actor_sizes], activation, self.distribution.num_outputs, gain=0.01)
-        self.critic = mlp([features + private, *critic_sizes], activation, 1)
-
-    def _make_memory(self, features: int) -> int:
-        """What stands between the joined encoders of this many features and the heads; returns its features."""
-        return features
-
-    @property
-    def policy_entries(self) -> list[str]:
-        """All but those that only the value function sees."""
-        return [name for name in super().policy_entries if name not in self._for_critic]
+        self._make_heads(self.features, actor_sizes, critic_sizes, activation)
 
     def policy(self, obs: Any) -> Tensor:
         """Policy outputs ``[B, P]``; of the observations only :attr:`policy_entries` are needed."""
-        return self._act(self._encode(obs, self._for_both), obs)
+        return self._act(self._encode(obs), obs)
 
     def value(self, obs: Any) -> Tensor:
         """Values ``[B]``."""
-        return self._judge(self._encode(obs, self._for_both), obs)
+        return self._judge(self._encode(obs), obs)
 
     def forward(self, obs: Any) -> tuple[Tensor, Tensor]:
         """Policy outputs ``[B, P]`` and values ``[B]``, the encoders computed once."""
-        features = self._encode(obs, self._for_both)
+        features = self._encode(obs)
         return self._act(features, obs), self._judge(features, obs)
 
-    def _act(self, features: Tensor, obs: Observations) -> Tensor:
-        return self.masked(self.actor(features), obs)
 
-    def _judge(self, features: Tensor, obs: Observations) -> Tensor:
-        values: Tensor = self.critic(torch.cat([features, *self._encoded(obs, self._for_critic)], -1))
-        return values.squeeze(-1)
+class Encoder(nn.Module, ABC):
+    """Features of one entry.
 
-    def _encode(self, obs: Observations, names: Sequence[str]) -> Tensor:
-        """``[B, D]``"""
-        return torch.cat(self._encoded(obs, names), -1)
-
-    def _encoded(self, obs: Observations, names: Sequence[str]) -> list[Tensor]:
-        given, dtype = entries(obs), self._float_type
-        return [cast(Tensor, self.encoders[self._numbers[name]](given[name], dtype)) for name in names]
-
-
-class Encoder(nn.Module):
-    """Features ``[B, D]`` of one entry.
+    Args:
+        space: Of the entry.
+        inputs: Numbers of it that the hidden layers take.
+        sizes: Widths of the hidden layers.
+        activation: Follows each.
 
     Attributes:
         features: ``D``.
     """
 
-    features: int
-
-    def __init__(self, inputs: int, sizes: Sequence[int], activation: str) -> None:
+    def __init__(self, space: gym.Space[Any], inputs: int, sizes: Sequence[int], activation: str) -> None:
         super().__init__()
+        self._dimensions = len(space.shape or ())
         self.features = sizes[-1] if sizes else inputs
         self.layers = mlp([inputs, *sizes], activation)
+
+    def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
+        """``[..., *space.shape]`` -> ``[..., D]``"""
+        batch = obs.shape[: obs.ndim - self._dimensions]
+        if len(batch) == 1:
+            return cast(Tensor, self.layers(self.inputs(obs, dtype)))
+        features: Tensor = self.layers(self.inputs(obs.flatten(0, len(batch) - 1), dtype))
+        return features.view(*batch, -1)
+
+    @abstractmethod
+    def inputs(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
+        """What the hidden layers take of ``[B, *space.shape]``."""
 
 
 class VectorEncoder(Encoder):
     """An MLP over numbers of any shape."""
 
     def __init__(self, space: gym.Space[Any], sizes: Sequence[int], activation: str) -> None:
-        super().__init__(math.prod(space.shape or ()), sizes, activation)
+        super().__init__(space, math.prod(space.shape or ()), sizes, activation)
 
-    def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
-        """``[B, ...]`` -> ``[B, D]``"""
-        return cast(Tensor, self.layers(obs.to(dtype).flatten(1)))
+    def inputs(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
+        """The numbers as one vector."""
+        return obs.to(dtype).flatten(1)
 
 
 class ChoiceEncoder(Encoder):
@@ -167,39 +219,39 @@ class ChoiceEncoder(Encoder):
     ) -> None:
         sizes_of = space.nvec if isinstance(space, gym.spaces.MultiDiscrete) else space.n
         counts, starts = np.ravel(sizes_of), np.ravel(space.start)
-        super().__init__(int(counts.sum()), sizes, activation)
+        super().__init__(space, int(counts.sum()), sizes, activation)
         which = np.repeat(np.arange(len(counts)), counts)
         choices = np.concatenate([start + np.arange(count) for start, count in zip(starts, counts, strict=True)])
         self.register_buffer("_which", torch.from_numpy(which), persistent=False)
         self.register_buffer("_choices", torch.from_numpy(choices), persistent=False)
 
-    def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
-        """``[B]`` or ``[B, ...]`` -> ``[B, D]``"""
-        chosen = obs.reshape(len(obs), -1)[:, self._which]
-        return cast(Tensor, self.layers((chosen == self._choices).to(dtype)))
+    def inputs(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
+        """A one for each choice that is made."""
+        return (obs.reshape(len(obs), -1)[:, self._which] == self._choices).to(dtype)
 
 
 class ImageEncoder(Encoder):
     """Convolutions and hidden layers with ReLU over pixels that are divided by 255.
 
     Args:
-        shape: ``(C, H, W)`` or ``(H, W, C)``: the channels are the first or the last dimension, whichever is smaller.
+        space: ``(C, H, W)`` or ``(H, W, C)``: the channels are the first or the last dimension, whichever is smaller.
         sizes: Widths of the hidden layers.
     """
 
-    def __init__(self, shape: tuple[int, int, int], sizes: Sequence[int]) -> None:
+    def __init__(self, space: gym.spaces.Box, sizes: Sequence[int]) -> None:
+        shape = space.shape
         channels_last = shape[2] < shape[0]
         channels, (height, width) = (shape[2], shape[:2]) if channels_last else (shape[0], shape[1:])
         filters = NATURE if min(convolved(edge, NATURE) for edge in (height, width)) > 0 else SMALL
-        super().__init__(filters[-1][0] * convolved(height, filters) * convolved(width, filters), sizes, "relu")
+        inputs = filters[-1][0] * convolved(height, filters) * convolved(width, filters)
+        super().__init__(space, inputs, sizes, "relu")
         self.convolutions = convolutions(channels, filters)
         self._channels_last = channels_last
 
-    def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
-        """``[B, *shape]`` -> ``[B, D]``"""
+    def inputs(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
+        """The result of the convolutions."""
         pixels = obs.to(dtype) / 255
-        pixels = pixels.permute(0, 3, 1, 2) if self._channels_last else pixels
-        return cast(Tensor, self.layers(self.convolutions(pixels)))
+        return cast(Tensor, self.convolutions(pixels.permute(0, 3, 1, 2) if self._channels_last else pixels))
 
 
 def _encoder(name: str, space: gym.Space[Any], sizes: Sequence[int] | None, activation: str, as_image: bool) -> Encoder:
@@ -210,14 +262,13 @@ def _encoder(name: str, space: gym.Space[Any], sizes: Sequence[int] | None, acti
     """
     if any(size < 1 for size in sizes or ()):
         raise UsageError(f"encoder_sizes of {name!r} has a layer without units; use widths of 1 or more")
-    if as_image and is_image(space):
-        shape = cast(tuple[int, int, int], space.shape)
-        if sorted(shape)[1] < SMALLEST_IMAGE:
+    if as_image and isinstance(space, gym.spaces.Box) and is_image(space):
+        if sorted(space.shape)[1] < SMALLEST_IMAGE:
             raise UsageError(
-                f"{name!r} is a picture of {shape}, too small for convolutions; leave it out of cnn_keys, and an MLP "
-                "takes it"
+                f"{name!r} is a picture of {space.shape}, too small for convolutions; leave it out of cnn_keys, so "
+                "that an MLP takes it"
             )
-        return ImageEncoder(shape, IMAGE_FEATURES if sizes is None else sizes)
+        return ImageEncoder(space, IMAGE_FEATURES if sizes is None else sizes)
     if isinstance(space, gym.spaces.Discrete | gym.spaces.MultiDiscrete):
         return ChoiceEncoder(space, sizes or (), activation)
     if isinstance(space, gym.spaces.Box | gym.spaces.MultiBinary):

@@ -5,10 +5,11 @@ An entry of nested dictionaries and tuples has its path as a name: ``robot/joint
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -18,6 +19,22 @@ from pl_rl.errors import UsageError
 Observations = Any
 MASK = "action_mask"
 """The entry that says which actions are allowed."""
+
+
+class Memory(NamedTuple):
+    """What a network remembers of the episodes that observations ``[...]`` belong to."""
+
+    state: Tensor
+    """``[..., S]``, after the step before; without meaning where an episode begins."""
+    begins: Tensor
+    """``[...]`` bool: the observation is the first of its episode, of whose past there is nothing to remember."""
+
+
+class Remembered(NamedTuple):
+    """Observations and what is remembered at them: what a network with a memory takes."""
+
+    obs: Observations
+    memory: Memory
 
 
 class ActionMask(gym.spaces.MultiBinary):
@@ -51,16 +68,31 @@ def split(tree: Any, size: int) -> list[Any]:
     return [rows(tree, slice(start, start + size)) for start in range(0, len(leaves(tree)[0]), size)]
 
 
+def as_samples(steps: Tensor, length: int | None) -> Tensor:
+    """Steps ``[T, N, ...]`` of environments as samples ``[T * N, ...]``, or as sequences ``[T / L * N, L, ...]``.
+
+    Args:
+        steps: Of a rollout.
+        length: ``L``; ``None`` for single samples.
+    """
+    if length is None:
+        return steps.flatten(0, 1)
+    sequences = steps.reshape(-1, length, *steps.shape[1:])
+    return sequences.transpose(1, 2).flatten(0, 1)
+
+
 def rows(tree: Any, index: Any) -> Any:
     """A tree of rows, or of a row, of each array."""
     return tree_map(lambda leaf: leaf[index], tree)
 
 
 def unbind(tree: Any) -> list[Any]:
-    """The rows of an observation's tensors, each of its structure; for a tensor, as ``Tensor.unbind``."""
-    if not isinstance(tree, dict):
-        return list(tree.unbind())
-    return [dict(zip(tree, row, strict=True)) for row in zip(*map(unbind, tree.values()), strict=True)]
+    """The rows of a tree of tensors, each of its structure; for a tensor, as ``Tensor.unbind``."""
+    if isinstance(tree, dict):
+        return [dict(zip(tree, row, strict=True)) for row in zip(*map(unbind, tree.values()), strict=True)]
+    if _is_record(tree):
+        return [type(tree)(*row) for row in zip(*map(unbind, tree), strict=True)]
+    return list(tree.unbind())
 
 
 def stack(trees: Iterable[Any]) -> Any:
@@ -70,6 +102,21 @@ def stack(trees: Iterable[Any]) -> Any:
 
 def _is_record(tree: Any) -> bool:
     return isinstance(tree, tuple) and hasattr(tree, "_fields")
+
+
+def next_memory(state: Tensor | None, ended: npt.NDArray[np.bool_]) -> Memory | None:
+    """The memory at the next step.
+
+    Args:
+        state: ``[B, S]`` after this one; ``None`` for a network without a memory.
+        ended: ``[B]``, which episodes this step ended.
+    """
+    return None if state is None else Memory(state, torch.from_numpy(ended).to(state.device))
+
+
+def with_memory(obs: Observations, memory: Memory | None) -> Any:
+    """What a network takes: the observations, with what is remembered at them if it has a memory."""
+    return obs if memory is None else Remembered(obs, memory)
 
 
 def space_tree(space: gym.Space[Any]) -> Any:

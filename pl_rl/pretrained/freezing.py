@@ -9,7 +9,7 @@ from torch import nn
 from pl_rl.errors import UsageError
 from pl_rl.networks.actor_critic import ActorCritic
 from pl_rl.networks.modes import evaluation_mode
-from pl_rl.networks.observations import as_input, example
+from pl_rl.networks.observations import as_input, example, with_memory
 from pl_rl.pretrained.matching import check_patterns, matches
 
 
@@ -85,7 +85,8 @@ def policy_parameters(network: ActorCritic) -> set[str]:
     """The parameters that the distribution of actions depends on, found by differentiating the policy's outputs."""
     learning = learning_parameters(network)
     with torch.enable_grad(), evaluation_mode(network):
-        outputs = network.policy(as_input(example(network.observation_space, 1), next(network.parameters())))
+        obs = as_input(example(network.observation_space, 1), next(network.parameters()))
+        outputs = network.policy(with_memory(obs, network.first_memory(1)))
         gradients = torch.autograd.grad(outputs.sum(), list(learning.values()), allow_unused=True)
     reached = {name for name, gradient in zip(learning, gradients, strict=True) if gradient is not None}
     return reached | {name for name in learning if name.startswith("distribution.")}

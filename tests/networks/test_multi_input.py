@@ -43,7 +43,7 @@ def test_choices_are_one_hot():
     network = MultiInputActorCritic(Dict({"a": Discrete(3, start=1), "b": MultiDiscrete([2, 3])}), ACTIONS)
     obs = {"a": torch.tensor([1, 3]), "b": torch.tensor([[1, 0], [0, 2]])}
     expected = torch.tensor([[1.0, 0, 0, 0, 1, 1, 0, 0], [0, 0, 1, 1, 0, 0, 0, 1]])
-    assert torch.equal(network._encode(obs, ["a", "b"]), expected)
+    assert torch.equal(network._encode(obs), expected)
 
 
 def test_a_vector_alone_is_seen_as_by_an_mlp():
