@@ -6,7 +6,7 @@ Shapes: ``B`` observations of any batch, ``P`` outputs of the policy (see :mod:`
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from pl_rl.algorithm.evaluation import choose_actions, network_input
 from pl_rl.checkpoints.format import STATE_KEY, read_checkpoint
+from pl_rl.deploy.inputs import batch_of
 from pl_rl.envs import EnvConfig, make_env
 from pl_rl.envs.spaces import Space, describe_spaces, make_spaces
 from pl_rl.errors import UsageError
@@ -31,7 +32,6 @@ from pl_rl.networks.observations import (
     Observations,
     Remembered,
     as_input,
-    by_path,
     example,
     leaves,
     next_memory,
@@ -194,60 +194,9 @@ class TrainedPolicy(nn.Module):
         return values[0] if is_one else values
 
     def _batch(self, obs: Any) -> tuple[Observations, bool]:
-        """Input of the network for observations, and whether they are one alone.
-
-        Raises:
-            UsageError: If they are no observations of the environment.
-        """
-        space = self.network.observation_space
-        if not isinstance(space, gym.spaces.Dict):
-            array, is_one = self._array(obs, space)
-            return network_input(array, next(self.network.parameters()), self.normalizer), is_one
-        given = self._given(obs, space)
-        arrays = {name: self._array(entry, space[name], f" of {name!r}") for name, entry in given.items()}
-        if len({(is_one, is_one or len(array)) for array, is_one in arrays.values()}) > 1:
-            raise UsageError(
-                "the entries of the observations are not as many each; give one of each, or a batch of each"
-            )
-        batch = {name: array for name, (array, _) in arrays.items()}
-        is_one = all(is_one for _, is_one in arrays.values())
-        return network_input(batch, next(self.network.parameters()), self.normalizer), is_one
-
-    def _given(self, obs: Any, space: gym.spaces.Dict) -> dict[str, Any]:
-        """The entries of an observation by path.
-
-        Raises:
-            UsageError: If it has none, or lacks one that the policy sees.
-        """
-        if not isinstance(obs, Mapping | tuple):
-            raise UsageError(
-                f"an observation of type {type(obs).__name__} is given, and the policy sees a dictionary of "
-                f"{', '.join(space)}; give it as that of make_env() does"
-            )
-        flat = {path: entry for path, entry in by_path(obs) if path in space.spaces}
-        missing = [name for name in self.network.policy_entries if name not in flat]
-        if missing:
-            raise UsageError(f"the observation lacks {', '.join(missing)}, which the policy sees; give it as well")
-        return flat
-
-    def _array(self, obs: Any, space: Space, what: str = "") -> tuple[npt.NDArray[Any], bool]:
-        """A batch of one entry, and whether it is one alone."""
-        dtype = np.dtype(space.dtype)
-        try:
-            array = np.asarray(obs.detach().cpu() if isinstance(obs, Tensor) else obs)
-        except ValueError as error:
-            raise UsageError(
-                f"the observations{what} cannot be made an array: {error}; give as many numbers each"
-            ) from error
-        is_one = array.shape == space.shape
-        if not (is_one or array.shape[1:] == space.shape) or not np.can_cast(array.dtype, dtype, "same_kind"):
-            raise UsageError(
-                f"observations{what} of shape {array.shape} and type {array.dtype} are given, where one has the shape "
-                f"{space.shape} and the type {dtype}, and a batch one dimension more; give them as the "
-                "environment does"
-            )
-        # As a vector environment gives them.
-        return np.ascontiguousarray(array[None] if is_one else array, dtype), is_one
+        """Input of the network for observations, and whether they are one alone."""
+        arrays, is_one = batch_of(obs, self.network)
+        return network_input(arrays, next(self.network.parameters()), self.normalizer), is_one
 
     def forward(self, obs: Any, state: Tensor | None = None) -> tuple[Tensor, ...]:
         """The most probable actions and what they come from.

@@ -13,10 +13,9 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.util import Finalize
-from typing import Any, NamedTuple
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -28,7 +27,8 @@ from pl_rl.envs.episode_info import EpisodeInfo, episode_info
 from pl_rl.envs.faults import Fault, as_fault, close_each, failure
 from pl_rl.envs.parallel import EnvFns, Step, in_words
 from pl_rl.envs.processors import cores
-from pl_rl.errors import EnvironmentFailure, UsageError
+from pl_rl.envs.shared_memory import Form, Layout, form_of, write_row
+from pl_rl.errors import EnvironmentFailure
 from pl_rl.networks.observations import tree_map
 
 CLOSING_SECONDS = 5.0
@@ -36,61 +36,6 @@ CLOSING_SECONDS = 5.0
 CLOSED = "closed"
 # The parent handles them: it may finish an iteration first, and needs its environments for that.
 IGNORED_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
-
-
-class Arrays(NamedTuple):
-    """The arrays in shared memory."""
-
-    actions: npt.NDArray[Any]
-    """``[N, *action_space.shape]``"""
-    obs: Any
-    """``[N, *observation_space.shape]``, or a dictionary of such arrays."""
-    rewards: npt.NDArray[np.float64]
-    """``[N]``"""
-    terminated: npt.NDArray[np.bool_]
-    """``[N]``"""
-    truncated: npt.NDArray[np.bool_]
-    """``[N]``"""
-    busy: npt.NDArray[np.int64]
-    """The index of the environment that each worker is stepping, one per worker."""
-
-
-@dataclass(frozen=True)
-class Form:
-    """Shape and type of an array."""
-
-    shape: tuple[int, ...]
-    dtype: str
-
-    @property
-    def count(self) -> int:
-        """How many numbers it has."""
-        return int(np.prod(self.shape))
-
-
-class Layout(NamedTuple):
-    """The shared memory of :class:`Arrays`; it can be passed to a process of any start method."""
-
-    memory: list[Any]
-    forms: list[Any]
-    """The :class:`Form` of each, or a dictionary of them."""
-
-    @classmethod
-    def allocate(cls, context: Any, forms: list[Any]) -> "Layout":
-        """Fresh memory for arrays of these forms."""
-
-        def memory_of(form: Form) -> Any:
-            return context.RawArray("b", max(form.count * np.dtype(form.dtype).itemsize, 1))
-
-        return cls([tree_map(memory_of, form) for form in forms], forms)
-
-    def arrays(self) -> Arrays:
-        """The arrays, wherever this is called."""
-
-        def array_of(memory: Any, form: Form) -> npt.NDArray[Any]:
-            return np.frombuffer(memory, form.dtype, count=form.count).reshape(form.shape)
-
-        return Arrays(*(tree_map(array_of, *both) for both in zip(self.memory, self.forms, strict=True)))
 
 
 class AsyncEnvs(VectorEnv[Any, Any, Any]):
@@ -123,8 +68,8 @@ class AsyncEnvs(VectorEnv[Any, Any, Any]):
         layout = Layout.allocate(
             context,
             [
-                _form(self.action_space),
-                _form(self.observation_space),
+                form_of(self.action_space),
+                form_of(self.observation_space),
                 Form((self.num_envs,), "<f8"),
                 Form((self.num_envs,), "|b1"),
                 Form((self.num_envs,), "|b1"),
@@ -321,7 +266,7 @@ class _Share:
         for i, env in zip(self._share, self.envs, strict=True):
             self._arrays.busy[self._number] = i
             obs, _ = env.reset(seed=None if seed is None else seed + i, options=options)
-            _write(self._arrays.obs, i, obs)
+            write_row(self._arrays.obs, i, obs)
 
     def step(self, argument: None) -> dict[int, tuple[npt.NDArray[Any], EpisodeInfo]]:
         actions, all_obs, rewards, terminated, truncated, busy = self._arrays
@@ -334,7 +279,7 @@ class _Share:
                 ended[i] = tree_map(np.array, obs), episode_info(info, self._info_keys)
                 self._doing = "reset"
                 obs, _ = env.reset()
-            _write(all_obs, i, obs)
+            write_row(all_obs, i, obs)
         return ended
 
     def get_attr(self, name: str) -> list[Any]:
@@ -405,21 +350,3 @@ def _kill(workers: list[Worker]) -> None:
             worker.process.kill()
         worker.process.join()
         worker.connection.close()
-
-
-def _write(arrays: Any, i: int, obs: Any) -> None:
-    """An observation into the row of its environment."""
-    if isinstance(arrays, dict):
-        for name, array in arrays.items():
-            array[i] = obs[name]
-    else:
-        arrays[i] = obs
-
-
-def _form(space: gym.Space[Any]) -> Any:
-    """Shape and type of an array of this space, or of each entry's."""
-    if isinstance(space, gym.spaces.Dict):
-        return {name: _form(entry) for name, entry in space.spaces.items()}
-    if space.shape is None or space.dtype is None:
-        raise UsageError(f"the space {space} is not one of arrays; use one with a shape and a dtype")
-    return Form(space.shape, np.dtype(space.dtype).str)

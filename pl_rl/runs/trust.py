@@ -37,14 +37,23 @@ WRAPPERS = {
         ImgObsWrapper NoDeath OneHotPartialObsWrapper PositionBonus RGBImgObsWrapper RGBImgPartialObsWrapper
         ReseedWrapper StochasticActionWrapper SymbolicObsWrapper ViewSizeWrapper""",
     "pl_rl.envs.atari": "EpisodicLife",
+    "pl_rl.envs.partial": "KeepComponents",
 }
 
 # What an environment or wrapper of these may import when it is made. A stranger's folder of the same name must not
 # come before, or instead of, what is installed.
 IMPORTED_LATER = ("Box2D", "ale_py", "cv2", "imageio", "jax", "minigrid", "mujoco", "pygame", "shimmy")
 
-ENV_SETTINGS = {"id", "vectorization", "kwargs", "imports", "wrappers", "train_wrappers", "info_keys", "timeout"}
+ENV_SETTINGS = {
+    *("id", "vectorization", "kwargs", "imports", "wrappers", "train_wrappers", "info_keys", "timeout"),
+    "action_mask",
+}
 PLAIN_TEXT = re.compile(r"[\w +-]*")
+# A method of an environment would be called.
+MASK_SOURCE = re.compile(r"(info|obs)\.[\w /-]+")
+# Settings that names of entries are compared with, and nothing else.
+PATTERNS = {"norm_obs", "cnn_keys", "critic_keys", "encoder_sizes"}
+OWN_NETWORKS = "pl_rl.networks."
 DEEPEST = 16
 
 
@@ -168,7 +177,7 @@ def _names(settings: Mapping[str, Any], source: str) -> Iterator[Name]:
             yield from _names_of_env(value, source)
         elif key == "network":
             yield from _names_of_class(value, "network", "class", source)
-        else:
+        elif key not in PATTERNS:
             yield from _texts(value, key, value, source)
 
 
@@ -190,6 +199,8 @@ def _names_of_env(env: Any, source: str) -> Iterator[Name]:
                     yield name._replace(setting=f"env.{key}", whole=listed)
             else:
                 raise _malformed(source, "env.imports", item)
+    if env.get("action_mask") is not None:
+        yield Name("env.action_mask", "source", str(env["action_mask"]), env["action_mask"])
     for key in ("kwargs", "vectorization", "timeout", "info_keys"):
         yield from _texts(env.get(key), f"env.{key}", env.get(key), source)
 
@@ -205,7 +216,10 @@ def _names_of_class(described: Any, setting: str, kind: str, source: str) -> Ite
         raise _malformed(source, setting, described)
     if "class_path" in described:
         yield Name(f"{setting}.class_path", kind, described["class_path"], described["class_path"])
+    is_own = str(described.get("class_path")).startswith(OWN_NETWORKS)
     for key, value in (described.get("init_args") or {}).items():
+        if is_own and key in PATTERNS:
+            continue
         yield from _texts(key, f"{setting}.init_args", described["init_args"], source)
         yield from _texts(value, f"{setting}.init_args.{key}", value, source)
 
@@ -263,6 +277,7 @@ _ALLOWED: dict[str, Callable[[str], bool]] = {
     "module": lambda name: name in MODULES or name in sys.modules,
     "wrapper": _is_wrapper,
     "class": lambda path: _is_imported(path, ActorCritic),
+    "source": lambda source: MASK_SOURCE.fullmatch(source) is not None,
     "text": lambda text: False,
 }
 
