@@ -32,7 +32,7 @@ from pl_rl.errors import RunFailure, UsageError
 from pl_rl.networks.actor_critic import MLPActorCritic
 from pl_rl.networks.description import NetworkFactory
 from pl_rl.networks.modes import training_mode
-from pl_rl.networks.observations import Observations, as_samples, rows, split, tree_map
+from pl_rl.networks.records import Observations, as_samples, rows, split, tree_map
 from pl_rl.resume.resumable import ResumableAgent
 from pl_rl.runs.dashboard import lay_out
 from pl_rl.runs.directory import display_path

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pl_rl.networks.actor_critic import ActorCritic
-from pl_rl.networks.observations import Observations, tree_map, unbind
+from pl_rl.networks.records import Observations, tree_map, unbind
 
 
 class ActionSelector(ABC):

@@ -16,7 +16,7 @@ from pl_rl.networks.actor_critic import ActorCritic
 from pl_rl.networks.distributions import to_numpy
 from pl_rl.networks.modes import evaluation_mode
 from pl_rl.networks.normalization import ObservationNormalizer
-from pl_rl.networks.observations import Observations, as_input, leaves, next_memory, tree_map, with_memory
+from pl_rl.networks.records import Observations, as_input, leaves, next_memory, tree_map, with_memory
 from pl_rl.seeding.random_state import random_state_kept
 
 # The largest limit in common use is Atari's, 27,000 steps of four frames.

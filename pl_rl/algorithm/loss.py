@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pl_rl.algorithm import functional as F
 from pl_rl.networks.actor_critic import ActorCritic
-from pl_rl.networks.observations import Observations
+from pl_rl.networks.records import Observations
 
 
 class Minibatch(NamedTuple):

@@ -22,7 +22,7 @@ from pl_rl.networks.actor_critic import ActorCritic
 from pl_rl.networks.distributions import to_numpy
 from pl_rl.networks.modes import evaluation_mode
 from pl_rl.networks.normalization import ObservationNormalizer, RewardScaler
-from pl_rl.networks.observations import (
+from pl_rl.networks.records import (
     Memory,
     Observations,
     Remembered,

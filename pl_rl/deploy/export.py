@@ -25,7 +25,7 @@ from pl_rl.deploy.policy import (
 )
 from pl_rl.errors import RunFailure, UsageError, installation
 from pl_rl.files.writing import flush
-from pl_rl.networks.observations import entries, tree_map
+from pl_rl.networks.records import entries, tree_map
 from pl_rl.pretrained import safetensors
 from pl_rl.runs.directory import display_path
 from pl_rl.runs.trust import WayOut, in_python

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pl_rl.errors import UsageError
 from pl_rl.networks.actor_critic import ActorCritic
-from pl_rl.networks.observations import by_path
+from pl_rl.networks.records import by_path
 
 
 def batch_of(obs: Any, network: ActorCritic) -> tuple[Any, bool]:

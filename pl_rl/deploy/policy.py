@@ -27,7 +27,7 @@ from pl_rl.networks.actor_critic import ActorCritic
 from pl_rl.networks.description import NetworkFactory, network_from_description
 from pl_rl.networks.distributions import Categorical, DiagonalGaussian, MultiCategorical, to_numpy
 from pl_rl.networks.normalization import ObservationNormalizer, is_switch_or_names
-from pl_rl.networks.observations import (
+from pl_rl.networks.records import (
     Memory,
     Observations,
     Remembered,

@@ -6,7 +6,7 @@ from zlib import crc32
 
 import numpy as np
 
-from pl_rl.networks.observations import leaves
+from pl_rl.networks.records import leaves
 
 
 class Digest:

@@ -7,7 +7,7 @@ import numpy as np
 
 from pl_rl.envs.faults import WrongOutput
 from pl_rl.errors import UsageError
-from pl_rl.networks.observations import named_leaves
+from pl_rl.networks.records import named_leaves
 
 ARRAYS = (gym.spaces.Box, gym.spaces.Discrete, gym.spaces.MultiDiscrete, gym.spaces.MultiBinary)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pl_rl.errors import EnvironmentFailure, Interrupted
-from pl_rl.networks.observations import Observations, entries
+from pl_rl.networks.records import Observations, entries
 
 Fault = tuple[int, str, str]
 """Index of the environment, what it did, and its traceback (empty where there is none)."""

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from pl_rl.envs.faults import WrongOutput
 from pl_rl.errors import UsageError
-from pl_rl.networks.observations import MASK, ActionMask, entries, entries_of
+from pl_rl.networks.records import MASK, ActionMask, entries, entries_of
 
 SOURCES = ("info", "obs", "method")
 

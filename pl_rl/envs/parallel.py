@@ -14,7 +14,7 @@ from gymnasium.vector.utils import concatenate
 
 from pl_rl.envs.episode_info import EpisodeInfo, episode_info
 from pl_rl.envs.faults import STOPS, as_fault, close_each, failure
-from pl_rl.networks.observations import tree_map
+from pl_rl.networks.records import tree_map
 
 EnvFns = Sequence[Callable[[], gym.Env[Any, Any]]]
 Step = tuple[npt.NDArray[Any], npt.NDArray[np.float64], npt.NDArray[np.bool_], npt.NDArray[np.bool_], dict[str, Any]]

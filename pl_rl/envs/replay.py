@@ -16,7 +16,7 @@ import numpy.typing as npt
 from pl_rl.envs.digest import Digest
 from pl_rl.envs.faults import STOPS, WrongOutput, error_in_words, number_of
 from pl_rl.envs.wrapper_state import Arrays, load_lasting, needs_new_object, save_lasting
-from pl_rl.networks.observations import entries_of, space_tree, tree_map
+from pl_rl.networks.records import entries_of, space_tree, tree_map
 from pl_rl.seeding.streams import derive_seed
 
 FIRST_ANCHOR_STEPS = 100

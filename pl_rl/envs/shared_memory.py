@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pl_rl.errors import UsageError
-from pl_rl.networks.observations import tree_map
+from pl_rl.networks.records import tree_map
 
 
 class Arrays(NamedTuple):

@@ -13,7 +13,7 @@ from pl_rl.envs.parallel import SyncEnvs
 from pl_rl.envs.replay import Window
 from pl_rl.envs.vector import AnyVectorEnv
 from pl_rl.envs.workers import AsyncEnvs
-from pl_rl.networks.observations import entries, leaves, tree_map
+from pl_rl.networks.records import entries, leaves, tree_map
 
 
 class Snapshot(NamedTuple):

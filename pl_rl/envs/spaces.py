@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pl_rl.errors import UsageError
-from pl_rl.networks.observations import ActionMask
+from pl_rl.networks.records import ActionMask
 
 Space = gym.Space[Any]
 

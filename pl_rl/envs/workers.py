@@ -29,7 +29,7 @@ from pl_rl.envs.parallel import EnvFns, Step, in_words
 from pl_rl.envs.processors import cores
 from pl_rl.envs.shared_memory import Form, Layout, form_of, write_row
 from pl_rl.errors import EnvironmentFailure
-from pl_rl.networks.observations import tree_map
+from pl_rl.networks.records import tree_map
 
 CLOSING_SECONDS = 5.0
 # A worker's last answer.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pl_rl.errors import UsageError
 from pl_rl.networks.distributions import DiagonalGaussian, make_distribution
 from pl_rl.networks.layers import NATURE, convolutions, convolved, is_image, linear, mlp
-from pl_rl.networks.observations import MASK, ActionMask, Memory, entries_of
+from pl_rl.networks.records import MASK, ActionMask, Memory, entries_of
 
 
 class ActorCritic(nn.Module, ABC):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pl_rl.errors import UsageError
 from pl_rl.networks.actor_critic import ActorCritic
 from pl_rl.networks.layers import NATURE, Convolution, convolutions, convolved, is_image, mlp
-from pl_rl.networks.observations import ActionMask, Observations, entries, entries_of, matching
+from pl_rl.networks.records import ActionMask, Observations, entries, entries_of, matching
 
 # For pictures that are too small for those of deep Q-learning, such as MiniGrid's of 7x7.
 SMALL: tuple[Convolution, ...] = ((16, 2, 1), (32, 2, 1), (64, 2, 1))

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pl_rl.errors import UsageError
-from pl_rl.networks.observations import entries_of, matching
+from pl_rl.networks.records import entries_of, matching
 
 # As in gymnasium's NormalizeObservation and NormalizeReward, and in Stable-Baselines3's VecNormalize.
 EPSILON = 1e-8

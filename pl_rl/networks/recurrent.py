@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pl_rl.errors import UsageError
 from pl_rl.networks.multi_input import EncodingActorCritic
-from pl_rl.networks.observations import Memory, Remembered
+from pl_rl.networks.records import Memory, Remembered
 
 CELLS: dict[str, type[nn.LSTMCell | nn.GRUCell]] = {"lstm": nn.LSTMCell, "gru": nn.GRUCell}
 

@@ -9,7 +9,7 @@ from torch import nn
 from pl_rl.errors import UsageError
 from pl_rl.networks.actor_critic import ActorCritic
 from pl_rl.networks.modes import evaluation_mode
-from pl_rl.networks.observations import as_input, example, with_memory
+from pl_rl.networks.records import as_input, example, with_memory
 from pl_rl.pretrained.matching import check_patterns, matches
 
 

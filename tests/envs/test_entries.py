@@ -9,7 +9,7 @@ from pl_rl import UsageError
 from pl_rl.envs import EnvConfig, make_env, make_vector_env, restore_envs, save_envs
 from pl_rl.envs.entries import EntriesByPath
 from pl_rl.errors import EnvironmentFailure
-from pl_rl.networks.observations import leaves, rows, tree_map
+from pl_rl.networks.records import leaves, rows, tree_map
 
 NESTED = EnvConfig("PlRlTest/Nested-v0")
 PATHS = ["camera", "flags/0", "flags/1", "robot/joints", "robot/mode"]

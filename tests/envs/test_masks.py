@@ -7,7 +7,7 @@ import tests.environments  # noqa: F401  (registers environments)
 from pl_rl import UsageError
 from pl_rl.envs import EnvConfig, make_env, make_vector_env
 from pl_rl.errors import EnvironmentFailure
-from pl_rl.networks.observations import MASK, ActionMask
+from pl_rl.networks.records import MASK, ActionMask
 
 SOURCES = ["info.action_mask", "obs.allowed", "method.masks"]
 

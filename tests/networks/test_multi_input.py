@@ -7,7 +7,7 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
 from torch.distributions import Categorical
 
 from pl_rl import MLPActorCritic, MultiInputActorCritic, UsageError
-from pl_rl.networks.observations import MASK, ActionMask, example
+from pl_rl.networks.records import MASK, ActionMask, example
 
 SPACE = Dict(
     {

@@ -8,7 +8,7 @@ from torch import nn
 
 from pl_rl import RecurrentActorCritic, UsageError
 from pl_rl.algorithm.loss import Coefficients, Minibatch, PPOLoss
-from pl_rl.networks.observations import MASK, ActionMask, Memory, Remembered, as_samples
+from pl_rl.networks.records import MASK, ActionMask, Memory, Remembered, as_samples
 
 SPACE, ACTIONS = Box(-1.0, 1.0, (3,), np.float32), Discrete(2)
 
