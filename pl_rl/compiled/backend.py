@@ -50,7 +50,8 @@ def is_worth_compiling(loss: PPOLoss, num_updates: int, obs_dtype: torch.dtype, 
 def make_example(network: ActorCritic, obs_dtype: torch.dtype, minibatch_size: int) -> Minibatch:
     """A minibatch of random numbers in the shapes and types of a run's, whose gradient is not zero."""
     generator = torch.Generator().manual_seed(0)
-    largest = 256 if obs_dtype == torch.uint8 else 1  # black images would give no gradient
+    # Black images, or switches that are all off, would give no gradient.
+    largest = 1 if obs_dtype.is_floating_point else 256 if obs_dtype == torch.uint8 else 2
     shape = (minibatch_size, *cast(tuple[int, ...], network.observation_space.shape))
     obs = (largest * torch.rand(shape, generator=generator)).to(obs_dtype)
     distribution = network.distribution

@@ -19,7 +19,7 @@ DTYPES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint6
 
 
 def describe_spaces(observation_space: Space, action_space: Space) -> dict[str, Any] | None:
-    """Both spaces as plain data that fits JSON; ``None`` if one is neither Box, Discrete nor MultiDiscrete."""
+    """Both spaces as plain data that fits JSON; ``None`` if one is of another class than these here."""
     described = {"observation": _describe(observation_space), "action": _describe(action_space)}
     return described if all(described.values()) else None
 
@@ -50,6 +50,8 @@ def _describe(space: Space) -> dict[str, Any] | None:
     if isinstance(space, gym.spaces.MultiDiscrete):
         sizes = {"nvec": space.nvec.tolist(), "start": space.start.tolist()}
         return {"class": "MultiDiscrete", "dtype": str(space.dtype), **sizes}
+    if isinstance(space, gym.spaces.MultiBinary):
+        return {"class": "MultiBinary", "shape": list(space.shape), "dtype": str(space.dtype)}
     return None
 
 
@@ -66,6 +68,11 @@ def _make(described: Mapping[str, Any]) -> Space:
         return gym.spaces.Box(low, high, shape, dtype.type)
     if dtype.kind not in "iu":
         raise ValueError(f"{kind} of {dtype}")
+    if kind == "MultiBinary":
+        shape = tuple(int(size) for size in described["shape"])
+        if math.prod(shape) > LARGEST:
+            raise ValueError(f"a MultiBinary of {shape}")
+        return gym.spaces.MultiBinary(shape)
     if np.sum(described["n" if kind == "Discrete" else "nvec"]) > LARGEST:
         raise ValueError(f"a {kind} of more than {LARGEST:,} actions")
     if kind == "Discrete":
