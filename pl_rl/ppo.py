@@ -391,7 +391,7 @@ class PPO(ResumableAgent):
         losses["explained_variance"] = F.explained_variance(samples.values, samples.returns)
         scalars = {f"losses/{name}": value.item() for name, value in losses.items()}
         scalars |= {f"rollout/{name}": value for name, value in self.collector.episodes.scalars().items()}
-        std = self.network.distribution.mean_std()
+        std = self.network.mean_std(rows(samples.obs, slice(self.minibatch_size)))
         if std is not None:
             scalars["policy/std"] = std
         scalars["schedule/learning_rate"] = float(self._optimizer().param_groups[0]["lr"])

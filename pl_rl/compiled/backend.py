@@ -58,7 +58,8 @@ def make_example(network: ActorCritic, obs_dtype: Any, minibatch_size: int) -> M
     if isinstance(obs_dtype, dict):
         raise CompilationError("observations are a dictionary, and machine code takes one array of them")
     generator = torch.Generator().manual_seed(0)
-    largest = 256 if obs_dtype == torch.uint8 else 1  # black images would give no gradient
+    # Black images, or switches that are all off, would give no gradient.
+    largest = 1 if obs_dtype.is_floating_point else 256 if obs_dtype == torch.uint8 else 2
     shape = (minibatch_size, *cast(tuple[int, ...], network.observation_space.shape))
     obs = (largest * torch.rand(shape, generator=generator)).to(obs_dtype)
     distribution = network.distribution

@@ -25,7 +25,17 @@ from pl_rl.envs.spaces import Space, describe_spaces, make_spaces
 from pl_rl.errors import UsageError
 from pl_rl.networks.actor_critic import ActorCritic
 from pl_rl.networks.description import NetworkFactory, network_from_description
-from pl_rl.networks.distributions import Categorical, DiagonalGaussian, MultiCategorical, to_numpy
+from pl_rl.networks.distributions import (
+    Bernoulli,
+    Beta,
+    BoundedDistribution,
+    Categorical,
+    DiagonalGaussian,
+    MultiCategorical,
+    SquashedGaussian,
+    StateDependentGaussian,
+    to_numpy,
+)
 from pl_rl.networks.normalization import ObservationNormalizer, is_switch_or_names
 from pl_rl.networks.records import (
     Memory,
@@ -40,6 +50,11 @@ from pl_rl.networks.records import (
 from pl_rl.runs.trust import WayOut, checked, checked_of_file, in_python, is_own
 
 _PARTS = ("network.", "normalizer.")
+# Those whose actions go into the environment as TrainedPolicy._to_env has it.
+_DISTRIBUTIONS = {
+    *(Bernoulli, Categorical, MultiCategorical),
+    *(Beta, DiagonalGaussian, SquashedGaussian, StateDependentGaussian),
+}
 
 
 @dataclass(frozen=True)
@@ -111,12 +126,12 @@ class TrainedPolicy(nn.Module):
             )
         self.normalizer = ObservationNormalizer(observation_space, norm_obs) if norm_obs else None
         self._check_distribution()
+        distribution = self.network.distribution
+        self.outputs = ("action", "value", *distribution.parts(torch.zeros(1, distribution.num_outputs)))
         if isinstance(self._space, gym.spaces.Box):
-            self.outputs = ("action", "value", "mean", "log_std")
             self.register_buffer("_low", torch.from_numpy(self._space.low), persistent=False)
             self.register_buffer("_high", torch.from_numpy(self._space.high), persistent=False)
-        else:
-            self.outputs = ("action", "value", "logits")
+        elif not isinstance(self._space, gym.spaces.MultiBinary):
             start = cast(gym.spaces.Discrete | gym.spaces.MultiDiscrete, self._space).start
             self.register_buffer("_start", torch.as_tensor(start), persistent=False)
         self._memory: Memory | None = None
@@ -137,7 +152,7 @@ class TrainedPolicy(nn.Module):
 
         Returns:
             For one observation an action of the environment's action space, for a batch ``[B, *action_space.shape]``:
-            shifted to the space's start, or clipped to its bounds.
+            shifted to the space's start, or clipped or scaled to its bounds.
 
         Raises:
             UsageError: If these are no observations of the environment.
@@ -208,8 +223,9 @@ class TrainedPolicy(nn.Module):
 
         Returns:
             ``action`` ``[B, *action_space.shape]``, as the environment takes them: shifted to the space's start, or
-            clipped to its bounds; ``value`` ``[B]``, as the network gives it; then ``logits`` ``[B, P]``, or ``mean``
-            and ``log_std`` ``[B, P]``; and of a network with a memory the ``next_state``.
+            clipped or scaled to its bounds; ``value`` ``[B]``, as the network gives it; then the parts of the
+            distribution: ``logits`` ``[B, P]``; ``mean`` and ``log_std`` ``[B, A]``, of a squashed Gaussian before
+            tanh; or ``alpha`` and ``beta`` ``[B, A]``; and of a network with a memory the ``next_state``.
         """
         if self.normalizer is not None:
             obs = self.normalizer(obs)
@@ -220,9 +236,7 @@ class TrainedPolicy(nn.Module):
         remembered = () if next_state is None else (next_state,)
         distribution = self.network.distribution
         actions = self._to_env(distribution.mode(outputs))
-        if isinstance(distribution, DiagonalGaussian):
-            return actions, values, outputs, distribution.log_std.expand_as(outputs), *remembered
-        return actions, values, outputs, *remembered
+        return actions, values, *distribution.parts(outputs).values(), *remembered
 
     def make_env(self, trust: Iterable[str] = (), **kwargs: Any) -> gym.Env[Any, Any]:
         """The environment that the policy was trained in, as it is evaluated there.
@@ -248,15 +262,21 @@ class TrainedPolicy(nn.Module):
 
     def _to_env(self, actions: Tensor) -> Tensor:
         """:meth:`pl_rl.networks.distributions.ActionDistribution.to_env` in tensors."""
+        distribution = self.network.distribution
+        if isinstance(distribution, BoundedDistribution):
+            unit = distribution.unit(actions).reshape(-1, *self._low.shape).to(self._low.dtype)
+            actions = self._low + (self._high - self._low) * unit
         actions = actions.reshape(-1, *(self._space.shape or ()))
         if isinstance(self._space, gym.spaces.Box):
             return actions.to(self._low.dtype).clamp(self._low, self._high)
+        if isinstance(self._space, gym.spaces.MultiBinary):
+            return actions.to(torch.int8)
         return actions + self._start
 
     def _check_distribution(self) -> None:
         """Refuse a distribution whose actions may be others in the environment than :meth:`_to_env` knows."""
         own = type(self.network.distribution)
-        if own not in (Categorical, MultiCategorical, DiagonalGaussian):
+        if own not in _DISTRIBUTIONS:
             raise UsageError(
                 f"the network's distribution is a {own.__qualname__}, of which it is not known how its actions go into "
                 "the environment; export the weights alone, with --to state_dict or safetensors"

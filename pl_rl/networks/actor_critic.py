@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from pl_rl.errors import UsageError
-from pl_rl.networks.distributions import DiagonalGaussian, make_distribution
+from pl_rl.networks.distributions import Continuous, DiagonalGaussian, make_distribution
 from pl_rl.networks.layers import NATURE, convolutions, convolved, is_image, linear, mlp
+from pl_rl.networks.modes import evaluation_mode
+from pl_rl.networks.observations import input_layer
 from pl_rl.networks.records import MASK, ActionMask, Memory, entries_of
 
 
@@ -28,7 +30,8 @@ class ActorCritic(nn.Module, ABC):
     Args:
         observation_space: Of a single environment.
         action_space: Of a single environment; decides ``self.distribution``.
-        log_std_init: Initial log standard deviation of continuous actions.
+        log_std_init: Initial log standard deviation of Gaussian actions.
+        distribution: Of continuous actions.
 
     Raises:
         UsageError: If the action space is not supported, or observations are neither arrays nor a dictionary of them.
@@ -37,7 +40,11 @@ class ActorCritic(nn.Module, ABC):
     __module__ = __package__  # as configs and checkpoints name it
 
     def __init__(
-        self, observation_space: gym.Space[Any], action_space: gym.Space[Any], log_std_init: float = 0.0
+        self,
+        observation_space: gym.Space[Any],
+        action_space: gym.Space[Any],
+        log_std_init: float = 0.0,
+        distribution: Continuous = "gaussian",
     ) -> None:
         super().__init__()
         if any(space.shape is None or space.dtype is None for space in entries_of(observation_space).values()):
@@ -48,7 +55,7 @@ class ActorCritic(nn.Module, ABC):
             )
         self.observation_space = observation_space
         self.action_space = action_space
-        self.distribution = make_distribution(action_space, log_std_init)
+        self.distribution = make_distribution(action_space, log_std_init, distribution)
 
     @abstractmethod
     def policy(self, obs: Any) -> Tensor:
@@ -95,6 +102,11 @@ class ActorCritic(nn.Module, ABC):
             return outputs
         return outputs.masked_fill(obs[MASK] == 0, torch.finfo(outputs.dtype).min)
 
+    def mean_std(self, obs: Any) -> float | None:
+        """Mean standard deviation of continuous actions, over observations ``[B, ...]`` where it depends on them."""
+        with torch.no_grad(), evaluation_mode(self):
+            return self.distribution.mean_std(lambda: self.policy(obs))
+
     @property
     def _float_type(self) -> torch.dtype:
         """The type of the first parameter of floats; quantized ones do not count."""
@@ -110,14 +122,18 @@ class MLPActorCritic(ActorCritic):
     https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/).
 
     Args:
-        observation_space: A ``Box`` with one dimension.
-        action_space: ``Discrete``, ``MultiDiscrete`` or a ``Box`` of floats.
+        observation_space: A ``Box`` with one dimension, ``MultiBinary``, or ``Discrete`` or ``MultiDiscrete``, whose
+            choices are one-hot encoded.
+        action_space: ``Discrete``, ``MultiDiscrete``, ``MultiBinary`` or a ``Box`` of floats.
         encoder_sizes: Widths of the shared hidden layers.
         actor_sizes: Widths of the policy's own hidden layers.
         critic_sizes: Widths of the value function's own hidden layers.
         activation: Follows each hidden layer.
-        log_std_init: Initial log standard deviation of continuous actions.
+        log_std_init: Initial log standard deviation of Gaussian actions.
         tanh_mean: Bound the mean of continuous actions to (-1, 1) by tanh, as DI-engine's ``bound_type="tanh"`` does.
+        distribution: Of continuous actions: a Gaussian whose standard deviations are parameters or predicted from the
+            observation, and whose samples are clipped to the bounds; or one squashed to them by tanh, or a beta
+            distribution between them.
 
     Raises:
         UsageError: If a space is not supported, a width is not positive, or actions without a mean are bounded.
@@ -135,14 +151,19 @@ class MLPActorCritic(ActorCritic):
         activation: Literal["elu", "relu", "silu", "tanh"] = "tanh",
         log_std_init: float = 0.0,
         tanh_mean: bool = False,
+        distribution: Continuous = "gaussian",
     ) -> None:
-        super().__init__(observation_space, action_space, log_std_init)
-        if tanh_mean and not isinstance(self.distribution, DiagonalGaussian):
-            raise UsageError(f"tanh_mean=true needs continuous actions, not {action_space}; leave it out")
-        if not isinstance(observation_space, gym.spaces.Box) or len(observation_space.shape) != 1:
+        super().__init__(observation_space, action_space, log_std_init, distribution)
+        if tanh_mean and type(self.distribution) is not DiagonalGaussian:
+            wanted = "continuous actions" if distribution == "gaussian" else "distribution=gaussian"
+            given = action_space if distribution == "gaussian" else distribution
+            raise UsageError(f"tanh_mean=true needs {wanted}, not {given}; leave it out")
+        layer = input_layer(observation_space)
+        if layer is None:
             images = is_image(observation_space)
             raise UsageError(
-                f"MLPActorCritic needs vector observations (a Box with one dimension), not {observation_space}; "
+                "MLPActorCritic needs vector observations (a Box with one dimension, Discrete, MultiDiscrete or "
+                f"MultiBinary), not {observation_space}; "
                 + ("for images there is --model.network.class_path pl_rl.networks.CNNActorCritic; " if images else "")
                 + "for anything else pl_rl.networks.MultiInputActorCritic; "
                 + "flatten them with --model.env.wrappers '[gymnasium.wrappers.FlattenObservation]', or name a network "
@@ -151,13 +172,14 @@ class MLPActorCritic(ActorCritic):
         for name, sizes in [("encoder", encoder_sizes), ("actor", actor_sizes), ("critic", critic_sizes)]:
             if any(size < 1 for size in sizes):
                 raise UsageError(f"{name}_sizes={list(sizes)} has a layer without units; use widths of 1 or more")
-        inputs = observation_space.shape[0]
+        self.inputs, inputs = layer
         features = encoder_sizes[-1] if encoder_sizes else inputs
         self.encoder = mlp([inputs, *encoder_sizes], activation)
         self.actor = mlp([features, *actor_sizes], activation, self.distribution.num_outputs, gain=0.01)
         self.critic = mlp([features, *critic_sizes], activation, 1)
         self.activation = activation
         self.tanh_mean = tanh_mean
+        self.continuous = distribution
 
     def policy(self, obs: Tensor) -> Tensor:
         """Policy outputs ``[B, P]`` for observations ``[B, D]``."""
@@ -178,6 +200,8 @@ class MLPActorCritic(ActorCritic):
         return outputs.tanh() if self.tanh_mean else outputs
 
     def _encode(self, obs: Tensor) -> Tensor:
+        if self.inputs is not None:
+            obs = self.inputs(obs)
         features: Tensor = self.encoder(obs.to(self._float_type))
         return features
 
@@ -193,8 +217,9 @@ class CNNActorCritic(ActorCritic):
     Args:
         observation_space: Images, ``Box(0, 255, (C, H, W), uint8)`` or ``(H, W, C)``: the channels (or stacked frames)
             are the first or the last dimension, whichever is smaller.
-        action_space: ``Discrete``, ``MultiDiscrete`` or a ``Box`` of floats.
-        log_std_init: Initial log standard deviation of continuous actions.
+        action_space: ``Discrete``, ``MultiDiscrete``, ``MultiBinary`` or a ``Box`` of floats.
+        log_std_init: Initial log standard deviation of Gaussian actions.
+        distribution: Of continuous actions, as of :class:`MLPActorCritic`.
 
     Raises:
         UsageError: If a space is not supported, or the images are smaller than 36x36.
@@ -205,9 +230,13 @@ class CNNActorCritic(ActorCritic):
     SMALLEST = 36
 
     def __init__(
-        self, observation_space: gym.Space[Any], action_space: gym.Space[Any], log_std_init: float = 0.0
+        self,
+        observation_space: gym.Space[Any],
+        action_space: gym.Space[Any],
+        log_std_init: float = 0.0,
+        distribution: Continuous = "gaussian",
     ) -> None:
-        super().__init__(observation_space, action_space, log_std_init)
+        super().__init__(observation_space, action_space, log_std_init, distribution)
         if not is_image(observation_space):
             raise UsageError(
                 f"CNNActorCritic needs images, a Box of uint8 with three dimensions, not {observation_space}; get them "

@@ -10,13 +10,14 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal, cast
 
 import gymnasium as gym
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pl_rl.errors import UsageError
 from pl_rl.networks.actor_critic import ActorCritic
+from pl_rl.networks.distributions import Continuous
 from pl_rl.networks.layers import NATURE, Convolution, convolutions, convolved, is_image, mlp
+from pl_rl.networks.observations import OneHot
 from pl_rl.networks.records import ActionMask, Observations, entries, entries_of, matching
 
 # For pictures that are too small for those of deep Q-learning, such as MiniGrid's of 7x7.
@@ -36,6 +37,7 @@ class EncodingActorCritic(ActorCritic):
         critic_keys: The same.
         activation: The same.
         log_std_init: The same.
+        distribution: The same.
 
     Attributes:
         features: ``D``, of the joined encoders of what the policy sees.
@@ -53,8 +55,9 @@ class EncodingActorCritic(ActorCritic):
         critic_keys: Sequence[str],
         activation: str,
         log_std_init: float,
+        distribution: Continuous,
     ) -> None:
-        super().__init__(observation_space, action_space, log_std_init)
+        super().__init__(observation_space, action_space, log_std_init, distribution)
         spaces = {
             name: space for name, space in entries_of(observation_space).items() if not isinstance(space, ActionMask)
         }
@@ -112,7 +115,7 @@ class MultiInputActorCritic(EncodingActorCritic):
 
     Args:
         observation_space: A ``Dict`` of such spaces by path, as environments give them here, or one of them alone.
-        action_space: ``Discrete``, ``MultiDiscrete`` or a ``Box`` of floats.
+        action_space: ``Discrete``, ``MultiDiscrete``, ``MultiBinary`` or a ``Box`` of floats.
         encoder_sizes: Widths of the hidden layers of an entry's encoder, by the first pattern that matches its name;
             by default none, and 512 after convolutions.
         cnn_keys: Patterns of the images that pass convolutions; the others are vectors, and not divided.
@@ -120,7 +123,8 @@ class MultiInputActorCritic(EncodingActorCritic):
         actor_sizes: Widths of the policy's own hidden layers.
         critic_sizes: Widths of the value function's own hidden layers.
         activation: Follows each hidden layer but those of convolutions.
-        log_std_init: Initial log standard deviation of continuous actions.
+        log_std_init: Initial log standard deviation of Gaussian actions.
+        distribution: Of continuous actions, as of :class:`MLPActorCritic`.
 
     Raises:
         UsageError: If a space is not supported, a pattern matches no entry, or the policy would see nothing.
@@ -139,10 +143,10 @@ class MultiInputActorCritic(EncodingActorCritic):
         critic_sizes: Sequence[int] = (64, 64),
         activation: Literal["elu", "relu", "silu", "tanh"] = "tanh",
         log_std_init: float = 0.0,
+        distribution: Continuous = "gaussian",
     ) -> None:
-        super().__init__(
-            observation_space, action_space, encoder_sizes, cnn_keys, critic_keys, activation, log_std_init
-        )
+        encoding = encoder_sizes, cnn_keys, critic_keys, activation
+        super().__init__(observation_space, action_space, *encoding, log_std_init, distribution)
         self._make_heads(self.features, actor_sizes, critic_sizes, activation)
 
     def policy(self, obs: Any) -> Tensor:
@@ -211,23 +215,16 @@ class ChoiceEncoder(Encoder):
         activation: Follows each.
     """
 
-    _which: Tensor
-    _choices: Tensor
-
     def __init__(
         self, space: gym.spaces.Discrete | gym.spaces.MultiDiscrete, sizes: Sequence[int], activation: str
     ) -> None:
-        sizes_of = space.nvec if isinstance(space, gym.spaces.MultiDiscrete) else space.n
-        counts, starts = np.ravel(sizes_of), np.ravel(space.start)
-        super().__init__(space, int(counts.sum()), sizes, activation)
-        which = np.repeat(np.arange(len(counts)), counts)
-        choices = np.concatenate([start + np.arange(count) for start, count in zip(starts, counts, strict=True)])
-        self.register_buffer("_which", torch.from_numpy(which), persistent=False)
-        self.register_buffer("_choices", torch.from_numpy(choices), persistent=False)
+        one_hot = OneHot(space)
+        super().__init__(space, one_hot.num_outputs, sizes, activation)
+        self.one_hot = one_hot
 
     def inputs(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
         """A one for each choice that is made."""
-        return (obs.reshape(len(obs), -1)[:, self._which] == self._choices).to(dtype)
+        return cast(Tensor, self.one_hot(obs)).to(dtype)
 
 
 class ImageEncoder(Encoder):

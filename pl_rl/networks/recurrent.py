@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pl_rl.errors import UsageError
+from pl_rl.networks.distributions import Continuous
 from pl_rl.networks.multi_input import EncodingActorCritic
 from pl_rl.networks.records import Memory, Remembered
 
@@ -28,7 +29,7 @@ class RecurrentActorCritic(EncodingActorCritic):
 
     Args:
         observation_space: As :class:`MultiInputActorCritic`.
-        action_space: ``Discrete``, ``MultiDiscrete`` or a ``Box`` of floats.
+        action_space: ``Discrete``, ``MultiDiscrete``, ``MultiBinary`` or a ``Box`` of floats.
         memory: Kind of the cell.
         memory_size: Units of the memory.
         sequence_length: Steps of a sequence; divides num_steps and minibatch_size.
@@ -39,6 +40,7 @@ class RecurrentActorCritic(EncodingActorCritic):
         critic_sizes: The same.
         activation: The same.
         log_std_init: The same.
+        distribution: The same.
 
     Raises:
         UsageError: As there; or if the memory has no units, or a sequence no steps.
@@ -60,10 +62,10 @@ class RecurrentActorCritic(EncodingActorCritic):
         critic_sizes: Sequence[int] = (64,),
         activation: Literal["elu", "relu", "silu", "tanh"] = "tanh",
         log_std_init: float = 0.0,
+        distribution: Continuous = "gaussian",
     ) -> None:
-        super().__init__(
-            observation_space, action_space, encoder_sizes, cnn_keys, critic_keys, activation, log_std_init
-        )
+        encoding = encoder_sizes, cnn_keys, critic_keys, activation
+        super().__init__(observation_space, action_space, *encoding, log_std_init, distribution)
         for name, number in [("memory_size", memory_size), ("sequence_length", sequence_length)]:
             if number < 1:
                 raise UsageError(f"{name}={number} must be at least 1")

@@ -26,6 +26,7 @@ def convert_mlp(
     adam: Any = None,
     normalizer: Normalizer | None = None,
     tanh_mean: bool = False,
+    distribution: str | None = "gaussian",
 ) -> PolicyWeights:
     """Weights of fully connected networks, renamed and checked.
 
@@ -39,6 +40,7 @@ def convert_mlp(
         adam: The ``state_dict`` of the library's optimizer.
         normalizer: Statistics of the observations.
         tanh_mean: Whether the file tells that the mean of the actions goes through tanh.
+        distribution: Of continuous actions; ``None`` if the file does not tell.
 
     Raises:
         Unreadable: If tensors are missing, or there are others, or they do not fit together.
@@ -55,6 +57,8 @@ def convert_mlp(
     network = network_settings(ours, activation)
     if tanh_mean:
         network["tanh_mean"] = True
+    if distribution is not None:
+        network["distribution"] = distribution
     inputs = ours["encoder.0.weight" if network["encoder_sizes"] else "actor.0.weight"].shape[1]
     if normalizer is not None and {normalizer["mean"].shape, normalizer["scale"].shape} != {(inputs,)}:
         raise Unreadable(f"has statistics of observations that are not {inputs} numbers each; use another copy")

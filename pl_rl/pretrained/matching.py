@@ -179,7 +179,8 @@ def _check_function(path: str, weights: PolicyWeights, network: ActorCritic, rul
     if weights.network is None or not isinstance(network, MLPActorCritic):
         return []
     notes = []
-    for name, ours in [("activation", network.activation), ("tanh_mean", network.tanh_mean)]:
+    settings = {name: getattr(network, name) for name in ("activation", "tanh_mean")}
+    for name, ours in {**settings, "distribution": network.continuous}.items():
         theirs = weights.network.get(name)
         if theirs in (None, ours):
             continue

@@ -24,6 +24,8 @@ class NetworkSettings(TypedDict):
     """``None`` where the file does not say; a note tells what the library's default is."""
     tanh_mean: NotRequired[bool]
     """Only where the file says that it is so."""
+    distribution: NotRequired[str]
+    """Only where the file says which one."""
 
 
 class AdamState(TypedDict):

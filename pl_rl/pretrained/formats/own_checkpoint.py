@@ -56,4 +56,5 @@ def _convert(file: WeightsFile, checkpoint: dict[str, Any]) -> PolicyWeights:
     names = our_names(*(numbered(tensors, part) for part in ("encoder", "actor", "critic")))
     names |= {LOG_STD: LOG_STD} if LOG_STD in tensors else {}
     tanh_mean = bool(init_args.get("tanh_mean"))
-    return convert_mlp(file, source, tensors, names, activation, notes, adam, normalizer, tanh_mean)
+    distribution = str(init_args.get("distribution", "gaussian"))
+    return convert_mlp(file, source, tensors, names, activation, notes, adam, normalizer, tanh_mean, distribution)

@@ -3,11 +3,12 @@
 import json
 from collections.abc import Collection, Mapping
 from inspect import signature
-from typing import Any
+from typing import Any, get_args
 
 from torch import Tensor
 
 from pl_rl.networks.actor_critic import MLPActorCritic
+from pl_rl.networks.distributions import Continuous
 from pl_rl.networks.layers import ACTIVATIONS
 from pl_rl.pretrained import safetensors
 from pl_rl.pretrained.conversion import NORMALIZER, convert_mlp, new_name, own_normalizer, plain_tensor, tensor_dict
@@ -45,6 +46,7 @@ def convert(file: WeightsFile) -> PolicyWeights:
         notes,
         normalizer=own_normalizer(file.content),
         tanh_mean=tanh_mean,
+        distribution=described.get("distribution"),
     )
 
 
@@ -67,8 +69,9 @@ def _described_network(file: WeightsFile) -> dict[str, Any]:
     """The settings of the network that a safetensors file of ours describes; none in any other file."""
     try:
         network = json.loads(safetensors.read_metadata(file.data)["network"])
-        settings = {"activation": _DEFAULT, **network["init_args"]}
-        return settings if settings["activation"] in ACTIVATIONS else {}
+        settings = {"activation": _DEFAULT, "distribution": "gaussian", **network["init_args"]}
+        known = settings["activation"] in ACTIVATIONS and settings["distribution"] in get_args(Continuous)
+        return settings if known else {}
     except (KeyError, TypeError, ValueError, RecursionError):
         return {}  # whoever wrote it
 
