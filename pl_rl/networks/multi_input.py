@@ -41,6 +41,7 @@ class EncodingActorCritic(ActorCritic):
 
     Attributes:
         features: ``D``, of the joined encoders of what the policy sees.
+        critic_features: Likewise, of what the value function sees.
 
     Raises:
         UsageError: If a space is not supported, a pattern matches no entry, or the policy would see nothing.
@@ -75,12 +76,12 @@ class EncodingActorCritic(ActorCritic):
         self.encoders = nn.ModuleList(encoders.values())
         self._numbers = {name: number for number, name in enumerate(encoders)}
         self.features = sum(encoders[name].features for name in self._for_both)
+        self.critic_features = sum(encoder.features for encoder in encoders.values())
 
-    def _make_heads(self, features: int, actor_sizes: Sequence[int], critic_sizes: Sequence[int], kind: str) -> None:
-        """The policy and the value function over ``features``, with activations of a kind."""
-        private = sum(cast(Encoder, self.encoders[self._numbers[name]]).features for name in self._for_critic)
-        self.actor = mlp([features, *actor_sizes], kind, self.distribution.num_outputs, gain=0.01)
-        self.critic = mlp([features + private, *critic_sizes], kind, 1)
+    def _make_heads(self, actor_sizes: Sequence[int], critic_sizes: Sequence[int], activation: str) -> None:
+        """The policy and the value function; the first of their sizes are of what they take."""
+        self.actor = mlp(actor_sizes, activation, self.distribution.num_outputs, gain=0.01)
+        self.critic = mlp(critic_sizes, activation, 1)
 
     @property
     def policy_entries(self) -> list[str]:
@@ -91,14 +92,18 @@ class EncodingActorCritic(ActorCritic):
         """Policy outputs ``[..., P]`` of features ``[..., D]``."""
         return self.masked(self.actor(features), obs)
 
-    def _judge(self, features: Tensor, obs: Observations) -> Tensor:
-        """Values ``[...]`` of features ``[..., D]`` and of what only the value function sees."""
-        values: Tensor = self.critic(torch.cat([features, *self._encoded(obs, self._for_critic)], -1))
+    def _judge(self, features: Tensor) -> Tensor:
+        """Values ``[...]`` of features ``[..., D]``."""
+        values: Tensor = self.critic(features)
         return values.squeeze(-1)
 
     def _encode(self, obs: Observations) -> Tensor:
         """What the policy sees, ``[..., D]``."""
         return torch.cat(self._encoded(obs, self._for_both), -1)
+
+    def _encode_more(self, features: Tensor, obs: Observations) -> Tensor:
+        """What the value function sees, ``[..., D]``: what the policy sees, and more."""
+        return torch.cat([features, *self._encoded(obs, self._for_critic)], -1) if self._for_critic else features
 
     def _encoded(self, obs: Observations, names: Sequence[str]) -> list[Tensor]:
         given, dtype = entries(obs), self._float_type
@@ -147,7 +152,7 @@ class MultiInputActorCritic(EncodingActorCritic):
     ) -> None:
         encoding = encoder_sizes, cnn_keys, critic_keys, activation
         super().__init__(observation_space, action_space, *encoding, log_std_init, distribution)
-        self._make_heads(self.features, actor_sizes, critic_sizes, activation)
+        self._make_heads([self.features, *actor_sizes], [self.critic_features, *critic_sizes], activation)
 
     def policy(self, obs: Any) -> Tensor:
         """Policy outputs ``[B, P]``; of the observations only :attr:`policy_entries` are needed."""
@@ -155,12 +160,12 @@ class MultiInputActorCritic(EncodingActorCritic):
 
     def value(self, obs: Any) -> Tensor:
         """Values ``[B]``."""
-        return self._judge(self._encode(obs), obs)
+        return self._judge(self._encode_more(self._encode(obs), obs))
 
     def forward(self, obs: Any) -> tuple[Tensor, Tensor]:
         """Policy outputs ``[B, P]`` and values ``[B]``, the encoders computed once."""
         features = self._encode(obs)
-        return self._act(features, obs), self._judge(features, obs)
+        return self._act(features, obs), self._judge(self._encode_more(features, obs))
 
 
 class Encoder(nn.Module, ABC):

@@ -21,14 +21,9 @@ RECURRENT = partial(RecurrentActorCritic, memory_size=8, sequence_length=8)
 def summing(*spaces):
     """V = what the memory has added up: m_t = x_t + 0.5 m_(t-1), x_t the step within the episode."""
     network = RecurrentActorCritic(*spaces, memory_size=1, sequence_length=5, actor_sizes=(), critic_sizes=())
-    network.memory, network.first_memory = Sum(), partial(first_memory, network)
+    network.actor_memory, network.critic_memory = Sum(), Sum()
     nn.init.ones_(network.critic[0].weight)
     return network
-
-
-def first_memory(network, count):
-    memory = RecurrentActorCritic.first_memory(network, count)
-    return memory._replace(state=memory.state[:, :1])
 
 
 @pytest.mark.parametrize("vectorization", ["sync", "async"])
@@ -37,7 +32,7 @@ def test_a_time_limit_is_bootstrapped_with_the_memory_of_that_moment(vectorizati
     rollout = collector.collect()
     # Observations 0, 1, 2, then 3 at the limit; 0, 1 of the next episode, 2 after the rollout.
     assert rollout.obs.memory.begins.flatten().tolist() == [True, False, False, True, False]
-    assert rollout.obs.memory.state[:3].flatten().tolist() == [0, 0, 1]
+    assert rollout.obs.memory.state[:3].tolist() == [[[0, 0]], [[0, 0]], [[1, 1]]]
     assert rollout.values.flatten().tolist() == [0, 1, 2.5, 0, 1]
     assert rollout.next_values.flatten().tolist() == [1, 2.5, 4.25, 1, 2.5]
     following = collector.collect()

@@ -129,11 +129,14 @@ def test_a_copy_of_a_network_has_weights_of_its_own():
     assert copied.double().policy(obs.double()).dtype == torch.float64
 
 
-def test_dictionaries_are_refused_with_the_wrappers_that_help():
-    with pytest.raises(
-        UsageError, match=r"must be arrays of one shape, not Dict.*FlattenObservation.*FilterObservation"
-    ):
+def test_dictionaries_are_refused_with_the_network_that_takes_them():
+    with pytest.raises(UsageError, match=r"needs vector observations .* not Dict.*MultiInputActorCritic"):
         MLPActorCritic(gym.spaces.Dict({"a": Box(-1.0, 1.0, (2,))}), Discrete(2))
+
+
+def test_observations_that_are_no_arrays_are_refused_with_the_wrappers_that_help():
+    with pytest.raises(UsageError, match=r"must be arrays of one shape, not Text.*FlattenObservation"):
+        MLPActorCritic(gym.spaces.Text(5), Discrete(2))
 
 
 @pytest.mark.parametrize("shape", [(4, 84, 84), (84, 84, 4)], ids=["channels first", "channels last"])

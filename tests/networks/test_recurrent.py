@@ -36,19 +36,19 @@ def test_a_sequence_is_its_steps_one_after_another(memory):
 def test_the_cell_is_torchs(memory, layer):
     network = network_of(memory)
     reference, obs = layer(3, 4, batch_first=True), torch.randn(2, 6, 3)
-    reference.load_state_dict({f"{name}_l0": tensor for name, tensor in network.memory.state_dict().items()})
+    reference.load_state_dict({f"{name}_l0": tensor for name, tensor in network.critic_memory.state_dict().items()})
     first = network.first_memory(2)
     seen = Remembered(obs, Memory(first.state.unsqueeze(1).expand(-1, 6, -1), torch.zeros(2, 6, dtype=torch.bool)))
-    torch.testing.assert_close(network._recall(seen)[0], reference(obs)[0])
+    torch.testing.assert_close(network.value(seen), network.critic(reference(obs)[0]).squeeze(-1))
 
 
 def test_an_episode_remembers_nothing_of_the_one_before():
     network = network_of("lstm")
     obs, begins = torch.randn(1, 3), torch.ones(1, dtype=torch.bool)
     fresh = network.step(Remembered(obs, network.first_memory(1)))
-    later = network.step(Remembered(obs, Memory(torch.randn(1, 8), begins)))
+    later = network.step(Remembered(obs, Memory(torch.randn(1, 16), begins)))
     assert all(map(torch.equal, fresh, later))
-    assert not torch.equal(network.step(Remembered(obs, Memory(torch.randn(1, 8), ~begins)))[0], fresh[0])
+    assert not torch.equal(network.step(Remembered(obs, Memory(torch.randn(1, 16), ~begins)))[0], fresh[0])
 
 
 def test_samples_are_sequences_of_one_environment():
@@ -81,24 +81,25 @@ def test_a_sequence_is_learnt_from_as_worked_out_by_hand():
     network = RecurrentActorCritic(
         Box(-9.0, 9.0, (1,), np.float32), ACTIONS, memory_size=1, sequence_length=4, actor_sizes=(), critic_sizes=()
     )
-    network.memory = Sum()
+    network.critic_memory = Sum()
     nn.init.ones_(network.critic[0].weight)
     obs, begins = torch.tensor([[[1.0], [2.0], [3.0], [4.0]]]), torch.tensor([[False, False, True, False]])
     # Only the state at the sequence's first step counts.
-    seen = Remembered(obs, Memory(torch.tensor([[[2.0], [7.0], [7.0], [7.0]]]), begins))
+    seen = Remembered(obs, Memory(torch.tensor([[[0.0, 2.0], [0.0, 7.0], [0.0, 7.0], [0.0, 7.0]]]), begins))
+    network.actor_memory = Sum()
     assert network.value(seen).tolist() == [[2, 3, 3, 5.5]]
     zeros = torch.zeros(1, 4)
     minibatch = Minibatch(seen, zeros.long(), zeros, zeros, zeros, zeros)
     loss, _ = PPOLoss(network, clip_vloss=False)(minibatch, Coefficients(torch.tensor(0.2), 1.0, 0.0))
     loss.backward()
-    assert network.memory.weight_hh.grad.item() == pytest.approx(7.375)
+    assert network.critic_memory.weight_hh.grad.item() == pytest.approx(7.375)
 
 
-def test_what_only_the_critic_sees_stays_out_of_the_memory():
+def test_what_only_the_critic_sees_stays_out_of_the_policys_memory():
     space = Dict({"x": SPACE, "secret": SPACE, MASK: ActionMask(2)})
     network = RecurrentActorCritic(space, ACTIONS, memory_size=4, sequence_length=2, critic_keys=["secret"])
     obs = {"x": torch.randn(3, 2, 3), "secret": torch.randn(3, 2, 3), MASK: torch.tensor([0, 1]).expand(3, 2, 2)}
-    memory = Memory(torch.zeros(3, 2, 8), torch.zeros(3, 2, dtype=torch.bool))
+    memory = Memory(torch.zeros(3, 2, 16), torch.zeros(3, 2, dtype=torch.bool))
     outputs, values = network(Remembered(obs, memory))
     assert (outputs.shape, values.shape) == ((3, 2, 2), (3, 2)) and (outputs.argmax(-1) == 1).all()
     other = {**obs, "secret": torch.randn(3, 2, 3)}

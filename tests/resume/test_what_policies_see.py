@@ -60,7 +60,7 @@ def test_a_checkpoint_has_the_entries_of_the_open_step(tmp_path):
 def test_a_checkpoint_has_the_memory_of_open_episodes(tmp_path):
     train(tmp_path, 1, **KINDS["memory, native"])
     memory = read_checkpoint(last_of(tmp_path))["pl_rl"]["collector"]["memory"]
-    assert memory["state"].shape == (4, 16) and memory["state"].any() and memory["begins"].shape == (4,)
+    assert memory["state"].shape == (4, 32) and memory["state"].any() and memory["begins"].shape == (4,)
 
 
 @pytest.mark.parametrize("kind", ["dict, normalized", "mask of a method", "memory, dict"])
@@ -117,7 +117,7 @@ def test_a_policy_with_a_memory_is_exported(tmp_path):
     session, policy = onnxruntime.InferenceSession(tmp_path / "policy.onnx"), pl_rl.load_policy(last_of(tmp_path))
     env = policy.make_env()
     obs, _ = env.reset(seed=0)
-    state = np.zeros((1, 16), np.float32)
+    state = np.zeros((1, 32), np.float32)
     for _ in range(8):
         action, value, _, state = session.run(None, {"obs": obs[None], "state": state})
         assert value[0] == pytest.approx(policy.value(obs), abs=1e-5)
