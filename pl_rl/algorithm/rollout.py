@@ -4,7 +4,7 @@ Shapes: ``T`` steps of a rollout, ``N`` environments.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ from pl_rl.networks.actor_critic import ActorCritic
 from pl_rl.networks.distributions import to_numpy
 from pl_rl.networks.modes import evaluation_mode
 from pl_rl.networks.normalization import ObservationNormalizer, RewardScaler
+from pl_rl.seeding.streams import Stream, derive_seed
 
 
 class Rollout(NamedTuple):
@@ -43,6 +44,16 @@ class Rollout(NamedTuple):
     """``[T, N]`` bool: the episode is over, there is no future reward."""
     truncated: Tensor
     """``[T, N]`` bool: the episode was cut, by a time limit for example."""
+
+    def split(self, shards: int) -> list["Rollout"]:
+        """Of each of some equal blocks of environments, ``[T, N / shards]``, in memory of its own."""
+        parts = [field.chunk(shards, 1) for field in self]
+        return [Rollout(*(field.contiguous() for field in fields)) for fields in zip(*parts, strict=True)]
+
+    @staticmethod
+    def join(parts: Sequence["Rollout"]) -> "Rollout":
+        """The inverse of :meth:`split`."""
+        return Rollout(*(torch.cat(fields, 1) for fields in zip(*parts, strict=True)))
 
 
 class EpisodeStatistics:
@@ -134,7 +145,9 @@ class RolloutCollector:
         reward_scaler: Scales the rewards of a rollout; updated with them.
 
     Attributes:
-        acting: Selects the actions; may be replaced between rollouts.
+        acting: Selects the actions, see :meth:`act_with`.
+        num_envs: Environments that it selects for at once.
+        episodes: Returns and lengths of episodes.
     """
 
     def __init__(
@@ -153,6 +166,7 @@ class RolloutCollector:
         self.normalizer = normalizer
         self.reward_scaler = reward_scaler
         self.acting: ActionSelector = EagerActionSelector(network)
+        self.num_envs = env.num_envs
         self.episodes = EpisodeStatistics(env.num_envs)
         self._obs: npt.NDArray[Any] | None = None
 
@@ -166,9 +180,22 @@ class RolloutCollector:
             return next(self.network.parameters()).dtype
         return torch.from_numpy(np.empty(0, dtype)).dtype
 
+    def act_with(self, acting: ActionSelector) -> None:
+        """Let another one select actions, from the next rollout on."""
+        self.acting = acting
+
+    def reseed(self, run_seed: int) -> None:
+        """Take new random numbers for sampling actions."""
+        self.generator.manual_seed(derive_seed(run_seed, Stream.SAMPLING))
+
     def reset(self, seed: int) -> None:
         """Begin an episode in each environment."""
-        self._obs, _ = self.env.reset(seed=seed)
+        obs, _ = self.env.reset(seed=seed)
+        self.begin(obs)
+
+    def begin(self, obs: npt.NDArray[Any]) -> None:
+        """Go on from the first observations ``[N, ...]`` of new episodes."""
+        self._obs = obs
         self._discounted_sums = torch.zeros(self.env.num_envs, dtype=torch.float64)
         self.episodes.begin(self.env.num_envs)
 
@@ -196,18 +223,20 @@ class RolloutCollector:
         Returns:
             Why episodes were begun afresh, or ``None`` if they go on.
         """
-        self.generator.set_state(state["generator"])
-        obs = state["obs"].numpy().copy()
         open_returns = state["episodes"]["open_returns"].numpy()
-        failure = restore_envs(self.env, state["environments"], obs, open_returns)
-        self.episodes.load_state_dict(state["episodes"])
+        failure = restore_envs(self.env, state["environments"], state["obs"].numpy(), open_returns)
+        self.load_without_environments(state)
         if failure is not None:
             self.reset(restart_seed)
-            return failure
-        self._obs = obs
+        return failure
+
+    def load_without_environments(self, state: dict[str, Any]) -> None:
+        """As :meth:`load_state_dict`, of environments that are in the state already."""
+        self.generator.set_state(state["generator"])
+        self.episodes.load_state_dict(state["episodes"])
+        self._obs = state["obs"].numpy().copy()
         if self.reward_scaler is not None:
             self._discounted_sums = state["discounted_sums"].clone()
-        return None
 
     @torch.no_grad()
     def collect(self) -> Rollout:
@@ -223,6 +252,25 @@ class RolloutCollector:
             return self._collect()
 
     def _collect(self) -> Rollout:
+        steps = self.steps()
+        actions = next(steps)
+        while True:
+            try:
+                step = self.env.step(actions)
+            except EnvironmentFailure as failure:
+                steps.throw(failure)
+                raise
+            try:
+                actions = steps.send(step)
+            except StopIteration as end:
+                rollout: Rollout = end.value
+                return rollout
+
+    def steps(self) -> Generator[npt.NDArray[Any], Any, Rollout]:
+        """A rollout as a coroutine: yields the actions of each step, and is sent what the environments gave.
+
+        An :class:`EnvironmentFailure` that is thrown into it comes back with the step, or as another one before it.
+        """
         if self._obs is None:
             raise RuntimeError("collect() needs a reset(seed) first")
         steps, num_envs = self.num_steps, self.env.num_envs
@@ -244,7 +292,7 @@ class RolloutCollector:
             obs_rows[t].copy_(self._as_input(self._obs))
             env_actions = distribution.to_env(to_numpy(self.acting.act(t)))
             try:
-                self._obs, rewards[t], terminated[t], truncated[t], infos = self.env.step(env_actions)
+                self._obs, rewards[t], terminated[t], truncated[t], infos = yield env_actions
             except EnvironmentFailure as failure:
                 # The action may be the consequence of a number that is not finite: that is the fault to report.
                 check_finite(obs[: t + 1], rewards[:t], self._obs, final_obs)

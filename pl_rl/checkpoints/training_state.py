@@ -84,7 +84,7 @@ def restore_training_state(agent: Agent, state: dict[str, Any], branch: bool) ->
     agent.parent = state["parent"]
     if branch:
         agent.run_seed = derive_seed(torch.initial_seed(), Stream.BRANCH, agent.train_iter)
-        agent.collector.generator.manual_seed(derive_seed(agent.run_seed, Stream.SAMPLING))
+        agent.collector.reseed(agent.run_seed)
     else:
         # Last, as a replay may draw numbers too.
         restore_random_state(state["random"])

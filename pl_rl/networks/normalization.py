@@ -50,6 +50,17 @@ class RunningStatistics(nn.Module):
         """Standard deviation ``[...]``, with epsilon."""
         return (self.var + EPSILON).sqrt()
 
+    def moments(self) -> Tensor:
+        """Mean, variance and count in one piece, ``[K]``."""
+        return torch.cat([self.mean.flatten(), self.var.flatten(), self.count.view(1)])
+
+    def load_moments(self, moments: Tensor) -> None:
+        """The inverse of :meth:`moments`."""
+        size = self.mean.numel()
+        self.mean.copy_(moments[:size].view_as(self.mean))
+        self.var.copy_(moments[size : 2 * size].view_as(self.var))
+        self.count.copy_(moments[-1])
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Do nothing: the statistics stay in float64 on the CPU when the model is moved or converted."""
         return self
