@@ -20,7 +20,7 @@ from pl_rl.errors import EnvironmentFailure, UsageError
 from pl_rl.networks.actor_critic import ActorCritic
 from pl_rl.networks.distributions import to_numpy
 from pl_rl.networks.modes import evaluation_mode
-from pl_rl.networks.normalization import ObservationNormalizer, RewardScaler
+from pl_rl.networks.normalization import ObservationNormalizer, RewardScaler, RunningStatistics
 from pl_rl.seeding.streams import Stream, derive_seed
 
 
@@ -180,6 +180,11 @@ class RolloutCollector:
             return next(self.network.parameters()).dtype
         return torch.from_numpy(np.empty(0, dtype)).dtype
 
+    @property
+    def statistics(self) -> list[RunningStatistics]:
+        """Of observations and of rewards, as far as there are any."""
+        return [statistics for statistics in (self.normalizer, self.reward_scaler) if statistics is not None]
+
     def act_with(self, acting: ActionSelector) -> None:
         """Let another one select actions, from the next rollout on."""
         self.acting = acting
@@ -237,6 +242,18 @@ class RolloutCollector:
         self._obs = state["obs"].numpy().copy()
         if self.reward_scaler is not None:
             self._discounted_sums = state["discounted_sums"].clone()
+
+    def episode_scalars(self) -> dict[str, float]:
+        """Of the latest episodes, see :meth:`EpisodeStatistics.scalars`."""
+        return self.episodes.scalars()
+
+    def shared(self) -> list[Tensor]:
+        """What others must know after a rollout: nothing, as there are none."""
+        return []
+
+    def take(self, shared: Sequence[Tensor]) -> list[torch.Generator]:
+        """The generator of the order in which samples are learnt from; ``shared`` is what others have learnt."""
+        return [self.generator]
 
     @torch.no_grad()
     def collect(self) -> Rollout:

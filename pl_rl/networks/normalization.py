@@ -188,6 +188,32 @@ class RewardScaler(RunningStatistics):
         return (rewards / scale).clamp(-CLIP, CLIP), sums_after
 
 
+def merged_moments(before: Tensor, after: Tensor) -> Tensor:
+    """Statistics that went on in several places, as if in one.
+
+    Args:
+        before: ``[K]``, see :meth:`RunningStatistics.moments`, of what they began with.
+        after: ``[S, K]``, each with samples of its own besides.
+
+    Source: the parallel formula, as in :meth:`ObservationNormalizer.update`.
+    """
+    sizes = [len(before) // 2, len(before) // 2, 1]
+    first_mean, first_var, first_count = mean, var, count = before.split(sizes)
+    for moments in after:
+        its_mean, its_var, its_count = moments.split(sizes)
+        new = its_count - first_count
+        if new == 0:
+            continue
+        # Of its own samples alone, by the formula solved for one side.
+        new_mean = first_mean + (its_mean - first_mean) * its_count / new
+        of_means = (new_mean - first_mean).square() * first_count * new / its_count
+        new_squares = its_var * its_count - first_var * first_count - of_means
+        share, delta = new / (count + new), new_mean - mean
+        var = var * (1 - share) + new_squares / (count + new) + delta.square() * share * (1 - share)
+        mean, var, count = mean + delta * share, var.clamp(min=0), count + new
+    return torch.cat([mean, var, count])
+
+
 def discounted_sums(rewards: Tensor, ended: Tensor, gamma: float, open_sums: Tensor) -> tuple[Tensor, Tensor]:
     """Discounted sum of an episode's rewards up to each step: the reward of k steps before counts gamma^k.
 
