@@ -22,6 +22,7 @@ from pl_rl.algorithm.rollout import Rollout, RolloutCollector, RolloutLoader
 from pl_rl.algorithm.threads import one_thread
 from pl_rl.distributed.collector import make_collector
 from pl_rl.distributed.evaluation import evaluate_by_shard
+from pl_rl.distributed.processes import check_processes
 from pl_rl.distributed.shards import Shards
 from pl_rl.envs import EnvConfig, close_single, make_single
 from pl_rl.errors import EnvironmentFailure, UsageError
@@ -174,6 +175,8 @@ class Agent(L.LightningModule):
         """Begin a run: fresh counters, random streams and environments (a resume then overwrites them)."""
         # Lightning does this after a checkpoint's weights are loaded, which rounds those of higher precision.
         self.trainer.precision_plugin.convert_module(self)
+        # Of values that all processes have.
+        warnings.filterwarnings("ignore", r"It is recommended to use `self\.log", PossibleUserWarning)
         self.shards_here = Shards(self.shards, self.trainer.global_rank, self.trainer.world_size)
         if stage == "fit":
             self.note_structure()
@@ -183,7 +186,7 @@ class Agent(L.LightningModule):
             warnings.filterwarnings("ignore", r"The number of training batches \(1\)", PossibleUserWarning)
             torch.set_num_threads(1)  # see one_thread
             self.env_steps = self.train_iter = self.iteration = 0
-            self.run_seed = torch.initial_seed()
+            self.run_seed = self.shards_here.of_first(torch.initial_seed())
             self.stop_reason = None
             self.parent = None
             self.between_iterations = True
@@ -260,16 +263,10 @@ class Agent(L.LightningModule):
     def play(self, stream: Stream) -> Episodes:
         """Play an evaluation's episodes; a function of the weights, the run's seed and the train iteration."""
         with one_thread(), self.trainer.precision_plugin.forward_context():
+            dealt, key = (self.eval_num_envs, self.eval_episodes), (stream, self.train_iter)
+            acting = self.eval_deterministic, self.normalizer
             return evaluate_by_shard(
-                self.shards_here,
-                self.network,
-                self.env_config,
-                self.eval_num_envs,
-                self.eval_episodes,
-                self.run_seed,
-                (stream, self.train_iter),
-                self.eval_deterministic,
-                self.normalizer,
+                self.shards_here, self.network, self.env_config, *dealt, self.run_seed, key, *acting
             )
 
     def log_scalars(self, scalars: Mapping[str, float], step: int) -> None:
@@ -277,7 +274,7 @@ class Agent(L.LightningModule):
 
         ``self.log`` would round the step to float32, cost 0.3 ms a call and write after the checkpoint.
         """
-        for logger in self.loggers:
+        for logger in self.loggers if self.trainer.is_global_zero else ():
             logger.log_metrics(dict(scalars), step=step)
 
     @property
@@ -323,12 +320,11 @@ class Agent(L.LightningModule):
         """Training time counts from here."""
         self._started = (time.monotonic(), self.env_steps)
 
-    @staticmethod
-    def check_trainer(trainer: L.Trainer) -> None:
+    def check_trainer(self, trainer: L.Trainer) -> None:
         """Refuse what would train wrongly without a word.
 
         Raises:
-            UsageError: For several devices, a precision that scales the loss, and what has no effect.
+            UsageError: For wrong processes, a precision that scales the loss, and what has no effect.
         """
         # Lightning would only say that manual optimization does not support these two.
         if trainer.gradient_clip_val:
@@ -339,8 +335,7 @@ class Agent(L.LightningModule):
                 f"accumulate_grad_batches={trainer.accumulate_grad_batches} does not reach PPO's updates; use a larger "
                 "minibatch_size"
             )
-        if trainer.world_size > 1:
-            raise UsageError(f"devices={trainer.world_size} is not supported; train on one device")
+        check_processes(trainer, self.shards)
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
             raise UsageError(
                 f"precision={trainer.precision!r} needs a loss scaler, which PPO's small gradients do not bear; "

@@ -266,6 +266,7 @@ class PPO(ResumableAgent):
         num_updates = self.total_env_steps * self.update_epochs // self.minibatch_size
         learner.choose_exchange(self.minibatch_size)
         choose_compilation(learner, self.trainer, self.compile_update, num_updates, self.minibatch_size, self._before())
+        self.shards_here.check_same("updates", learner.description, "use --model.compile_update false")
         self.start_clock()  # once more, as compiling is no training
 
     def _resume_rates(self, learner: Learner, checkpoint: Mapping[str, Any]) -> None:

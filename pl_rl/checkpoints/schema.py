@@ -165,7 +165,10 @@ STATE = record(
         "spaces": maybe(mapping(PLAIN)),
         "callback_settings": maybe(mapping(SETTING)),
     },
-    {"network": maybe(sequence(_LAYERS))},  # as it may be found when the run is continued, its layers in words
+    {
+        "processes": whole(1),
+        "network": maybe(sequence(_LAYERS)),
+    },  # as it may be found when the run is continued, its layers in words
 )
 
 _EPISODES = record(

@@ -85,7 +85,7 @@ def restore_training_state(agent: Agent, state: dict[str, Any], branch: bool) ->
         losses.append(f"environments: restarted, as {failure}")
     agent.parent = state["parent"]
     if branch:
-        agent.run_seed = derive_seed(torch.initial_seed(), Stream.BRANCH, agent.train_iter)
+        agent.run_seed = derive_seed(agent.shards_here.of_first(torch.initial_seed()), Stream.BRANCH, agent.train_iter)
         agent.collector.reseed(agent.run_seed)
     else:
         # Last, as a replay may draw numbers too.

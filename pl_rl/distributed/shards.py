@@ -4,14 +4,20 @@ Shapes: ``S`` shards of the run, ``L`` of this process, ``W`` processes, ``P`` t
 """
 
 import io
+import time
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
-from pl_rl.errors import RunFailure
+from pl_rl.errors import RunFailure, UsageError
+
+PATIENCE_SECONDS = 60
+"""For which a process waits for others, beyond the longest iteration so far."""
 
 
 class Shards:
@@ -30,6 +36,8 @@ class Shards:
         self.count, self.rank, self.world = count, rank, world
         size = count // world
         self.local = range(rank * size, (rank + 1) * size)
+        self._exchanged: float | None = None
+        self._longest = 0.0
 
     def gather(self, tensors: Sequence[Tensor], same: Callable[[], Tensor]) -> list[Tensor]:
         """What each shard has, everywhere; one exchange.
@@ -46,6 +54,7 @@ class Shards:
         """
         if self.world == 1:
             return list(tensors)
+        self._be_patient()
         fingerprint = same().cpu().expand(len(self.local))
         packed = [_as_bytes(tensor) for tensor in (fingerprint, *tensors)]
         row = torch.cat(packed, 1)
@@ -101,10 +110,37 @@ class Shards:
         contents = [io.BytesIO(row[: int(size)].numpy().tobytes()) for row, size in zip(rows, sizes, strict=True)]
         return [torch.load(content, weights_only=True) for content in contents]
 
+    def of_first(self, value: Any) -> Any:
+        """Plain data of the first process, everywhere."""
+        return self.gather_plain(value)[0]
+
     def largest(self, number: int) -> int:
         """The largest number that a process has."""
         numbers: list[int] = self.gather_plain(number)
         return max(numbers)
+
+    def check_same(self, what: str, value: str, way_out: str) -> None:
+        """Refuse processes that compute differently.
+
+        Args:
+            what: Is compared, in words.
+            value: That of this process.
+            way_out: What can be done, in words.
+
+        Raises:
+            UsageError: If others have another one.
+        """
+        values = list(dict.fromkeys(self.gather_plain(value)))
+        if len(values) > 1:
+            raise UsageError(f"{what} differ between processes: {' | '.join(values)}; {way_out}")
+
+    def _be_patient(self) -> None:
+        """Wait for others not much longer than an iteration has ever taken."""
+        now = time.monotonic()
+        if self._exchanged is not None and now - self._exchanged > self._longest:
+            self._longest = now - self._exchanged
+            _set_pg_timeout(timedelta(seconds=PATIENCE_SECONDS + self._longest))
+        self._exchanged = now
 
     def _swapped(self, tensor: Tensor, peer: int) -> Tensor:
         received = torch.empty_like(tensor)
