@@ -199,14 +199,14 @@ def _environment_of_many() -> ClusterEnvironment | None:
     """Where this process is one of several that something else has started; ``None`` if it is not."""
     for kind in (TorchElasticEnvironment, SLURMEnvironment):
         if kind.detect():
-            environment: ClusterEnvironment = kind()
-            world = environment.world_size()
-            if world > 1 and kind is SLURMEnvironment and "SLURM_STEP_ID" not in os.environ:
+            tasks = int(os.environ["SLURM_NTASKS"]) if kind is SLURMEnvironment else 1
+            if tasks > 1 and "SLURM_STEP_ID" not in os.environ:
                 raise UsageError(
-                    f"the SLURM job has {world} tasks, and this process is none that srun has started; use srun and "
-                    f"--model.shards {1 << (world - 1).bit_length()}, or --ntasks=1"
+                    f"the SLURM job has {tasks} tasks, and this process is none that srun has started; use srun and "
+                    f"--model.shards {1 << (tasks - 1).bit_length()}, or --ntasks=1"
                 )
-            return environment if world > 1 else None
+            environment: ClusterEnvironment = kind()
+            return environment if environment.world_size() > 1 else None
     return None
 
 
