@@ -17,10 +17,14 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.parsing import AttributeDict
 
 from pl_rl.algorithm.drawing import FilmFormat, record, watch
-from pl_rl.algorithm.evaluation import LIMIT_EPISODES, LONGEST_EPISODE, Episodes, evaluate, format_return
+from pl_rl.algorithm.evaluation import LIMIT_EPISODES, LONGEST_EPISODE, Episodes, format_return
 from pl_rl.algorithm.rollout import Rollout, RolloutCollector, RolloutLoader
 from pl_rl.algorithm.threads import one_thread
-from pl_rl.envs import EnvConfig, close_single, make_single, make_vector_env, vectorization_of
+from pl_rl.distributed.collector import make_collector
+from pl_rl.distributed.evaluation import evaluate_by_shard
+from pl_rl.distributed.processes import check_processes
+from pl_rl.distributed.shards import Shards
+from pl_rl.envs import EnvConfig, close_single, make_single
 from pl_rl.errors import EnvironmentFailure, UsageError
 from pl_rl.networks.changes import structure_of
 from pl_rl.networks.description import NetworkFactory
@@ -37,7 +41,8 @@ class Agent(L.LightningModule):
     Args:
         env: The environment.
         network: Makes the network from the observation space and the action space.
-        num_envs: Environments that are stepped together.
+        num_envs: Environments that are stepped together, over all processes.
+        shards: Parts of the run that processes share out.
         num_steps: Steps of each environment in one rollout.
         total_env_steps: Length of a run in transitions, over all environments and all resumes.
         eval_num_envs: Environments of an evaluation.
@@ -51,6 +56,7 @@ class Agent(L.LightningModule):
         normalizer: Stands between observations and ``network``, in training and wherever the policy acts; ``None``
             where observations are not normalized.
         reward_scaler: Scales the rewards of rollouts; ``None`` where they are not scaled.
+        shards_here: Which shards this process has, and how it reaches the others.
         env_steps: Transitions made, over all environments.
         train_iter: Gradient updates done; while fitting also Lightning's ``global_step``.
         iteration: Iterations (collect and learn) done.
@@ -70,6 +76,7 @@ class Agent(L.LightningModule):
         env: EnvConfig,
         network: NetworkFactory,
         num_envs: int,
+        shards: int,
         num_steps: int,
         total_env_steps: int,
         eval_num_envs: int,
@@ -82,6 +89,8 @@ class Agent(L.LightningModule):
         super().__init__()
         self.env_config = env
         self.num_envs = num_envs
+        self.shards = shards
+        self.shards_here = Shards(shards)
         self.num_steps = num_steps
         self.total_env_steps = total_env_steps
         self.eval_num_envs = eval_num_envs
@@ -166,6 +175,9 @@ class Agent(L.LightningModule):
         """Begin a run: fresh counters, random streams and environments (a resume then overwrites them)."""
         # Lightning does this after a checkpoint's weights are loaded, which rounds those of higher precision.
         self.trainer.precision_plugin.convert_module(self)
+        # Of values that all processes have.
+        warnings.filterwarnings("ignore", r"It is recommended to use `self\.log", PossibleUserWarning)
+        self.shards_here = Shards(self.shards, self.trainer.global_rank, self.trainer.world_size)
         if stage == "fit":
             self.note_structure()
             # Evaluation follows eval_freq, in train iterations, which Lightning's validation loop cannot.
@@ -174,20 +186,16 @@ class Agent(L.LightningModule):
             warnings.filterwarnings("ignore", r"The number of training batches \(1\)", PossibleUserWarning)
             torch.set_num_threads(1)  # see one_thread
             self.env_steps = self.train_iter = self.iteration = 0
-            self.run_seed = torch.initial_seed()
+            self.run_seed = self.shards_here.of_first(torch.initial_seed())
             self.stop_reason = None
             self.parent = None
             self.between_iterations = True
             self._elapsed_before = 0.0
             self._told_of_endless = False
             self._close_environments()  # of a fit that nobody could end properly
-            generator = torch.Generator().manual_seed(derive_seed(self.run_seed, Stream.SAMPLING))
-            env = make_vector_env(self.env_config, self.num_envs, training=True)
-            if self.env_config.vectorization == "auto":
-                rank_zero_info(f"Environments: {self.num_envs} of {self.env_config.id}, {vectorization_of(env)}.")
-            self._collector = RolloutCollector(
-                env, self.network, self.num_steps, generator, self.normalizer, self.reward_scaler
-            )
+            of_env, statistics = (self.env_config, self.num_envs), (self.normalizer, self.reward_scaler)
+            self._collector = make_collector(self.shards_here, *of_env, self.network, self.num_steps, *statistics)
+            self._collector.reseed(self.run_seed)
             with self.asking_environments():
                 self._collector.reset(derive_seed(self.run_seed, Stream.ENVIRONMENTS))
 
@@ -255,14 +263,10 @@ class Agent(L.LightningModule):
     def play(self, stream: Stream) -> Episodes:
         """Play an evaluation's episodes; a function of the weights, the run's seed and the train iteration."""
         with one_thread(), self.trainer.precision_plugin.forward_context():
-            return evaluate(
-                self.network,
-                self.env_config,
-                self.eval_num_envs,
-                self.eval_episodes,
-                derive_seed(self.run_seed, stream, self.train_iter),
-                self.eval_deterministic,
-                self.normalizer,
+            dealt, key = (self.eval_num_envs, self.eval_episodes), (stream, self.train_iter)
+            acting = self.eval_deterministic, self.normalizer
+            return evaluate_by_shard(
+                self.shards_here, self.network, self.env_config, *dealt, self.run_seed, key, *acting
             )
 
     def log_scalars(self, scalars: Mapping[str, float], step: int) -> None:
@@ -270,7 +274,7 @@ class Agent(L.LightningModule):
 
         ``self.log`` would round the step to float32, cost 0.3 ms a call and write after the checkpoint.
         """
-        for logger in self.loggers:
+        for logger in self.loggers if self.trainer.is_global_zero else ():
             logger.log_metrics(dict(scalars), step=step)
 
     @property
@@ -316,12 +320,11 @@ class Agent(L.LightningModule):
         """Training time counts from here."""
         self._started = (time.monotonic(), self.env_steps)
 
-    @staticmethod
-    def check_trainer(trainer: L.Trainer) -> None:
+    def check_trainer(self, trainer: L.Trainer) -> None:
         """Refuse what would train wrongly without a word.
 
         Raises:
-            UsageError: For several devices, a precision that scales the loss, and what has no effect.
+            UsageError: For wrong processes, a precision that scales the loss, and what has no effect.
         """
         # Lightning would only say that manual optimization does not support these two.
         if trainer.gradient_clip_val:
@@ -332,8 +335,7 @@ class Agent(L.LightningModule):
                 f"accumulate_grad_batches={trainer.accumulate_grad_batches} does not reach PPO's updates; use a larger "
                 "minibatch_size"
             )
-        if trainer.world_size > 1:
-            raise UsageError(f"devices={trainer.world_size} is not supported; train on one device")
+        check_processes(trainer, self.shards)
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
             raise UsageError(
                 f"precision={trainer.precision!r} needs a loss scaler, which PPO's small gradients do not bear; "

@@ -27,12 +27,13 @@ from pl_rl.callbacks.run_directory import RunDirectory
 from pl_rl.checkpoints.format import STATE_KEY
 from pl_rl.compiled.choice import UpdatesBefore, choose_compilation
 from pl_rl.compiled.learner import Learner
+from pl_rl.distributed.experience import Experience, share
 from pl_rl.envs import EnvConfig
 from pl_rl.errors import RunFailure, UsageError
 from pl_rl.networks.actor_critic import MLPActorCritic
 from pl_rl.networks.description import NetworkFactory
 from pl_rl.networks.modes import training_mode
-from pl_rl.networks.records import Observations, as_samples, rows, split, tree_map
+from pl_rl.networks.records import Observations, as_samples, rows, tree_map
 from pl_rl.resume.resumable import ResumableAgent
 from pl_rl.runs.dashboard import lay_out
 from pl_rl.runs.directory import display_path
@@ -55,13 +56,13 @@ class PPO(ResumableAgent):
     def training_step(self, rollout: Rollout, batch_idx: int) -> None:
         """One PPO iteration: learn from a rollout in several passes, then say how it went."""
         self._follow_changes()
-        progress = min(1.0, (self.env_steps - rollout.rewards.numel()) / self.total_env_steps)
+        progress = min(1.0, (self.env_steps - self.num_steps * self.num_envs) / self.total_env_steps)
         clip_coef = self.clip_coef * (1 - progress if self.anneal_clip else 1)
         coefficients = Coefficients(torch.tensor(clip_coef, device=self.device), self.vf_coef, self.ent_coef)
         self.learner.rates.apply(self._optimizer(), self.learning_rate, 1 - progress if self.anneal_lr else 1.0)
 
-        samples = self._samples(rollout)
-        metrics, grad_norms = self._learn(samples, coefficients)
+        experience = share(self._samples(rollout), self.collector, self.shards_here, self.learner.pools_rollouts)
+        metrics, grad_norms = self._learn(experience, coefficients)
         self._check_finite(metrics, grad_norms)
 
         self.iteration += 1
@@ -69,33 +70,23 @@ class PPO(ResumableAgent):
         before, self.train_iter = self.train_iter, self.train_iter + len(grad_norms)
         # The optimizer is stepped without Lightning's wrapper, which would count but costs 60 us an update.
         self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress.increment_by(len(grad_norms))
-        self._audit(samples, rollout.obs, coefficients, is_due(before, self.train_iter, self.eval_freq))
+        self._audit(experience.samples, rollout.obs, coefficients, is_due(before, self.train_iter, self.eval_freq))
         log_every_n_steps: int = cast(Any, self.trainer).log_every_n_steps  # set by Lightning without declaring it
         if is_due(before, self.train_iter, log_every_n_steps):
-            self._log_iteration(samples, metrics, grad_norms, clip_coef)
+            self._log_iteration(experience, metrics, grad_norms, clip_coef)
 
     def _samples(self, rollout: Rollout) -> Minibatch:
-        """All ``T * N`` samples of a rollout with their advantages and returns."""
-        advantages = F.gae(
-            rollout.rewards,
-            rollout.values,
-            rollout.next_values,
-            rollout.terminated,
-            rollout.truncated,
-            self.gamma,
-            self.gae_lambda,
-        )
-        per_step = Minibatch(
-            rollout.obs,
-            rollout.actions,
-            rollout.log_probs,
-            rollout.values,
-            advantages,
-            advantages + rollout.values,
-        )
-        return cast(Minibatch, tree_map(partial(as_samples, length=self.network.sequence_length), per_step))
+        """All ``T * N`` samples of a rollout with their advantages and returns, shard by shard."""
+        parts = []
+        for part in rollout.split(len(self.shards_here.local)):
+            rewards_and_values = part.rewards, part.values, part.next_values
+            advantages = F.gae(*rewards_and_values, part.terminated, part.truncated, self.gamma, self.gae_lambda)
+            decided = part.obs, part.actions, part.log_probs, part.values
+            per_step = Minibatch(*decided, advantages, advantages + part.values)
+            parts.append(tree_map(partial(as_samples, length=self.network.sequence_length), per_step))
+        return cast(Minibatch, parts[0] if len(parts) == 1 else tree_map(lambda *fields: torch.cat(fields), *parts))
 
-    def _learn(self, samples: Minibatch, coefficients: Coefficients) -> tuple[Tensor, Tensor]:
+    def _learn(self, experience: Experience, coefficients: Coefficients) -> tuple[Tensor, Tensor]:
         """Passes over the samples, each in an order of its own.
 
         Returns:
@@ -103,9 +94,9 @@ class PPO(ResumableAgent):
         """
         metrics: list[Tensor] = []
         norms: list[Tensor] = []
-        updates = self.learner.updates
+        updates = self.learner.updates(self.minibatch_size)
         with training_mode(self.network), updates.iteration(coefficients, self.max_grad_norm):
-            for minibatch in self._minibatches(samples):
+            for minibatch in self._minibatches(experience):
                 measured = updates.gradient(minibatch)
                 if norms and self.target_kl is not None and measured[APPROX_KL] > 1.5 * self.target_kl:
                     break
@@ -113,14 +104,9 @@ class PPO(ResumableAgent):
                 norms.append(updates.step())
         return torch.stack(metrics), torch.stack(norms)
 
-    def _minibatches(self, samples: Minibatch) -> Iterator[Minibatch]:
+    def _minibatches(self, experience: Experience) -> Iterator[Minibatch]:
         for _ in range(self.update_epochs):
-            order = torch.randperm(len(samples.actions), generator=self.collector.generator).to(self.device)
-            shuffled: Minibatch = tree_map(partial(torch.index_select, dim=0, index=order), samples)
-            if self.norm_adv:
-                advantages = F.normalize(shuffled.advantages.view(-1, self.minibatch_size))
-                shuffled = shuffled._replace(advantages=advantages.view_as(shuffled.advantages))
-            yield from split(shuffled, self.minibatch_size // (self.network.sequence_length or 1))
+            yield from experience.minibatches(self.minibatch_size, self.norm_adv)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam with the epsilon of the PPO reference implementation, in its fused form."""
@@ -155,6 +141,7 @@ class PPO(ResumableAgent):
         eval_num_envs: int = 5,
         eval_deterministic: bool = True,
         stop_value: float | None = None,
+        shards: int = 1,
     ) -> None:
         """Settings, each of which a checkpoint has.
 
@@ -192,6 +179,8 @@ class PPO(ResumableAgent):
             eval_num_envs: Environments of an evaluation.
             eval_deterministic: Whether evaluations take the most probable action.
             stop_value: Mean return of an evaluation that ends the run; null never does.
+            shards: Equal parts of the run, which up to as many processes share out; a power of two. Results do not
+                depend on the number of processes.
 
         Raises:
             UsageError: If a value cannot work.
@@ -200,6 +189,7 @@ class PPO(ResumableAgent):
             env=env,
             network=network,
             num_envs=num_envs,
+            shards=shards,
             num_steps=num_steps,
             total_env_steps=total_env_steps,
             eval_num_envs=eval_num_envs,
@@ -270,13 +260,17 @@ class PPO(ResumableAgent):
             rank_zero_info(f"Evaluation every {in_all_units(self.eval_freq, updates, batch_size)}.")
         # A change that the run had not followed yet makes its resume eager too.
         clip_vloss = self.value_before_run("clip_vloss")
-        learner = self._learner = Learner(self.collector, self._optimizer(), clip_vloss, self.learning_rate)
+        learner = self._learner = Learner(
+            self.collector, self._optimizer(), clip_vloss, self.learning_rate, self.shards_here
+        )
         if self.resumed is not None:
             self._resume_rates(learner, self.resumed)
         if self.resumed is None or self.branching:
             lay_out(self.loggers)
         num_updates = self.total_env_steps * self.update_epochs // self.minibatch_size
+        learner.choose_exchange(self.minibatch_size)
         choose_compilation(learner, self.trainer, self.compile_update, num_updates, self.minibatch_size, self._before())
+        self.shards_here.check_same("updates", learner.description, "use --model.compile_update false")
         self.start_clock()  # once more, as compiling is no training
 
     def _resume_rates(self, learner: Learner, checkpoint: Mapping[str, Any]) -> None:
@@ -368,10 +362,11 @@ class PPO(ResumableAgent):
         """
         if not self.learner.audit_is_due(self.iteration, evaluates):
             return
-        minibatch: Minibatch = rows(samples, slice(self.minibatch_size))
+        minibatch: Minibatch = rows(samples, slice(self.minibatch_size // self.shards))
         if self.norm_adv:
             minibatch = minibatch._replace(advantages=F.normalize(minibatch.advantages))
-        fault = self.learner.audit(minibatch, rows(obs, -1), coefficients, self.iteration)
+        last = rows(obs, (-1, slice(self.collector.num_envs)))
+        fault = self.learner.audit(minibatch, last, coefficients, self.iteration)
         if fault is not None:
             raise RunFailure(
                 f"compiled updates are wrong in iteration {self.iteration:,}: {fault}; {self._last_good_checkpoint()}; "
@@ -382,16 +377,18 @@ class PPO(ResumableAgent):
         kept = getattr(self.trainer.checkpoint_callback, "last_model_path", "")
         return f"the last good checkpoint is {display_path(kept)}" if kept else "no checkpoint was saved"
 
-    def _log_iteration(self, samples: Minibatch, metrics: Tensor, grad_norms: Tensor, clip_coef: float) -> None:
+    def _log_iteration(self, experience: Experience, metrics: Tensor, grad_norms: Tensor, clip_coef: float) -> None:
         """Write the iteration's metrics against env steps."""
         losses = dict(zip(PPOLoss.METRICS, metrics.mean(0), strict=True))
         policy_loss, value_loss, entropy = (losses[name] for name in ("policy_loss", "value_loss", "entropy"))
         losses["loss"] = policy_loss + self.vf_coef * value_loss - self.ent_coef * entropy
         losses["grad_norm"] = grad_norms.mean()
-        losses["explained_variance"] = F.explained_variance(samples.values, samples.returns)
+        losses["explained_variance"] = F.explained_variance(
+            experience.values.flatten(), (experience.advantages + experience.values).flatten()
+        )
         scalars = {f"losses/{name}": value.item() for name, value in losses.items()}
-        scalars |= {f"rollout/{name}": value for name, value in self.collector.episodes.scalars().items()}
-        std = self.network.mean_std(rows(samples.obs, slice(self.minibatch_size)))
+        scalars |= {f"rollout/{name}": value for name, value in self.collector.episode_scalars().items()}
+        std = self.network.mean_std(rows(experience.samples.obs, slice(self.minibatch_size)))
         if std is not None:
             scalars["policy/std"] = std
         scalars["schedule/learning_rate"] = float(self._optimizer().param_groups[0]["lr"])

@@ -1,6 +1,5 @@
 """Lightning's Trainer, for runs that are continued."""
 
-import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -20,7 +19,8 @@ from pl_rl.callbacks.run_checkpoint import RunCheckpoint
 from pl_rl.callbacks.run_directory import run_directory
 from pl_rl.callbacks.stop_on_signal import StopOnSignal, requeue_signal
 from pl_rl.checkpoints.saving import DurableCheckpointIO
-from pl_rl.errors import Interrupted, UsageError
+from pl_rl.distributed.processes import devices_of_launcher, ending_together, is_first, prepare_strategy
+from pl_rl.errors import Interrupted
 from pl_rl.resume.finished import end_at, take_over
 from pl_rl.resume.start import Start, check_start, enter_run_directory, find_start
 from pl_rl.runs.directory import LOG_ROOT, display_path
@@ -59,16 +59,17 @@ class Trainer(L.Trainer):
         default_root_dir: str | Path | None = None,
         **kwargs: Any,
     ) -> None:
-        _check_slurm_tasks()
         given = plugins if isinstance(plugins, list) else [] if plugins is None else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in given):
             given = [*given, DurableCheckpointIO()]
         if logger in (None, True) and SLURMEnvironment.job_id() is not None and not kwargs.get("barebones"):
             logger = "tensorboard"  # as by default, but not named by the job, of which several runs may be
         named = _loggers_named(logger, Path(default_root_dir or Path.cwd()))
+        kwargs |= {} if kwargs.get("devices", "auto") != "auto" else devices_of_launcher()
         super().__init__(
             max_epochs=max_epochs, plugins=given, logger=named, default_root_dir=default_root_dir, **kwargs
         )
+        prepare_strategy(self)
         self.command: list[str] | None = None
         self.start: Start | None = None
         self._interruption = Interruption()
@@ -124,7 +125,7 @@ class Trainer(L.Trainer):
             enter_run_directory(start, self, model, branch, command, locks)
             # A continued run's hyperparameters are in its logs; once more would be a second point at step 0.
             self.enable_autolog_hparams = self.enable_autolog_hparams and (start.path is None or branch)
-            with self._stopped_by_signals(), _closed_in_the_end(model):
+            with self._stopped_by_signals(), ending_together(self), _closed_in_the_end(model):
                 super().fit(model, train_dataloaders, val_dataloaders, datamodule, start.path, weights_only)
         Trainer._ended += 1
 
@@ -188,6 +189,8 @@ class Trainer(L.Trainer):
         take_over(self, model, callbacks, path, start.checkpoint)
         if isinstance(model, Agent) and end.finished:
             model.stop_reason = end.reason
+        if not is_first():
+            return True
         if start.auto_resume and end.finished:
             print(f"auto_resume: {display_path(path.parent.parent)} is finished: {end.reason}", flush=True)
         else:
@@ -205,20 +208,6 @@ def _loggers_named(logger: Any, folder: Path) -> Any:
     if isinstance(logger, list | tuple):
         return [_loggers_named(item, folder) for item in logger]
     return logger
-
-
-def _check_slurm_tasks() -> None:
-    """Refuse a job of several tasks, which Lightning takes for as many devices.
-
-    Raises:
-        UsageError: For one.
-    """
-    tasks = os.environ.get("SLURM_NTASKS", "1")
-    if SLURMEnvironment.detect() and tasks != "1":
-        raise UsageError(
-            f"the SLURM job has {tasks} tasks, and a run trains in one process; use --ntasks=1, with --cpus-per-task "
-            "for the environments"
-        )
 
 
 @contextmanager

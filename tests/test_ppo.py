@@ -487,10 +487,10 @@ def test_a_subclass_brings_its_own_optimizer():
     assert not same_bits(model.state_dict(), small_ppo(model_class=WithSGD).state_dict())
 
 
-def test_several_devices_are_refused():
+def test_several_devices_are_refused_without_shards():
     # A forked process stands in for the second device, and Lightning wraps the error that comes out of it.
     trainer = quiet_trainer(devices=2, strategy="ddp_fork")
-    with pytest.raises(Exception, match="devices=2 is not supported; train on one device"):
+    with pytest.raises(Exception, match="2 processes share out the shards of a run, and this one has one"):
         trainer.fit(small_ppo())
 
 

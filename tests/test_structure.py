@@ -46,8 +46,32 @@ def test_imports_have_no_cycle():
 
 # From the lowest up: a module imports from its own room and from those before it. Names of folders and modules.
 ROOMS = [
-    *("errors", "signals", "files", "seeding", "networks", "envs", "algorithm", "compiled", "agent", "checkpoints"),
-    *("runs", "trackers", "pretrained", "callbacks", "resume", "ppo", "trainer", "deploy", "tools", "cli"),
+    *(
+        "errors",
+        "signals",
+        "files",
+        "seeding",
+        "networks",
+        "envs",
+        "algorithm",
+        "distributed",
+        "compiled",
+        "agent",
+        "checkpoints",
+    ),
+    *(
+        "checkpoints",
+        "runs",
+        "trackers",
+        "pretrained",
+        "callbacks",
+        "resume",
+        "ppo",
+        "trainer",
+        "deploy",
+        "tools",
+        "cli",
+    ),
     *("__init__", "__main__"),
 ]
 

@@ -3,8 +3,7 @@
 Shapes: ``T`` steps of a rollout, ``N`` environments.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -14,14 +13,14 @@ import torch
 from torch import Tensor
 
 from pl_rl.algorithm.acting import ActionSelector, EagerActionSelector
+from pl_rl.algorithm.episodes import EpisodeStatistics
 from pl_rl.envs import AnyVectorEnv, restore_envs, save_envs
-from pl_rl.envs.episode_info import EpisodeInfo, info_statistics
 from pl_rl.envs.faults import check_finite, too_large
 from pl_rl.errors import EnvironmentFailure, UsageError
 from pl_rl.networks.actor_critic import ActorCritic
 from pl_rl.networks.distributions import to_numpy
 from pl_rl.networks.modes import evaluation_mode
-from pl_rl.networks.normalization import ObservationNormalizer, RewardScaler
+from pl_rl.networks.normalization import ObservationNormalizer, RewardScaler, RunningStatistics
 from pl_rl.networks.records import (
     Memory,
     Observations,
@@ -36,6 +35,7 @@ from pl_rl.networks.records import (
     unbind,
     with_memory,
 )
+from pl_rl.seeding.streams import Stream, derive_seed
 
 
 class Rollout(NamedTuple):
@@ -60,82 +60,17 @@ class Rollout(NamedTuple):
     truncated: Tensor
     """``[T, N]`` bool: the episode was cut, by a time limit for example."""
 
+    def split(self, shards: int) -> list["Rollout"]:
+        """Of each of some equal blocks of environments, ``[T, N / shards]``, in memory of its own."""
+        size = self.rewards.shape[1] // shards
+        blocks = (slice(shard * size, (shard + 1) * size) for shard in range(shards))
+        return [tree_map(lambda field: field.contiguous(), rows(self, (slice(None), block))) for block in blocks]
 
-class EpisodeStatistics:
-    """Returns, lengths and successes of training episodes: of the open ones, and of a window of the latest that ended.
-
-    Args:
-        num_envs: ``N``.
-        window: How many ended episodes the means are taken over.
-    """
-
-    def __init__(self, num_envs: int, window: int = 100) -> None:
-        self.recent: deque[tuple[float, int]] = deque(maxlen=window)
-        self.recent_info: deque[EpisodeInfo] = deque(maxlen=window)
-        self.total = 0
-        self.begin(num_envs)
-
-    def begin(self, num_envs: int) -> None:
-        """Open an episode in each of ``N`` environments; those that were open do not count."""
-        self.open_returns = np.zeros(num_envs)
-        self.open_lengths = np.zeros(num_envs, dtype=np.int64)
-
-    def add(
-        self,
-        rewards: npt.NDArray[Any],
-        ended: npt.NDArray[np.bool_] | None,
-        info: Mapping[int, EpisodeInfo] | None = None,
-    ) -> None:
-        """Account for one step.
-
-        Args:
-            rewards: ``[N]``.
-            ended: Which episodes ``[N]`` it ended, or ``None`` for none.
-            info: What environments say of these, by their indices.
-        """
-        self.open_returns += rewards
-        self.open_lengths += 1
-        if ended is None:
-            return
-        for i in np.flatnonzero(ended):
-            self.recent.append((float(self.open_returns[i]), int(self.open_lengths[i])))
-            self.recent_info.append((info or {}).get(int(i), {}))
-            self.total += 1
-            self.open_returns[i] = self.open_lengths[i] = 0
-
-    def state_dict(self) -> dict[str, Any]:
-        """The statistics as plain data."""
-        state = {
-            "open_returns": torch.from_numpy(self.open_returns.copy()),
-            "open_lengths": torch.from_numpy(self.open_lengths.copy()),
-            "recent": list(self.recent),
-            "total": self.total,
-        }
-        # Most environments say nothing.
-        return {**state, "info": list(self.recent_info)} if any(self.recent_info) else state
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of :meth:`state_dict`."""
-        self.open_returns = state["open_returns"].numpy().copy()
-        self.open_lengths = state["open_lengths"].numpy().copy()
-        self.recent.clear()
-        self.recent.extend(state["recent"])
-        self.recent_info.clear()
-        self.recent_info.extend(state.get("info") or [{} for _ in state["recent"]])
-        self.total = state["total"]
-
-    def mean_return(self) -> float:
-        """Mean undiscounted return of the latest episodes; NaN before the first has ended."""
-        return float(np.mean([episode_return for episode_return, _ in self.recent])) if self.recent else np.nan
-
-    def mean_length(self) -> float:
-        """Mean length in steps of the latest episodes; NaN before the first has ended."""
-        return float(np.mean([length for _, length in self.recent])) if self.recent else np.nan
-
-    def scalars(self) -> dict[str, float]:
-        """Means over the latest episodes, of what environments say at their ends too, and how many there were."""
-        means = {"return_mean": self.mean_return(), "length_mean": self.mean_length()} if self.recent else {}
-        return {**means, **info_statistics(self.recent_info), "episodes": float(self.total)}
+    @staticmethod
+    def join(parts: Sequence["Rollout"]) -> "Rollout":
+        """The inverse of :meth:`split`."""
+        joined: Rollout = tree_map(lambda *fields: torch.cat(fields, 1), *parts)
+        return joined
 
 
 class RolloutCollector:
@@ -150,7 +85,9 @@ class RolloutCollector:
         reward_scaler: Scales the rewards of a rollout; updated with them.
 
     Attributes:
-        acting: Selects the actions; may be replaced between rollouts.
+        acting: Selects the actions, see :meth:`act_with`.
+        num_envs: Environments that it selects for at once.
+        episodes: Returns and lengths of episodes.
     """
 
     def __init__(
@@ -169,6 +106,7 @@ class RolloutCollector:
         self.normalizer = normalizer
         self.reward_scaler = reward_scaler
         self.acting: ActionSelector = EagerActionSelector(network)
+        self.num_envs = env.num_envs
         self.episodes = EpisodeStatistics(env.num_envs)
         self._obs: Any = None
         self._memory = network.first_memory(env.num_envs)
@@ -185,9 +123,27 @@ class RolloutCollector:
             return next(self.network.parameters()).dtype
         return tensor_type(space.dtype)
 
+    @property
+    def statistics(self) -> list[RunningStatistics]:
+        """Of observations and of rewards, as far as there are any."""
+        return [statistics for statistics in (self.normalizer, self.reward_scaler) if statistics is not None]
+
+    def act_with(self, acting: ActionSelector) -> None:
+        """Let another one select actions, from the next rollout on."""
+        self.acting = acting
+
+    def reseed(self, run_seed: int) -> None:
+        """Take new random numbers for sampling actions."""
+        self.generator.manual_seed(derive_seed(run_seed, Stream.SAMPLING))
+
     def reset(self, seed: int) -> None:
         """Begin an episode in each environment."""
-        self._obs, _ = self.env.reset(seed=seed)
+        obs, _ = self.env.reset(seed=seed)
+        self.begin(obs)
+
+    def begin(self, obs: Any) -> None:
+        """Go on from the first observations ``[N, ...]`` of new episodes."""
+        self._obs = obs
         self._memory = self.network.first_memory(self.env.num_envs)
         self._discounted_sums = torch.zeros(self.env.num_envs, dtype=torch.float64)
         self.episodes.begin(self.env.num_envs)
@@ -221,21 +177,35 @@ class RolloutCollector:
         Returns:
             Why episodes were begun afresh, or ``None`` if they go on.
         """
-        self.generator.set_state(state["generator"])
-        obs = tree_map(lambda tensor: tensor.numpy().copy(), state["obs"])
+        obs = tree_map(Tensor.numpy, state["obs"])
         open_returns = state["episodes"]["open_returns"].numpy()
         failure = restore_envs(self.env, state["environments"], obs, open_returns)
-        self.episodes.load_state_dict(state["episodes"])
+        self.load_without_environments(state)
         if failure is not None:
             self.reset(restart_seed)
-            return failure
-        self._obs = obs
+        return failure
+
+    def load_without_environments(self, state: dict[str, Any]) -> None:
+        """As :meth:`load_state_dict`, of environments that are in the state already."""
+        self.generator.set_state(state["generator"])
+        self.episodes.load_state_dict(state["episodes"])
+        self._obs = tree_map(lambda tensor: tensor.numpy().copy(), state["obs"])
         if self.reward_scaler is not None:
             self._discounted_sums = state["discounted_sums"].clone()
         if self._memory is not None:
-            saved = Memory(**state["memory"])
-            self._memory = tree_map(lambda tensor, like: tensor.to(like, copy=True), saved, self._memory)
-        return None
+            self._memory = _restored(state.get("memory"), self._memory)
+
+    def episode_scalars(self) -> dict[str, float]:
+        """Of the latest episodes, see :meth:`EpisodeStatistics.scalars`."""
+        return self.episodes.scalars()
+
+    def shared(self) -> list[Tensor]:
+        """What others must know after a rollout: nothing, as there are none."""
+        return []
+
+    def take(self, shared: Sequence[Tensor]) -> list[torch.Generator]:
+        """The generator of the order in which samples are learnt from; ``shared`` is what others have learnt."""
+        return [self.generator]
 
     @torch.no_grad()
     def collect(self) -> Rollout:
@@ -251,6 +221,25 @@ class RolloutCollector:
             return self._collect()
 
     def _collect(self) -> Rollout:
+        steps = self.steps()
+        actions = next(steps)
+        while True:
+            try:
+                step = self.env.step(actions)
+            except EnvironmentFailure as failure:
+                steps.throw(failure)
+                raise
+            try:
+                actions = steps.send(step)
+            except StopIteration as end:
+                rollout: Rollout = end.value
+                return rollout
+
+    def steps(self) -> Generator[npt.NDArray[Any], Any, Rollout]:
+        """A rollout as a coroutine: yields the actions of each step, and is sent what the environments gave.
+
+        An :class:`EnvironmentFailure` that is thrown into it comes back with the step, or as another one before it.
+        """
         if self._obs is None:
             raise RuntimeError("collect() needs a reset(seed) first")
         steps, num_envs = self.num_steps, self.env.num_envs
@@ -274,7 +263,7 @@ class RolloutCollector:
             tree_map(Tensor.copy_, seen_rows[t], with_memory(self._as_input(self._obs), self._memory))
             env_actions = distribution.to_env(to_numpy(self.acting.act(t)))
             try:
-                self._obs, rewards[t], terminated[t], truncated[t], infos = self.env.step(env_actions)
+                self._obs, rewards[t], terminated[t], truncated[t], infos = yield env_actions
             except EnvironmentFailure as failure:
                 # The action may be the consequence of a number that is not finite: that is the fault to report.
                 check_finite(rows(obs, slice(t + 1)), rewards[:t], self._obs, final_obs)
@@ -353,6 +342,17 @@ class RolloutCollector:
         for step_and_env, final_value in zip(final_obs, final_values, strict=True):
             next_values[step_and_env] = final_value
         return every_value[:-1], next_values
+
+
+def _restored(saved: Mapping[str, Tensor] | None, like: Memory) -> Memory:
+    """The memory of open episodes from a checkpoint, as ``like``.
+
+    Raises:
+        UsageError: If it is not there, or another network's.
+    """
+    if saved is None or saved["state"].shape != like.state.shape:
+        raise UsageError("the checkpoint has no memory of its episodes that fits the network; use another copy of it")
+    return Memory(*(saved[name].to(now, copy=True) for name, now in like._asdict().items()))
 
 
 class RolloutLoader:

@@ -28,12 +28,13 @@ FIXED_IN_FIT = {
     "env_config": "its environments have been made; set it before fit",
     "network": "the optimizer trains the parameters of the one that it began with; set it before fit",
     "num_envs": f"its environments have been made; {_ELSEWHERE}",
+    "shards": "a run keeps them, as all its random numbers belong to one; set them before fit",
     "num_steps": f"memory for its rollouts has been laid out; {_ELSEWHERE}",
     "minibatch_size": f"updates may be compiled for one size; {_ELSEWHERE}",
     "compile_update": f"it is decided when a run begins; {_ELSEWHERE}",
 }
 AT_LEAST_ONE = (
-    *("total_env_steps", "num_envs", "num_steps", "update_epochs", "minibatch_size"),
+    *("total_env_steps", "num_envs", "shards", "num_steps", "update_epochs", "minibatch_size"),
     *("eval_episodes", "eval_num_envs"),
 )
 WHOLE = (*(name for name in AT_LEAST_ONE if name != "total_env_steps"), "eval_freq")
@@ -189,11 +190,18 @@ def check_settings(ppo: Any, fitting: bool = False) -> None:
         raise UsageError(f"eval_freq={ppo.eval_freq} must not be negative; 0 turns evaluation off")
     if ppo.norm_adv and ppo.minibatch_size == 1:
         raise UsageError("minibatch_size=1 leaves nothing to normalize advantages over; use norm_adv=false")
+    if ppo.shards & (ppo.shards - 1):
+        below = 1 << (ppo.shards.bit_length() - 1)
+        raise UsageError(f"shards={ppo.shards} is no power of two; use {below} or {2 * below}")
+    for name in ("num_envs", "minibatch_size"):
+        if getattr(ppo, name) % ppo.shards:
+            raise UsageError(f"{name}={getattr(ppo, name)} is not divisible by shards={ppo.shards}; make it a multiple")
     length = ppo.network.sequence_length or 1
-    for name in ("num_steps", "minibatch_size"):
-        if getattr(ppo, name) % length:
+    for name, parts in (("num_steps", 1), ("minibatch_size", ppo.shards)):
+        if getattr(ppo, name) % (parts * length):
+            of_shards = f" times shards={parts}" if parts > 1 else ""
             raise UsageError(
-                f"{name}={getattr(ppo, name)} is not divisible by sequence_length={length}; use a multiple"
+                f"{name}={getattr(ppo, name)} is not divisible by sequence_length={length}{of_shards}; use a multiple"
             )
     samples = ppo.num_envs * ppo.num_steps
     if samples % ppo.minibatch_size:

@@ -48,6 +48,14 @@ class Updater(ABC):
     def gradient(self, minibatch: Minibatch) -> Tensor:
         """Compute the gradient of the loss; returns ``PPOLoss.METRICS``, ``[5]``."""
 
+    def flat_gradient(self) -> Tensor:
+        """The gradient in one piece, ``[P]``."""
+        raise NotImplementedError
+
+    def take_gradient(self, flat: Tensor) -> None:
+        """Step along another gradient ``[P]`` than the one that was computed."""
+        raise NotImplementedError
+
     @abstractmethod
     def step(self) -> Tensor:
         """Clip the gradient and step; returns its norm before clipping, a scalar."""
@@ -80,6 +88,17 @@ class EagerUpdater(Updater):
         loss, metrics = self.loss(minibatch, self._coefficients)
         loss.backward(inputs=self._trained)
         return metrics
+
+    def flat_gradient(self) -> Tensor:
+        """Zero for parameters without one."""
+        pieces = [torch.zeros_like(param) if param.grad is None else param.grad for param in self._trained]
+        return torch.cat([piece.flatten() for piece in pieces])
+
+    def take_gradient(self, flat: Tensor) -> None:
+        """Parameters without a gradient stay without one."""
+        for param, piece in zip(self._trained, flat.split([param.numel() for param in self._trained]), strict=True):
+            if param.grad is not None:
+                param.grad.copy_(piece.view_as(param))
 
     def step(self) -> Tensor:
         """Clip by ``clip_grad_norm_``, and let the optimizer step."""

@@ -64,7 +64,7 @@ class PeriodicEvaluation(L.Callback):
         of CartPole with one seed in a hundred.
         """
         agent, run = as_agent(pl_module), run_directory(trainer)
-        self._segment = 0 if run is None else begin_segment(run, self.train_iter)
+        self._segment = 0 if run is None or not trainer.is_global_zero else begin_segment(run, self.train_iter)
         # A checkpoint may have been saved by another callback just before an evaluation that was due.
         if self._is_due(self.train_iter, agent.train_iter):
             self._evaluate(agent)
@@ -119,7 +119,7 @@ class PeriodicEvaluation(L.Callback):
         for group, step in [("evaluator_iter", agent.train_iter), ("evaluator_step", agent.env_steps)]:
             agent.log_scalars({f"{group}/{name}": value for name, value in self.latest.items()}, step)
         run = run_directory(agent.trainer)
-        if run is not None:
+        if run is not None and agent.trainer.is_global_zero:
             add_evaluation(run, self._segment, agent.train_iter, agent.env_steps, self.latest)
         # The name under which Lightning's TensorBoard logger fills the HParams tab.
         agent.log_scalars({"hp_metric": self.best_return}, agent.train_iter)

@@ -69,6 +69,7 @@ class ResumeState(L.Callback):
         ended = trainer.should_stop and as_agent(pl_module).stop_reason is None
         checkpoint[STATE_KEY] = {
             **state,
+            **({"processes": trainer.world_size} if as_agent(pl_module).shards > 1 else {}),
             "format_version": FORMAT_VERSION,
             "ended_by_callback": ended,
             "callback_settings": self._settings,
@@ -134,6 +135,9 @@ class ResumeState(L.Callback):
             if seed != self._seed and not agent.branching:
                 changes.append(f"seed_everything: {seed} -> {self._seed}, without effect on the run's random numbers")
             report = _resume_report(trainer, agent, changes, self.losses)
+            processes = checkpoint[STATE_KEY].get("processes", 1)
+            if processes != trainer.world_size:
+                report.insert(-1, f"  processes: {processes} -> {trainer.world_size}")
             _note_seam(agent, report)
             for line in report:
                 Console().print(printable(line), highlight=False, markup=False, soft_wrap=True)
@@ -148,7 +152,8 @@ class ResumeState(L.Callback):
         half_restored = (
             self._resumed is not None and trainer.global_step != self._resumed[STATE_KEY]["counters"]["train_iter"]
         )
-        if self._final is None and not half_restored:
+        # Of several processes one alone cannot have the state of all.
+        if self._final is None and not half_restored and trainer.world_size == 1:
             self._final = self._waiting() or save_after_failure(agent)
         note_left(find_callbacks(trainer, L.Callback))
         agent.close_after(exception)

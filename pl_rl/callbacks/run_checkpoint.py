@@ -76,7 +76,7 @@ class RunCheckpoint(Checkpoint):
         """
         agent = as_agent(pl_module)
         path = Path(self.path(trainer, "last"))
-        if is_regular(path) and not (trainer.ckpt_path and path.samefile(trainer.ckpt_path)):
+        if trainer.is_global_zero and is_regular(path) and not (trainer.ckpt_path and path.samefile(trainer.ckpt_path)):
             # A copy, so that there is a last checkpoint at every moment.
             put_aside(path, path.parent.parent, path.name)
         self._save_best(trainer, agent)

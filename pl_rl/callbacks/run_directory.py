@@ -13,6 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from pl_rl.agent import Agent, as_agent
 from pl_rl.callbacks.lookup import find_callback, find_callbacks
 from pl_rl.checkpoints.format import STATE_KEY
+from pl_rl.errors import UsageError
 from pl_rl.files.writing import CHECKPOINTS
 from pl_rl.runs.claim import claim, join_loggers
 from pl_rl.runs.directory import LOG_ROOT, display_path, own_run, run_of_checkpoint
@@ -91,6 +92,19 @@ class RunDirectory(L.Callback):
         self._has_begun = True
         return self.path
 
+    def follow(self, run: Path | None, run_id: str) -> None:
+        """Be where the first process has begun or continued a run.
+
+        Raises:
+            UsageError: If the directory is not there, as the processes' folders are not the same.
+        """
+        if run is not None and not run.is_dir():
+            raise UsageError(
+                f"run directory {display_path(run)!r} of the first process is not there for another; use a folder that "
+                "all machines share, with --trainer.default_root_dir"
+            )
+        self.path, self.run_id, self._has_begun = run, run_id, True
+
     def take_up(self, path: Path, checkpoint: dict[str, Any], branch: bool) -> list[str]:
         """Let the trackers go on with the runs of a checkpoint, or note that theirs branch off from there.
 
@@ -122,7 +136,7 @@ class RunDirectory(L.Callback):
         if STATE_KEY in checkpoint:  # else the run failed before it had a state
             checkpoint[STATE_KEY]["run_id"] = self.run_id
         checkpoint[LOGS_KEY] = []
-        if self.path is not None and self.path.is_dir():
+        if self.path is not None and self.path.is_dir() and trainer.is_global_zero:
             mark(self.path, self.path, self.run_id)
             checkpoint[LOGS_KEY] = measure_logs(trainer.loggers, self.path, self.run_id, self._meter)
         if self.trackers:

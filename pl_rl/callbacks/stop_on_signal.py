@@ -62,6 +62,8 @@ class StopOnSignal(Checkpoint):
         """RunCheckpoint has just saved: the first iteration, of unknown length, may be left."""
         self._training = True
         self._copy = None
+        if trainer.world_size > 1:
+            self._interruption.safe_to_raise = False  # processes leave together
         self._begin(trainer, as_agent(pl_module))
 
     def on_train_batch_end(
@@ -74,7 +76,9 @@ class StopOnSignal(Checkpoint):
         """Leave if asked to, and otherwise see to it that the next iteration can be left."""
         self._interruption.set_alarm(0)
         agent, checkpoint = as_agent(pl_module), _checkpoint(trainer)
-        if self._interruption.received is not None:
+        received = agent.shards_here.largest(self._interruption.received or 0)
+        if received:
+            self._interruption.received = received
             checkpoint.save_last(trainer, agent)
             self._copy = None
             self._interruption.leave()
@@ -83,7 +87,7 @@ class StopOnSignal(Checkpoint):
         self._most_updates = max(self._most_updates, agent.train_iter - self._train_iter)
         if is_due(agent.train_iter, agent.train_iter + self._most_updates, evaluation_of(trainer).every):
             seconds += self._after_seconds
-        if seconds < LONG_SECONDS:
+        if seconds < LONG_SECONDS or trainer.world_size > 1:
             self._interruption.safe_to_raise = False
             self._copy = None
         elif checkpoint.saved_iteration == agent.iteration:
@@ -102,7 +106,7 @@ class StopOnSignal(Checkpoint):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Save the state before an iteration that was left, and say how to go on."""
         self._interruption.set_alarm(0)
-        if not isinstance(exception, Interrupted):
+        if not isinstance(exception, Interrupted) or not trainer.is_global_zero:
             return
         agent, checkpoint = as_agent(pl_module), _checkpoint(trainer)
         if not self._training:

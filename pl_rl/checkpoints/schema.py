@@ -136,6 +136,20 @@ COLLECTOR = record(
     },
 )
 
+_SHARDS = record({"shards": sequence(COLLECTOR)})
+
+
+def _collector(value: Any, place: str) -> None:
+    """One for all environments, or one for each shard."""
+    sharded = isinstance(value, dict) and "shards" in value
+    (_SHARDS if sharded else COLLECTOR)(value, place)
+
+
+def shards_of(collector: Mapping[str, Any]) -> list[Any]:
+    """The states of all shards; without shards that of the whole is the only one."""
+    return list(collector["shards"]) if "shards" in collector else [collector]
+
+
 # Of settings that were changed while the run trained.
 _LIVE_SETTING = that(lambda value: value is None or isinstance(value, bool | int | float), "a number")
 _RATES = record(
@@ -156,7 +170,7 @@ STATE = record(
             },
             {"settings": mapping(_LIVE_SETTING), "learning_rate": number(0), "rates": _RATES},
         ),
-        "collector": COLLECTOR,
+        "collector": _collector,
         "random": RANDOM,
         "platform": mapping(TEXT),
         "seed_everything": _SEED,
@@ -167,7 +181,10 @@ STATE = record(
         "spaces": maybe(mapping(PLAIN)),
         "callback_settings": maybe(mapping(SETTING)),
     },
-    {"network": maybe(sequence(_LAYERS))},  # as it may be found when the run is continued, its layers in words
+    {
+        "processes": whole(1),
+        "network": maybe(sequence(_LAYERS)),
+    },  # as it may be found when the run is continued, its layers in words
 )
 
 _EPISODES = record(
@@ -290,7 +307,17 @@ def check_checkpoint(checkpoint: Any) -> None:
     counters = checkpoint["pl_rl"]["counters"]
     if "rates" in counters and "learning_rate" not in counters:
         raise Misfit("pl_rl.counters.learning_rate", None, "there, as the groups' rates are")
-    collector = checkpoint["pl_rl"]["collector"]
+    states = shards_of(checkpoint["pl_rl"]["collector"])
+    scaled = "reward_scaler.var" in checkpoint["state_dict"]
+    num_envs = sum(_check_collector(state, scaled) for state in states)
+    said = checkpoint["hyper_parameters"]
+    for name, there in (("num_envs", num_envs), ("shards", len(states))):
+        if said.get(name, there) != there:  # else so many would be made before the states are found to be fewer
+            raise Misfit(f"hyper_parameters.{name}", said[name], f"{there}, as the environments' states are")
+
+
+def _check_collector(collector: Mapping[str, Any], scaled: bool) -> int:
+    """Compare the parts of a collector's state; returns how many environments it is of."""
     num_envs = len(collector["episodes"]["open_returns"])
     parts = {
         **_parts_of(collector["obs"]),
@@ -298,7 +325,7 @@ def check_checkpoint(checkpoint: Any) -> None:
         "discounted_sums": collector.get("discounted_sums"),
         **{f"memory.{name}": part for name, part in collector.get("memory", {}).items()},
     }
-    if "reward_scaler.var" in checkpoint["state_dict"] and parts["discounted_sums"] is None:
+    if scaled and parts["discounted_sums"] is None:
         raise Misfit("pl_rl.collector.discounted_sums", None, "there, as rewards are scaled")
     environments = collector["environments"]
     if environments is not None and isinstance(environments["state"], list):
@@ -313,6 +340,4 @@ def check_checkpoint(checkpoint: Any) -> None:
     for name, part in parts.items():
         if part is not None and len(part) != num_envs:
             raise Misfit(f"pl_rl.collector.{name}", part, f"of {num_envs} environments, as open_returns is")
-    said = checkpoint["hyper_parameters"].get("num_envs", num_envs)
-    if said != num_envs:  # else so many would be made before the states are found to be fewer
-        raise Misfit("hyper_parameters.num_envs", said, f"{num_envs}, as open_returns is")
+    return num_envs

@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from pl_rl.agent import Agent
+from pl_rl.checkpoints.schema import shards_of
 from pl_rl.envs import SNAPSHOTS, replayed_steps
 from pl_rl.envs.spaces import describe_spaces
 from pl_rl.seeding.random_state import restore_random_state, save_random_state
@@ -75,16 +76,17 @@ def restore_training_state(agent: Agent, state: dict[str, Any], branch: bool) ->
         if here.get(name) != there
     ]
     fresh_episodes = derive_seed(agent.run_seed, Stream.ENVIRONMENTS, agent.train_iter)
-    with _progress(replayed_steps(state["collector"]["environments"])), agent.asking_environments():
+    saved = [shard["environments"] for shard in shards_of(state["collector"])]
+    with _progress(sum(map(replayed_steps, saved))), agent.asking_environments():
         failure = agent.collector.load_state_dict(state["collector"], fresh_episodes)
     if failure is not None:
-        if state["collector"]["environments"] is None and type(agent.collector.env) in SNAPSHOTS:
+        if None in saved and type(agent.collector.env) in SNAPSHOTS:
             failure = "they were left in the middle of a step"
         losses.append(f"environments: restarted, as {failure}")
     agent.parent = state["parent"]
     if branch:
-        agent.run_seed = derive_seed(torch.initial_seed(), Stream.BRANCH, agent.train_iter)
-        agent.collector.generator.manual_seed(derive_seed(agent.run_seed, Stream.SAMPLING))
+        agent.run_seed = derive_seed(agent.shards_here.of_first(torch.initial_seed()), Stream.BRANCH, agent.train_iter)
+        agent.collector.reseed(agent.run_seed)
     else:
         # Last, as a replay may draw numbers too.
         restore_random_state(state["random"])

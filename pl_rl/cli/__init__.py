@@ -159,5 +159,7 @@ def _quieten_lightning() -> None:
     logger.addFilter(
         lambda record: not re.match(r"💡|GPU avail|TPU avail|HPU avail|Restor|Loaded model", record.getMessage())
     )
-    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
+    logger.addFilter(lambda record: "distributed_backend=" not in record.getMessage())
+    for name in ("seed", "distributed"):
+        logging.getLogger(f"lightning.fabric.utilities.{name}").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", r".*LeafSpec", category=FutureWarning)

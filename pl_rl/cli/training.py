@@ -24,6 +24,7 @@ from pl_rl.cli.help import TrainerHelp
 from pl_rl.cli.parsing import ConfigFile, Parser, option, setting, with_whole_numbers
 from pl_rl.cli.tables import print_episodes, print_statistics
 from pl_rl.cli.trust import names_said
+from pl_rl.distributed.processes import is_first, led
 from pl_rl.errors import UsageError
 from pl_rl.files.plain_yaml import parse_yaml, read_yaml
 from pl_rl.files.terminal import printable
@@ -63,7 +64,7 @@ class SaveConfig(SaveConfigCallback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Choose a name that is not taken, unless the latest file says the same."""
         run = run_directory(trainer)
-        if run is None or self.already_saved:
+        if run is None or self.already_saved or not trainer.is_global_zero:
             return
         # Not the run's settings but this process's.
         self.config = self.config.clone()
@@ -79,11 +80,12 @@ class SaveConfig(SaveConfigCallback):
             summary.config = latest if self.already_saved else run / self.config_filename
         # Beside its place first: half a configuration would be taken for the run's by every resume to come.
         name, self.config_filename = self.config_filename, ".config.partial"
-        partial = run / self.config_filename
-        partial.unlink(missing_ok=True)
-        super().setup(trainer, pl_module, stage)
-        if partial.exists():  # not where it was saved before
+        if not self.already_saved:
+            partial = run / self.config_filename
+            partial.unlink(missing_ok=True)
+            self.parser.save(self.config, str(partial), skip_none=False, multifile=self.multifile)
             partial.replace(partial.with_name(name))
+            self.already_saved = True
 
 
 class CLI(LightningCLI):
@@ -144,7 +146,7 @@ class CLI(LightningCLI):
             path = None
         if path is None:
             return args
-        if given is None or Path(given).absolute() != path:
+        if is_first() and (given is None or Path(given).absolute() != path):
             print(f"checkpoint: {display_path(path)}, saved {age_of(path)} ago", flush=True)
         unknown = sorted(map(str, checkpoint["hyper_parameters"].keys() - signature(PPO).parameters.keys()))
         if unknown:
@@ -164,7 +166,7 @@ class CLI(LightningCLI):
         if own_config is not None and option(args, "-c", "--config") is None:
             if is_own(own_config, log_root):
                 args = [args[0], "--config", str(own_config), *args[1:]]
-            else:
+            elif is_first():
                 print(
                     f"{display_path(own_config)} is not used, as it lies outside of {display_path(log_root)}; if you "
                     f"trust it, add --config {shlex.quote(display_path(own_config))}",
@@ -178,8 +180,10 @@ class CLI(LightningCLI):
     def _set_seed(self) -> None:
         config = self.config[self.subcommand]
         if config.seed_everything is True:
-            config.seed_everything = secrets.randbelow(2**32)
-            if config.get("ckpt_path") is None or config.get("branch"):  # another run goes on with its own
+            config.seed_everything = led("seed", lambda: secrets.randbelow(2**32))
+            if is_first() and (
+                config.get("ckpt_path") is None or config.get("branch")
+            ):  # another run goes on with its own
                 print(
                     f"seed: {config.seed_everything}, drawn; --seed_everything {config.seed_everything} repeats the run"
                 )
@@ -235,7 +239,8 @@ class CLI(LightningCLI):
         if isinstance(statistics, str) or (statistics and weights.normalizer is not None):
             config.model.norm_obs = settings["norm_obs"] = True
         words = ", ".join(f"{name}={value}" for name, value in settings.items())
-        print(printable(f"network: {words}, as in {display_path(path)}"), flush=True)
+        if is_first():
+            print(printable(f"network: {words}, as in {display_path(path)}"), flush=True)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """The trainer with the callbacks that the verb needs."""

@@ -40,11 +40,15 @@ def is_worth_compiling(loss: PPOLoss, num_updates: int, obs_dtype: Any, minibatc
     """
     if num_updates >= COMPILE_FROM or next(loss.parameters()).device.type != "cpu":
         return num_updates >= COMPILE_FROM
+    return num_updates * flops_of(loss, obs_dtype, minibatch_size) >= COMPILE_FROM * FLOPS_OF_A_MILLISECOND
+
+
+def flops_of(loss: PPOLoss, obs_dtype: Any, minibatch_size: int) -> int:
+    """Of a minibatch's gradient; 0 if they cannot be counted."""
     try:
-        example = make_example(loss.network, obs_dtype, minibatch_size)
+        return count_flops(loss, make_example(loss.network, obs_dtype, minibatch_size))
     except Exception:  # a custom distribution may need other outputs
-        return False
-    return num_updates * count_flops(loss, example) >= COMPILE_FROM * FLOPS_OF_A_MILLISECOND
+        return 0
 
 
 def make_example(network: ActorCritic, obs_dtype: Any, minibatch_size: int) -> Minibatch:

@@ -8,7 +8,10 @@ from pl_rl.algorithm.loss import Coefficients, Minibatch, PPOLoss
 from pl_rl.algorithm.rollout import RolloutCollector
 from pl_rl.algorithm.schedule import LearningRates
 from pl_rl.algorithm.updates import EagerUpdater, Updater
-from pl_rl.compiled.backend import CompiledLearner, is_worth_compiling
+from pl_rl.compiled.backend import CompiledLearner, flops_of, is_worth_compiling
+from pl_rl.distributed.experience import pooling_pays
+from pl_rl.distributed.shards import Shards
+from pl_rl.distributed.updates import ShardedUpdater
 
 
 class Learner:
@@ -19,20 +22,35 @@ class Learner:
         optimizer: As ``configure_optimizers`` made it.
         clip_vloss: Whether the value loss is clipped.
         learning_rate: The model's setting.
+        shards: Of the run.
 
     Attributes:
         rates: Learning rates of the optimizer's groups.
         description: How updates are computed, see :class:`~pl_rl.algorithm.updates.Updater`.
+        pools_rollouts: Whether processes exchange rollouts, and each makes all updates by itself.
     """
 
     def __init__(
-        self, collector: RolloutCollector, optimizer: torch.optim.Optimizer, clip_vloss: bool, learning_rate: float
+        self,
+        collector: RolloutCollector,
+        optimizer: torch.optim.Optimizer,
+        clip_vloss: bool,
+        learning_rate: float,
+        shards: Shards,
     ) -> None:
+        self._shards = shards
         self.rates = LearningRates(optimizer, learning_rate)
         self._collector = collector
         self._eager = EagerUpdater(PPOLoss(collector.network, clip_vloss), optimizer)
         self._compiled: CompiledLearner | None = None
         self.description = self._eager.description
+        self.pools_rollouts = False
+
+    def choose_exchange(self, minibatch_size: int) -> None:
+        """Choose what processes exchange, where there are several; both give the same bits."""
+        if self._shards.world > 1:
+            flops = flops_of(self._eager.loss, self._collector.obs_dtype, minibatch_size)
+            self.pools_rollouts = pooling_pays(flops, self._eager.loss.parameters(), self._shards.world)
 
     def is_worth_compiling(self, num_updates: int, minibatch_size: int) -> bool:
         """See :func:`pl_rl.compiled.backend.is_worth_compiling`."""
@@ -48,10 +66,10 @@ class Learner:
             self._eager.loss,
             self._eager.optimizer,
             self._collector.obs_dtype,
-            minibatch_size,
-            self._collector.env.num_envs,
+            minibatch_size // self._shards.count,
+            self._collector.num_envs,
         )
-        self._collector.acting = self._compiled.acting
+        self._collector.act_with(self._compiled.acting)
         self.description = self._compiled.updates.description
 
     def follow(self, optimizer: torch.optim.Optimizer, clip_vloss: bool) -> str | None:
@@ -70,13 +88,20 @@ class Learner:
         change = None if self._compiled is None else self._compiled.change(optimizer)
         if change is not None:
             self.close()
-            self._collector.acting = EagerActionSelector(self._collector.network)
+            self._collector.act_with(EagerActionSelector(self._collector.network))
             self.description = self._eager.description
         return change
 
+    def updates(self, minibatch_size: int) -> Updater:
+        """The updater of the current iteration, of minibatches of all shards."""
+        if self._shards.count == 1:
+            return self._of_shard
+        size = minibatch_size // self._shards.count // (self._collector.network.sequence_length or 1)
+        return ShardedUpdater(self._of_shard, self._shards, size)
+
     @property
-    def updates(self) -> Updater:
-        """The updater of the current iteration: eager while a parameter is frozen."""
+    def _of_shard(self) -> Updater:
+        """The updater of one shard's part: eager while a parameter is frozen."""
         if self._compiled is None:
             return self._eager
         # A compiled step would move frozen parameters, too.
@@ -91,7 +116,7 @@ class Learner:
         """See :meth:`CompiledLearner.audit`; ``None`` if nothing is compiled."""
         if self._compiled is None:
             return None
-        in_use = self.updates is self._compiled.updates
+        in_use = self._of_shard is self._compiled.updates
         return self._compiled.audit(minibatch if in_use else None, obs, coefficients, iteration)
 
     def close(self) -> None:

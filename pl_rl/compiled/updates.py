@@ -205,6 +205,14 @@ class CompiledUpdater(Updater):
             call.arguments[argument] = field.data_ptr() + chunk * size
         call.results[len(self._parameters)] = metrics.data_ptr()
 
+    def flat_gradient(self) -> Tensor:
+        """In the optimizer's order; overwritten by the next."""
+        return self._mean_gradient
+
+    def take_gradient(self, flat: Tensor) -> None:
+        """Overwrites the one that was computed."""
+        self._mean_gradient.copy_(flat)
+
     def step(self) -> Tensor:
         """Clip and step, by :class:`CompiledAdam`."""
         return self._adam.step(self._max_grad_norm)

@@ -6,7 +6,16 @@ What does not: the policy that acts in them (``algorithm/``), statistics of thei
 
 from pl_rl.envs.config import EnvConfig
 from pl_rl.envs.make import close_single, make_env, make_single
-from pl_rl.envs.snapshot import SNAPSHOTS, Restored, Snapshot, replayed_steps, restore_envs, save_envs
+from pl_rl.envs.snapshot import (
+    SNAPSHOTS,
+    Restored,
+    Snapshot,
+    join_shards,
+    replayed_steps,
+    restore_envs,
+    save_envs,
+    save_shards,
+)
 from pl_rl.envs.vector import AnyVectorEnv, make_vector_env, vectorization_of
 
 __all__ = [
@@ -16,11 +25,13 @@ __all__ = [
     "Restored",
     "Snapshot",
     "close_single",
+    "join_shards",
     "make_env",
     "make_single",
     "make_vector_env",
     "replayed_steps",
     "restore_envs",
     "save_envs",
+    "save_shards",
     "vectorization_of",
 ]

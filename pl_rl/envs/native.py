@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.spaces import MultiDiscrete
+from gymnasium.utils.seeding import np_random
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from pl_rl.errors import UsageError
@@ -35,14 +36,40 @@ class SameStepCartPoleVectorEnv(CartPoleVectorEnv):
     """Vectorized CartPole that resets an ended episode within the step that ended it.
 
     Gymnasium's class resets in the next step, whose transition is a dummy that every rollout would have to leave out.
+
+    Args:
+        shards: Equal blocks of environments, each with random numbers of its own; of one these are gymnasium's.
     """
 
     # Gymnasium declares it without ClassVar.
     metadata = {**CartPoleVectorEnv.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, shards: int = 1, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._shards = shards
         self.action_space = Trusted(cast(MultiDiscrete, self.action_space).nvec)
+
+    @property
+    def generators(self) -> list[np.random.Generator]:
+        """Of each shard."""
+        return [self.np_random] if self._shards == 1 else self._generators
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Floats, dict[str, Any]]:
+        """Begin an episode in each; those of a shard as if there were no others, with the seed of its first one."""
+        obs, infos = super().reset(seed=seed, options=options)
+        if self._shards == 1:
+            return obs, infos
+        firsts = range(0, self.num_envs, self.num_envs // self._shards)
+        self._generators = [np_random(None if seed is None else seed + first)[0] for first in firsts]
+        self._draw(np.ones(self.num_envs, dtype=np.bool_))
+        return cast(Floats, self.state).T.astype(np.float32), infos
+
+    def _draw(self, begun: Bools) -> None:
+        """The first states of episodes ``[N]``."""
+        state = cast(Floats, self.state)
+        for block, generator in zip(np.split(np.arange(self.num_envs), self._shards), self.generators, strict=True):
+            here = block[begun[block]]
+            state[:, here] = generator.uniform(self.low, self.high, size=(4, len(here)))
 
     def step(self, action: npt.NDArray[np.integer[Any]]) -> tuple[Floats, Floats, Bools, Bools, dict[str, Any]]:
         """One step of all environments; ``infos["final_obs"][i]`` is the last observation of an ended episode."""
@@ -50,11 +77,10 @@ class SameStepCartPoleVectorEnv(CartPoleVectorEnv):
         ended = self.prev_done
         if ended.any():
             infos = {"final_obs": obs.copy(), "_final_obs": ended}
-            state = cast(Floats, self.state)
-            state[:, ended] = self.np_random.uniform(self.low, self.high, size=(4, ended.sum()))
+            self._draw(ended)
             self.steps[ended] = 0
             self.prev_done = np.zeros_like(ended)
-            obs[ended] = state[:, ended].T
+            obs[ended] = cast(Floats, self.state)[:, ended].T
         return obs, rewards, terminated, truncated, infos
 
 

@@ -23,6 +23,10 @@ class Snapshot(NamedTuple):
     """Takes the environment and returns its state, made of tensors and builtins only."""
     restore: Callable[[Any, Any], "Restored | None"]
     """Takes an environment and a state, and returns what can be compared, or ``None`` if it failed."""
+    split: Callable[[Any, int], list[Any]] | None = None
+    """Takes a state and a number of shards, and returns the states of these; ``None`` where that cannot be done."""
+    join: Callable[[list[Any]], Any] | None = None
+    """The inverse of ``split``."""
 
 
 class Restored(NamedTuple):
@@ -37,12 +41,29 @@ class Restored(NamedTuple):
 
 
 def _save_cartpole(env: SameStepCartPoleVectorEnv) -> dict[str, Any]:
+    states = [generator.bit_generator.state for generator in env.generators]
     return {
         "state": torch.from_numpy(np.array(env.state)),
         "steps": torch.from_numpy(env.steps.copy()),
         "prev_done": torch.from_numpy(env.prev_done.copy()),
-        "generator": env.np_random.bit_generator.state,
+        "generator": states[0] if len(states) == 1 else states,
     }
+
+
+def _split_cartpole(saved: dict[str, Any], shards: int) -> list[dict[str, Any]]:
+    arrays = {name: saved[name].chunk(shards, -1) for name in ("state", "steps", "prev_done")}
+    states = saved["generator"] if isinstance(saved["generator"], list) else [saved["generator"]]
+    return [
+        {**{name: parts[shard].clone() for name, parts in arrays.items()}, "generator": state}
+        for shard, state in enumerate(states)
+    ]
+
+
+def _join_cartpole(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    joined: dict[str, Any] = {
+        name: torch.cat([part[name] for part in parts], -1) for name in ("state", "steps", "prev_done")
+    }
+    return {**joined, "generator": [part["generator"] for part in parts]}
 
 
 def _restore_cartpole(env: SameStepCartPoleVectorEnv, saved: dict[str, Any]) -> Restored | None:
@@ -52,7 +73,9 @@ def _restore_cartpole(env: SameStepCartPoleVectorEnv, saved: dict[str, Any]) -> 
     env.state = state
     env.steps = saved["steps"].numpy().copy()
     env.prev_done = saved["prev_done"].numpy().copy()
-    env.np_random.bit_generator.state = saved["generator"]
+    states = saved["generator"] if isinstance(saved["generator"], list) else [saved["generator"]]
+    for generator, generator_state in zip(env.generators, states, strict=True):
+        generator.bit_generator.state = generator_state
     return Restored(state.T.astype(np.float32))
 
 
@@ -91,6 +114,15 @@ def _restore_replays(env: SyncEnvs | AsyncEnvs, saved: list[dict[str, Any]]) -> 
     return Restored(obs, np.array(env.get_attr("replayed_return")), env.get_attr("replay_fault"))
 
 
+def _split_replays(saved: list[dict[str, Any]], shards: int) -> list[list[dict[str, Any]]]:
+    size = len(saved) // shards
+    return [saved[first : first + size] for first in range(0, len(saved), size)]
+
+
+def _join_replays(parts: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    return [replay for part in parts for replay in part]
+
+
 def _window(saved: Mapping[str, Any], sums: list[list[int]] | None) -> Window:
     """The inverse of :func:`_saved_window`."""
     return {
@@ -104,10 +136,10 @@ def _window(saved: Mapping[str, Any], sums: list[list[int]] | None) -> Window:
 
 
 SNAPSHOTS: dict[type[AnyVectorEnv], Snapshot] = {
-    SameStepCartPoleVectorEnv: Snapshot(_save_cartpole, _restore_cartpole),
-    SyncEnvs: Snapshot(_save_replays, _restore_replays),
-    AsyncEnvs: Snapshot(_save_replays, _restore_replays),
-    NativeAtariEnvs: Snapshot(_save_replays, _restore_replays),
+    SameStepCartPoleVectorEnv: Snapshot(_save_cartpole, _restore_cartpole, _split_cartpole, _join_cartpole),
+    SyncEnvs: Snapshot(_save_replays, _restore_replays, _split_replays, _join_replays),
+    AsyncEnvs: Snapshot(_save_replays, _restore_replays, _split_replays, _join_replays),
+    NativeAtariEnvs: Snapshot(_save_replays, _restore_replays, _split_replays, _join_replays),
 }
 """By class; add your own vector environment's here."""
 
@@ -116,6 +148,24 @@ def save_envs(env: AnyVectorEnv) -> dict[str, Any] | None:
     """The state of all environments, or ``None`` if their class is not in ``SNAPSHOTS``."""
     snapshot = SNAPSHOTS.get(type(env))
     return None if snapshot is None else {"class": _kind(type(env).__name__), "state": snapshot.save(env)}
+
+
+def save_shards(env: AnyVectorEnv, shards: int) -> list[dict[str, Any] | None]:
+    """As :func:`save_envs`, of each shard by itself."""
+    saved, snapshot = save_envs(env), SNAPSHOTS.get(type(env))
+    if saved is None or snapshot is None or snapshot.split is None:
+        return [None] * shards
+    return [{**saved, "state": part} for part in snapshot.split(saved["state"], shards)]
+
+
+def join_shards(env: AnyVectorEnv, parts: list[dict[str, Any] | None]) -> dict[str, Any] | None:
+    """The inverse of :func:`save_shards`, for environments that are as yet in no state."""
+    snapshot, there = SNAPSHOTS.get(type(env)), [part for part in parts if part is not None]
+    if len(there) < len(parts) or snapshot is None or snapshot.join is None:
+        return None
+    if len({_kind(part["class"]) for part in [*there, {"class": type(env).__name__}]}) > 1:
+        return there[0]  # of another class, which is said
+    return {**there[0], "state": snapshot.join([part["state"] for part in there])}
 
 
 def replayed_steps(saved: dict[str, Any] | None) -> int:

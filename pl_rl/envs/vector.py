@@ -23,13 +23,14 @@ from pl_rl.errors import UsageError
 AnyVectorEnv = VectorEnv[Any, Any, Any]
 
 
-def make_vector_env(config: EnvConfig, num_envs: int, training: bool = False) -> AnyVectorEnv:
+def make_vector_env(config: EnvConfig, num_envs: int, training: bool = False, shards: int = 1) -> AnyVectorEnv:
     """``num_envs`` copies of an environment, stepped together.
 
     Args:
         config: The environment.
         num_envs: How many.
         training: Whether they also have ``train_wrappers``.
+        shards: Equal blocks of them; what one does, another must not change.
 
     Raises:
         UsageError: As :func:`~pl_rl.envs.make_env`; or if ``native`` vectorization does not exist, or does not support
@@ -38,7 +39,7 @@ def make_vector_env(config: EnvConfig, num_envs: int, training: bool = False) ->
     import_modules(config)
     if config.vectorization in ("auto", "native"):
         try:
-            return _make_native(config, num_envs, training)
+            return _make_native(config, num_envs, training, shards)
         except NoNativeVectorization:
             if config.vectorization == "native":
                 raise
@@ -55,7 +56,7 @@ def vectorization_of(env: AnyVectorEnv) -> str:
     return {SyncEnvs: "sync", AsyncEnvs: "async"}.get(type(env), "native")
 
 
-def _make_native(config: EnvConfig, num_envs: int, training: bool) -> AnyVectorEnv:
+def _make_native(config: EnvConfig, num_envs: int, training: bool, shards: int) -> AnyVectorEnv:
     registered = gym.registry.get(config.id)
     if registered is None:
         raise NoNativeVectorization(config.id)
@@ -72,6 +73,6 @@ def _make_native(config: EnvConfig, num_envs: int, training: bool) -> AnyVectorE
         raise NoNativeVectorization(config.id, "wrappers")
     defaults = {**registered.kwargs, "max_episode_steps": registered.max_episode_steps}
     try:
-        return native(num_envs=num_envs, **{**defaults, **config.kwargs})
+        return native(num_envs=num_envs, shards=shards, **{**defaults, **config.kwargs})
     except TypeError as error:
         raise UsageError(f"environment {config.id!r} with kwargs={config.kwargs} cannot be made: {error}") from error

@@ -52,6 +52,17 @@ class RunningStatistics(nn.Module):
         """Standard deviation ``[...]``, with epsilon."""
         return (self.var + EPSILON).sqrt()
 
+    def moments(self) -> Tensor:
+        """Mean, variance and count in one piece, ``[K]``."""
+        return torch.cat([self.mean.flatten(), self.var.flatten(), self.count.view(1)])
+
+    def load_moments(self, moments: Tensor) -> None:
+        """The inverse of :meth:`moments`."""
+        size = self.mean.numel()
+        self.mean.copy_(moments[:size].view_as(self.mean))
+        self.var.copy_(moments[size : 2 * size].view_as(self.var))
+        self.count.copy_(moments[-1])
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Do nothing: the statistics stay in float64 on the CPU when the model is moved or converted."""
         return self
@@ -217,6 +228,32 @@ class RewardScaler(RunningStatistics):
         self.var.copy_(var[-1])
         self.count.copy_(count[-1])
         return (rewards / scale).clamp(-CLIP, CLIP), sums_after
+
+
+def merged_moments(before: Tensor, after: Tensor) -> Tensor:
+    """Statistics that went on in several places, as if in one.
+
+    Args:
+        before: ``[K]``, see :meth:`RunningStatistics.moments`, of what they began with.
+        after: ``[S, K]``, each with samples of its own besides.
+
+    Source: the parallel formula, as in :meth:`ObservationNormalizer.update`.
+    """
+    sizes = [len(before) // 2, len(before) // 2, 1]
+    first_mean, first_var, first_count = mean, var, count = before.split(sizes)
+    for moments in after:
+        its_mean, its_var, its_count = moments.split(sizes)
+        new = its_count - first_count
+        if new == 0:
+            continue
+        # Of its own samples alone, by the formula solved for one side.
+        new_mean = first_mean + (its_mean - first_mean) * its_count / new
+        of_means = (new_mean - first_mean).square() * first_count * new / its_count
+        new_squares = its_var * its_count - first_var * first_count - of_means
+        share, delta = new / (count + new), new_mean - mean
+        var = var * (1 - share) + new_squares / (count + new) + delta.square() * share * (1 - share)
+        mean, var, count = mean + delta * share, var.clamp(min=0), count + new
+    return torch.cat([mean, var, count])
 
 
 def discounted_sums(rewards: Tensor, ended: Tensor, gamma: float, open_sums: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from pl_rl.callbacks.pretrained import PretrainedCheckpoint
 from pl_rl.callbacks.run_directory import RunDirectory
 from pl_rl.checkpoints.compatibility import check_fit
 from pl_rl.checkpoints.format import read_checkpoint
+from pl_rl.distributed.processes import is_first, led
 from pl_rl.errors import UsageError
 from pl_rl.files.writing import LOG_FILES, check_names
 from pl_rl.resume.auto_resume import checkpoint_of_command, requeued
@@ -50,11 +51,15 @@ def find_start(ckpt_path: str | Path | None, auto_resume: bool, command: list[st
         UsageError: If there is no such checkpoint, or it is damaged.
     """
     auto_resume = auto_resume or requeued()
-    found = checkpoint_of_command(command, log_root) if auto_resume else None
-    if found is None and ckpt_path is None:
-        return Start(None, {}, auto_resume, of_command=False)
-    path = found or find_checkpoint(str(ckpt_path), log_root)
-    return Start(path, read_checkpoint(path), auto_resume, of_command=found is not None)
+
+    def find() -> dict[str, Any]:
+        found = checkpoint_of_command(command, log_root) if auto_resume else None
+        path = found if found is not None or ckpt_path is None else find_checkpoint(str(ckpt_path), log_root)
+        return {"path": None if path is None else str(path.absolute()), "of_command": found is not None}
+
+    told = led("start", find)
+    path = None if told["path"] is None else Path(told["path"])
+    return Start(path, {} if path is None else read_checkpoint(path), auto_resume, told["of_command"])
 
 
 def check_start(start: Start, trainer: L.Trainer, model: L.LightningModule, branch: bool) -> None:
@@ -86,6 +91,8 @@ def enter_run_directory(
 ) -> None:
     """Lock the directory that the run is in or will be, continue its logs, note the command that began it.
 
+    The first process does so; others are told where it is.
+
     Args:
         start: Of the fit.
         trainer: Of the fit.
@@ -100,6 +107,26 @@ def enter_run_directory(
     found = [callback for callback in callbacks_of_fit(trainer, model) if isinstance(callback, RunDirectory)]
     if not found or cast(Any, trainer).fast_dev_run:  # which writes nothing
         return
+
+    def enter() -> dict[str, Any]:
+        missing_logs = _enter(found[0], start, trainer, branch, command, locks)
+        return {
+            "run": None if found[0].path is None else str(found[0].path.absolute()),
+            "run_id": found[0].run_id,
+            "missing_logs": missing_logs,
+        }
+
+    told = led("place", enter)
+    if not is_first():
+        found[0].follow(None if told["run"] is None else Path(told["run"]), told["run_id"])
+    if isinstance(model, Agent):
+        model.missing_logs = told["missing_logs"]
+
+
+def _enter(
+    directory: RunDirectory, start: Start, trainer: L.Trainer, branch: bool, command: list[str], locks: ExitStack
+) -> list[str]:
+    """As :func:`enter_run_directory`, in the first process; returns what the logs lack."""
     continued = None
     missing_logs: list[str] = []
     if start.path is not None and not branch:
@@ -107,15 +134,14 @@ def enter_run_directory(
         if continued is not None:
             locks.enter_context(locked(continued))
         missing_logs = RunDirectory.reuse(trainer, start.path, start.checkpoint)
-    run = found[0].begin(trainer, continued)
+    run = directory.begin(trainer, continued)
     if start.path is not None:
-        missing_logs += found[0].take_up(start.path, start.checkpoint, branch)
-    if isinstance(model, Agent):
-        model.missing_logs = missing_logs
+        missing_logs += directory.take_up(start.path, start.checkpoint, branch)
     if run is None:
-        return
+        return missing_logs
     if continued is None:
         locks.enter_context(locked(run))
     elif trainer.loggers:
         check_names(run, LOG_FILES)
     note_command(run, command)
+    return missing_logs

@@ -9,6 +9,7 @@ from pl_rl.agent import STATISTICS
 from pl_rl.algorithm.evaluation import format_return
 from pl_rl.callbacks.pretrained import lineage_rows
 from pl_rl.checkpoints.format import STATE_KEY, read_checkpoint
+from pl_rl.checkpoints.schema import shards_of
 from pl_rl.runs.directory import age_of, display_path, run_of_checkpoint
 
 
@@ -20,7 +21,8 @@ def describe_checkpoint(path: Path) -> list[tuple[str, str]]:
     """
     checkpoint = read_checkpoint(path)
     state, settings = checkpoint[STATE_KEY], checkpoint["hyper_parameters"]
-    counters, collector = state["counters"], state["collector"]
+    counters, shards = state["counters"], shards_of(state["collector"])
+    episodes = sum(shard["episodes"]["total"] for shard in shards)
     tensors = checkpoint["state_dict"]
     weights = [
         tensor
@@ -37,10 +39,11 @@ def describe_checkpoint(path: Path) -> list[tuple[str, str]]:
             f"iteration {counters['iteration']:,}, train_iter {counters['train_iter']:,}, "
             f"env_steps {counters['env_steps']:,} of {_setting(settings, 'total_env_steps')}",
         ),
-        ("trained", f"{counters['elapsed_seconds']:,.1f} s, {collector['episodes']['total']:,} episodes"),
+        ("trained", f"{counters['elapsed_seconds']:,.1f} s, {episodes:,} episodes"),
         ("seed", str(counters["run_seed"])),
         ("environment", f"{_setting(settings, 'num_envs')} x {settings['env']['id']}"),
-        ("environment state", _environment_state(collector["environments"])),
+        ("environment state", _environment_state([shard["environments"] for shard in shards])),
+        *([("shards", str(len(shards)))] if len(shards) > 1 else []),
         ("network", f"{settings['network']['class_path']}, {sum(t.numel() for t in weights):,} parameters"),
         *_statistics_rows(tensors),
         ("evaluation", _evaluation(checkpoint["callbacks"])),
@@ -60,13 +63,14 @@ def _setting(settings: dict[str, Any], name: str) -> str:
     return f"{settings[name]:,}" if name in settings else "?"
 
 
-def _environment_state(saved: dict[str, Any] | None) -> str:
-    if saved is None:
+def _environment_state(shards: list[dict[str, Any] | None]) -> str:
+    saved = [shard for shard in shards if shard is not None]
+    if len(saved) < len(shards):
         return "none: a resume begins fresh episodes"
-    if isinstance(saved["state"], list):
-        longest = max((len(replay["actions"]) for replay in saved["state"]), default=0)
-        return f"seeds and actions to replay, {longest:,} steps at most ({saved['class']})"
-    return f"saved whole ({saved['class']})"
+    if isinstance(saved[0]["state"], list):
+        longest = max((len(replay["actions"]) for shard in saved for replay in shard["state"]), default=0)
+        return f"seeds and actions to replay, {longest:,} steps at most ({saved[0]['class']})"
+    return f"saved whole ({saved[0]['class']})"
 
 
 def _statistics_rows(tensors: dict[str, Tensor]) -> list[tuple[str, str]]:

@@ -20,6 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pl_rl.agent import STATISTICS, as_agent
 from pl_rl.checkpoints.format import STATE_KEY, read_checkpoint
+from pl_rl.checkpoints.schema import shards_of
 from pl_rl.errors import RunFailure, UsageError
 
 WALL_CLOCK_TAGS = "time/"
@@ -107,20 +108,21 @@ def read_scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
 
 def _components(checkpoint: dict[str, Any], run: Path) -> dict[str, Any]:
     state = checkpoint[STATE_KEY]
+    shards = shards_of(state["collector"])
     counters = {name: value for name, value in state["counters"].items() if name != "elapsed_seconds"}
     prefixes = tuple(STATISTICS.values())
     weights = {name: value for name, value in checkpoint["state_dict"].items() if not name.startswith(prefixes)}
     statistics = {name: value for name, value in checkpoint["state_dict"].items() if name.startswith(prefixes)}
     if statistics:
-        statistics["discounted sums"] = state["collector"].get("discounted_sums")
+        statistics["discounted sums"] = [shard.get("discounted_sums") for shard in shards]
     return {
         "weights": weights,
         "optimizer": checkpoint["optimizer_states"],
         **({"normalizer": statistics} if statistics else {}),
         "counters": {**counters, "epoch": checkpoint["epoch"], "global_step": checkpoint["global_step"]},
-        "random generators": {**state["random"], "sampling": state["collector"]["generator"]},
-        "environments": {"state": state["collector"]["environments"], "obs": state["collector"]["obs"]},
-        "episodes": state["collector"]["episodes"],
+        "random generators": {**state["random"], "sampling": [shard["generator"] for shard in shards]},
+        "environments": [{"state": shard["environments"], "obs": shard["obs"]} for shard in shards],
+        "episodes": [shard["episodes"] for shard in shards],
         "callbacks": _without(str(run.absolute()), checkpoint["callbacks"]),
     }
 

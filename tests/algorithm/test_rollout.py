@@ -7,7 +7,8 @@ import torch
 
 from pl_rl import EnvConfig, MLPActorCritic, RunFailure
 from pl_rl.algorithm import functional as F
-from pl_rl.algorithm.rollout import EpisodeStatistics, RolloutCollector
+from pl_rl.algorithm.episodes import EpisodeStatistics
+from pl_rl.algorithm.rollout import RolloutCollector
 from pl_rl.envs import make_vector_env
 from pl_rl.networks.normalization import ObservationNormalizer
 from tests.example_networks import LinearValue

@@ -295,14 +295,15 @@ def test_bad_input_is_answered_in_one_sentence(args, message, config, capsys):
     assert not Path("lightning_logs").exists(), "nothing was begun"
 
 
-def test_a_slurm_job_of_several_tasks_is_refused(config, capsys, monkeypatch):
+def test_a_slurm_job_of_several_tasks_without_srun_is_refused(config, capsys, monkeypatch):
     for name, value in {"SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "4"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(SystemExit) as ended:
         cli.main(FIT)
     assert ended.value.code == 2
     assert (
-        "error: the SLURM job has 4 tasks, and a run trains in one process; use --ntasks=1" in capsys.readouterr().err
+        "error: the SLURM job has 4 tasks, and this process is none that srun has started; use srun"
+        in capsys.readouterr().err
     )
 
 

@@ -37,6 +37,8 @@ KINDS = {
     "memory, async": {"env": pl_rl.EnvConfig("Pendulum-v1", "async"), "network": LSTM, "norm_obs": True},
     "memory, dict": {"env": pl_rl.EnvConfig(NESTED, "sync"), "network": GRU},
     "memory, mask": masked("async", "info.action_mask") | {"network": LSTM},
+    "dict, two shards": {"env": pl_rl.EnvConfig(NESTED, "sync"), "network": DICTIONARY, "norm_obs": True, "shards": 2},
+    "memory, two shards": masked("async", "info.action_mask") | {"network": LSTM, "shards": 2},
 }
 
 

@@ -1,0 +1,101 @@
+"""What an iteration learns from: samples of shards, in minibatches that all processes agree on.
+
+Shapes: ``S`` shards of the run, ``R`` of which this process has samples, ``M`` samples of one, ``B`` of a minibatch, of
+which ``b`` are of one shard. For a network with a memory ``M`` and ``b`` count sequences.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pl_rl.algorithm import functional as F
+from pl_rl.algorithm.loss import Minibatch
+from pl_rl.algorithm.rollout import RolloutCollector
+from pl_rl.distributed.shards import Shards, checksum
+from pl_rl.networks.records import leaves, split, tree_map
+
+# Measured with gloo on one machine, and a network's arithmetic on one core.
+SECONDS_OF_EXCHANGE = 0.4e-3
+SECONDS_OF_FLOAT = 10e-9
+SECONDS_OF_FLOP = 1 / 150e9
+
+
+class Experience(NamedTuple):
+    """Samples of a rollout, and what of other shards' samples a minibatch depends on."""
+
+    samples: Minibatch
+    """``[R * M, ...]``, shard by shard."""
+    shards: range
+    """The numbers of these ``R`` shards."""
+    advantages: Tensor
+    """``[S, M]`` of all."""
+    values: Tensor
+    """``[S, M]`` of all, V(s) when they were collected."""
+    generators: list[torch.Generator]
+    """Of the orders, of all shards."""
+
+    def minibatches(self, size: int, norm_adv: bool) -> Iterator[Minibatch]:
+        """One pass in a new order.
+
+        Args:
+            size: ``B``.
+            norm_adv: Whether the advantages of each whole minibatch are normalized.
+
+        Returns:
+            Minibatches of ``R * b`` samples, shard by shard.
+        """
+        num_shards, samples = self.advantages.shape[:2]
+        length = self.advantages[0, 0].numel()  # of a sequence; 1 of a single sample
+        device = self.advantages.device
+        orders = torch.stack([torch.randperm(samples, generator=each) for each in self.generators]).to(device)
+        shape = num_shards, -1, size // num_shards // length  # [S, minibatches, b]
+        every = torch.arange(num_shards, device=device).unsqueeze(1)
+        advantages = self.advantages[every, orders].unflatten(1, shape[1:]).transpose(0, 1)
+        if norm_adv:
+            advantages = F.normalize(advantages.reshape(-1, size)).view(advantages.shape)
+        here = slice(self.shards.start, self.shards.stop)
+        firsts = samples * torch.arange(len(self.shards), device=device)
+        order = (orders[here] + firsts.unsqueeze(1)).view(len(self.shards), *shape[1:]).transpose(0, 1).flatten()
+        shuffled: Minibatch = tree_map(partial(torch.index_select, dim=0, index=order), self.samples)
+        shuffled = shuffled._replace(advantages=advantages[:, here].flatten(0, 2))
+        yield from split(shuffled, len(self.shards) * shape[2])
+
+
+def pooling_pays(flops: int, parameters: Iterable[Tensor], world: int) -> bool:
+    """Whether every process had better compute all gradients than exchange those that it has computed.
+
+    Args:
+        flops: Of an update's gradient.
+        parameters: Of the network.
+        world: Number of processes.
+    """
+    exchange = SECONDS_OF_EXCHANGE + SECONDS_OF_FLOAT * sum(parameter.numel() for parameter in parameters)
+    return flops * SECONDS_OF_FLOP * (1 - 1 / world) < exchange * math.log2(world)
+
+
+def share(samples: Minibatch, collector: RolloutCollector, shards: Shards, whole: bool) -> Experience:
+    """Exchange what processes must know of each other's rollouts, once an iteration.
+
+    Args:
+        samples: ``[L * M, ...]`` of this process's shards.
+        collector: Has collected them.
+        shards: Of the run.
+        whole: Exchange the samples as well: every process then makes all updates by itself.
+
+    Raises:
+        RunFailure: If the processes' weights differ.
+    """
+    by_shard: Minibatch = tree_map(lambda field: field.unflatten(0, (len(shards.local), -1)), samples)
+    sent = leaves(by_shard) if whole else [by_shard.advantages, by_shard.values]
+    gathered = shards.gather([*sent, *collector.shared()], lambda: checksum(list(collector.network.parameters())))
+    generators = collector.take(gathered[len(sent) :])
+    if not whole:
+        return Experience(samples, shards.local, gathered[0], gathered[1], generators)
+    received = iter(gathered)
+    every: Minibatch = tree_map(lambda _: next(received), by_shard)
+    flat: Minibatch = tree_map(lambda field: field.flatten(0, 1), every)
+    return Experience(flat, range(shards.count), every.advantages, every.values, generators)

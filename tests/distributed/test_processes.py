@@ -1,0 +1,184 @@
+"""A run has the same bits with any number of processes, and goes on with another number of them."""
+
+import os
+import signal
+
+import lightning as L
+import pytest
+import torch
+
+import pl_rl
+import tests.faulty_environments
+import tests.uncertain_environments  # noqa: F401  (registers environments)
+from pl_rl.callbacks import RunCheckpoint
+from pl_rl.checkpoints.format import read_checkpoint
+from pl_rl.tools.verification import compare_runs
+from tests.distributed.support import in_processes
+from tests.resume.test_resume import RUN, account, last_of, run_of, train
+
+SHARDED = {"shards": 4, "num_envs": 8, "compile_update": False}
+BOTH_NORMS = {"env": "Pendulum-v1", "norm_obs": True, "norm_reward": True, "target_kl": 0.01}
+
+
+def train_in(world, root, until, ckpt_path=None, **settings):
+    """As :func:`train`, in some processes; the faults of each, in words."""
+
+    def fit(rank):
+        torch.set_num_threads(1)
+        train(root, until, ckpt_path, trainer_class=trainer_of(world), **{**SHARDED, **settings})
+
+    if world == 1:
+        train(root, until, ckpt_path, **{**SHARDED, **settings})
+        return [None]
+    return in_processes(world, fit)
+
+
+def trainer_of(world):
+    return lambda **settings: pl_rl.Trainer(**settings, devices=world)
+
+
+def differences(one, other):
+    return {name: text for name, text in compare_runs(run_of(one), run_of(other)).items() if text is not None}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"env": "CartPole-v1"},
+        {"env": "CartPole-v1", "compile_update": True},
+        BOTH_NORMS,
+        {**BOTH_NORMS, "compile_update": True},
+        {"env": pl_rl.EnvConfig("Acrobot-v1", "async"), "anneal_lr": True, "clip_vloss": True},
+        {"env": "PlRlTest/Pictures-v0", "network": pl_rl.CNNActorCritic, "eval_freq": 0},
+    ],
+    ids=lambda settings: "-".join(str(getattr(value, "id", value)) for value in settings.values()),
+)
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_a_run_has_the_same_bits_with_any_number_of_processes(tmp_path, settings, world):
+    train_in(1, tmp_path / "one", 4, **settings)
+    assert train_in(world, tmp_path / "several", 4, **settings) == [None] * world
+    assert differences(tmp_path / "one", tmp_path / "several") == {}
+    assert not run_of(tmp_path / "several", version=1).exists()
+
+
+def test_exchanged_gradients_and_rollouts_give_the_same_bits(tmp_path, monkeypatch):
+    for pays in (False, True):
+        monkeypatch.setattr("pl_rl.compiled.learner.pooling_pays", lambda *_, pays=pays: pays)
+        assert train_in(2, tmp_path / str(pays), 4, **BOTH_NORMS) == [None] * 2
+    assert differences(tmp_path / "False", tmp_path / "True") == {}
+
+
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path, capfd):
+    train_in(1, tmp_path / "whole", 6, **BOTH_NORMS)
+    train_in(1, tmp_path / "parts", 2, **BOTH_NORMS)
+    for until, world, told in [(4, 4, "1 -> 4"), (5, 2, "4 -> 2"), (6, 1, "2 -> 1")]:
+        capfd.readouterr()
+        assert train_in(world, tmp_path / "parts", until, last_of(tmp_path / "parts"), **BOTH_NORMS) == [None] * world
+        out = capfd.readouterr().out
+        assert out.count("Continued in") == 1 and f"processes: {told}\n  fidelity: exact" in out
+    assert differences(tmp_path / "whole", tmp_path / "parts") == {}
+    assert not run_of(tmp_path / "parts", version=1).exists()
+
+
+def test_one_shard_trains_as_if_there_were_none(tmp_path):
+    train(tmp_path / "one", 3, env="CartPole-v1", shards=1, compile_update=False)
+    state = read_checkpoint(last_of(tmp_path / "one"))["pl_rl"]
+    assert "shards" not in state["collector"] and "processes" not in state
+
+
+def test_a_sharded_run_is_resumed_exactly(tmp_path, capsys):
+    train_in(1, tmp_path / "whole", 4)
+    train_in(1, tmp_path / "parts", 2)
+    train_in(1, tmp_path / "parts", 4, last_of(tmp_path / "parts"))
+    assert account(capsys)[-1] == "fidelity: exact"
+    assert differences(tmp_path / "whole", tmp_path / "parts") == {}
+
+
+def test_a_run_keeps_its_shards(tmp_path):
+    train_in(1, tmp_path, 1)
+    with pytest.raises(pl_rl.UsageError, match=r"shards=2 is not the checkpoint's 4.* use --model.shards 4"):
+        train_in(1, tmp_path, 2, last_of(tmp_path), shards=2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "world", "words"),
+    [
+        ({"shards": 3}, 1, "shards=3 is no power of two; use 2 or 4"),
+        ({"shards": 16}, 1, "num_envs=8 is not divisible by shards=16"),
+        ({"shards": 8, "minibatch_size": 4}, 1, "minibatch_size=4 is not divisible by shards=8"),
+        ({"shards": 1}, 2, "2 processes share out the shards .* --model.shards 2"),
+        ({"shards": 4}, 3, "3 processes cannot share out shards=4 equally; use 2"),
+    ],
+)
+def test_what_cannot_be_dealt_is_refused_before_anything_is_started(tmp_path, settings, world, words):
+    with pytest.raises(pl_rl.UsageError, match=words):
+        train(tmp_path, 1, trainer_class=trainer_of(world), **{**SHARDED, **settings})
+    assert not list(tmp_path.iterdir())
+
+
+def test_strategies_and_trainers_that_are_not_made_for_shards_are_refused(tmp_path):
+    model = pl_rl.PPO(**{**RUN, **SHARDED})
+    for trainer in [
+        pl_rl.Trainer(accelerator="cpu", devices=2, strategy="ddp_fork", logger=False),
+        L.Trainer(accelerator="cpu", devices=2, logger=False),
+    ]:
+        with pytest.raises(pl_rl.UsageError, match=r"strategy=DDPStrategy is not made for|need pl_rl\.Trainer"):
+            model.check_trainer(trainer)
+
+
+class SignalTo(L.Callback):
+    """Sends one process a signal."""
+
+    def __init__(self, rank, signum):
+        self.rank, self.signum = rank, signum
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if pl_module.iteration == 2 and self.rank in (trainer.global_rank, None):
+            os.kill(os.getpid(), self.signum)
+
+
+@pytest.mark.parametrize("rank", [0, 1, None])
+def test_a_signal_to_any_process_ends_all_after_the_same_iteration(tmp_path, rank, capfd):
+    callbacks = [RunCheckpoint(last_every_n_iterations=100), SignalTo(rank, signal.SIGTERM)]
+    assert train_in(2, tmp_path / "parts", 6, callbacks=callbacks) == ["Interrupted: 143"] * 2
+    assert capfd.readouterr().out.count("Stopped by SIGTERM at iteration 3") == 1
+    assert train_in(2, tmp_path / "parts", 6, last_of(tmp_path / "parts")) == [None] * 2
+    train_in(1, tmp_path / "whole", 6)
+    assert differences(tmp_path / "whole", tmp_path / "parts") == {}
+
+
+class FailIn(L.Callback):
+    """Raises an exception in one process."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if pl_module.iteration == 2 and trainer.global_rank == 1:
+            raise ValueError("of a user's callback")
+
+
+def test_an_exception_in_one_process_is_a_sentence_in_the_others(tmp_path):
+    callbacks = [RunCheckpoint(last_every_n_iterations=1), FailIn()]
+    said, failed = train_in(2, tmp_path, 6, callbacks=callbacks)
+    assert failed == "ValueError: of a user's callback"
+    assert said.startswith("RunFailure: another process of the run has ended") and "--ckpt_path last" in said
+    assert read_checkpoint(last_of(tmp_path))["pl_rl"]["counters"]["iteration"] == 2
+
+
+class ChangeWeightsIn(L.Callback):
+    """Flips a bit of one process's weights."""
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        if pl_module.iteration == 2 and trainer.global_rank == 1:
+            with torch.no_grad():
+                next(pl_module.network.parameters()).view(-1)[0].view(torch.int32).bitwise_xor_(1)
+
+
+def test_other_weights_in_one_process_end_the_run(tmp_path):
+    callbacks = [RunCheckpoint(last_every_n_iterations=1), ChangeWeightsIn()]
+    for said in train_in(2, tmp_path, 6, callbacks=callbacks):
+        assert said.startswith("RunFailure: weights differ between processes: [")
+
+
+def test_a_refusal_of_the_first_process_is_said_by_all(tmp_path):
+    refused = "UsageError: the checkpoint"
+    for said in train_in(2, tmp_path, 1, tmp_path / "missing.ckpt"):
+        assert said.startswith("UsageError: ") and "missing.ckpt" in said, refused
