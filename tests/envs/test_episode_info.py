@@ -8,8 +8,8 @@ import torch
 
 import pl_rl
 from pl_rl import EnvConfig, MLPActorCritic
-from pl_rl.algorithm.evaluation import Episodes
 from pl_rl.algorithm.episodes import EpisodeStatistics
+from pl_rl.algorithm.evaluation import Episodes
 from pl_rl.algorithm.rollout import RolloutCollector
 from pl_rl.callbacks import RunCheckpoint, RunSummary
 from pl_rl.cli.tables import print_episodes, print_statistics
