@@ -139,6 +139,8 @@ IN_SETTINGS = {
     "env.kwargs, another environment": with_env(id="GymV26Environment-v0", kwargs={"env_id": "evil:Env-v0"}),
     "env.info_keys": with_env(info_keys=[described("evil.called")]),
     "env.vectorization": with_env(vectorization=described("evil.called")),
+    "env.action_mask, a method": with_env(action_mask="method.close"),
+    "norm_obs as text": with_settings(norm_obs="evil.called"),
     "network.class_path": with_network("evil.Network"),
     "network.class_path, a function": with_network("evil.called"),
     "network.class_path, a library's": with_network("os.system"),

@@ -38,6 +38,12 @@ CLASSES = [
     ("The environment", "--model.env.", pl_rl.EnvConfig),
     ("The network `MLPActorCritic`, for vectors", "--model.network.init_args.", pl_rl.MLPActorCritic),
     ("The network `CNNActorCritic`, for images", "--model.network.init_args.", pl_rl.CNNActorCritic),
+    (
+        "The network `MultiInputActorCritic`",
+        "--model.network.init_args.",
+        pl_rl.MultiInputActorCritic,
+    ),
+    ("The network `RecurrentActorCritic`", "--model.network.init_args.", pl_rl.RecurrentActorCritic),
     ("Checkpoints", "--checkpoint.", RunCheckpoint),
     ("Videos of evaluations", "--eval.", EvaluationVideos),
     ("Pre-trained weights", "--pretrained.", PretrainedCheckpoint),
