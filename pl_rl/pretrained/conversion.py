@@ -57,7 +57,7 @@ def convert_mlp(
     network = network_settings(ours, activation)
     if tanh_mean:
         network["tanh_mean"] = True
-    if distribution is not None:
+    if distribution is not None and (LOG_STD in ours or distribution != "gaussian"):
         network["distribution"] = distribution
     inputs = ours["encoder.0.weight" if network["encoder_sizes"] else "actor.0.weight"].shape[1]
     if normalizer is not None and {normalizer["mean"].shape, normalizer["scale"].shape} != {(inputs,)}:
