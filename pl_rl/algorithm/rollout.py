@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -159,6 +160,8 @@ class RolloutCollector:
     @property
     def obs_dtype(self) -> torch.dtype:
         """The type of observations in a rollout: floats as the parameters, integers (images) as the environment's."""
+        if isinstance(self.env.single_observation_space, gym.spaces.MultiBinary):
+            return torch.bool  # gymnasium's int8 cannot be compiled
         dtype = self.env.single_observation_space.dtype
         if dtype is None:
             raise UsageError("the environment's observations have no type of numbers; give its space a dtype")
