@@ -117,6 +117,41 @@ class Identity(gym.Env):
         return np.concatenate([np.eye(3)[self.target[0]], np.eye(2)[self.target[1]]]).astype(np.float32)
 
 
+class Echo(gym.Env):
+    """Observes choices or switches; an action earns the share of them that it repeats. An episode has 16 steps."""
+
+    # Read, never changed.
+    SPACES = {  # noqa: RUF012
+        "discrete": Discrete(4, start=3),
+        "multi_discrete": MultiDiscrete([[3, 2]], start=[[1, 2]]),
+        "multi_binary": MultiBinary((2, 2)),
+    }
+
+    def __init__(self, kind):
+        self.observation_space = self.action_space = self.SPACES[kind]
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return self._next_target(), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action), f"{action!r} is not in {self.action_space}"
+        reward = float(np.mean(action == self.target))
+        self.steps += 1
+        return self._next_target(), reward, False, self.steps == 16, {}
+
+    def _next_target(self):
+        space = self.observation_space
+        if isinstance(space, MultiBinary):
+            self.target = self.np_random.integers(2, size=space.shape, dtype=np.int8)
+        elif isinstance(space, MultiDiscrete):
+            self.target = space.start + self.np_random.integers(space.nvec)
+        else:
+            self.target = space.start + self.np_random.integers(space.n)
+        return self.target
+
+
 class Images(Counter):
     """Observes a picture of integers."""
 
@@ -249,5 +284,8 @@ class Masked(Counter):
         return {"noise": self.np_random.normal(size=2).astype(np.float32), "allowed": self.allowed}
 
 
-for env_class in (Counter, Goal, ShortOrLong, Recorder, Identity, Images, Pictures, Spaces, Undrawable, Nested, Masked):
+for env_class in (
+    *(Counter, Goal, ShortOrLong, Recorder, Identity, Echo, Images, Pictures, Spaces, Undrawable),
+    *(Nested, Masked),
+):
     gym.register(f"PlRlTest/{env_class.__name__}-v0", env_class)

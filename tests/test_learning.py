@@ -1,27 +1,39 @@
 """Policies get better, and as good as they should."""
 
+from functools import partial
+
 import lightning as L
 import pytest
 import yaml
 
-from pl_rl import PPO, EnvConfig
+from pl_rl import PPO, EnvConfig, MLPActorCritic
 from pl_rl.cli.configs import packaged_configs
 from tests.support import MemoryLogger, fit, quiet_trainer, small_ppo
 
 pytestmark = pytest.mark.slow
 
 
+GOOD_IN_BOX = -0.2 * 16  # a mean distance of 0.2; always staying in the middle costs 1 + 0.125
+
+
 @pytest.mark.parametrize(
-    ("kind", "good_return"),
+    ("env", "kind", "good_return", "network"),
     [
-        ("discrete", 15.5),  # of 16 targets; chance earns 4
-        ("multi_discrete", 15.5),  # chance earns 16 * (1/3 + 1/2) / 2 = 6.7
-        ("box", -0.2 * 16),  # a mean distance of 0.2; always staying in the middle costs 1 + 0.125
+        ("Identity", "discrete", 15.5, {}),  # of 16 targets; chance earns 4
+        ("Identity", "multi_discrete", 15.5, {}),  # chance earns 16 * (1/3 + 1/2) / 2 = 6.7
+        ("Identity", "box", GOOD_IN_BOX, {}),
+        ("Identity", "box", GOOD_IN_BOX, {"distribution": "state_dependent_gaussian"}),
+        ("Identity", "box", GOOD_IN_BOX, {"distribution": "squashed_gaussian"}),
+        ("Identity", "box", GOOD_IN_BOX, {"distribution": "beta"}),
+        ("Echo", "discrete", 15.5, {}),
+        ("Echo", "multi_discrete", 15.5, {}),
+        ("Echo", "multi_binary", 15.5, {}),  # chance earns 8
     ],
 )
-def test_the_identity_is_learnt(kind, good_return):
+def test_the_identity_is_learnt(env, kind, good_return, network):
     model = small_ppo(
-        env=EnvConfig("PlRlTest/Identity-v0", kwargs={"kind": kind}),
+        env=EnvConfig(f"PlRlTest/{env}-v0", kwargs={"kind": kind}),
+        network=partial(MLPActorCritic, **network),
         total_env_steps=60_000,
         num_envs=8,
         num_steps=64,

@@ -117,6 +117,8 @@ class RolloutCollector:
         return tree_map(self._dtype_of, space_tree(self.env.single_observation_space))
 
     def _dtype_of(self, space: gym.Space[Any]) -> torch.dtype:
+        if isinstance(space, gym.spaces.MultiBinary):
+            return torch.bool  # gymnasium's int8 cannot be compiled
         if space.dtype is None:
             raise UsageError("the environment's observations have no type of numbers; give its space a dtype")
         if np.issubdtype(space.dtype, np.floating):

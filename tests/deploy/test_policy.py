@@ -26,10 +26,10 @@ def test_actions_are_those_that_the_environment_is_given(settings):
     assert (actions.numpy() == expected).all() and actions.numpy().dtype == expected.dtype
     assert all(network.action_space.contains(action) for action in actions.numpy())
     assert len({tuple(action.flatten().tolist()) for action in actions}) > 1
-    assert values.equal(expected_values) and outputs[0].equal(expected_outputs)
-    assert len(policy.outputs) == 2 + len(outputs)
-    if policy.outputs[-1] == "log_std":
-        assert outputs[1].equal(network.distribution.log_std.detach().expand(50, -1))
+    assert values.equal(expected_values)
+    parts = network.distribution.parts(expected_outputs)
+    assert policy.outputs == ("action", "value", *parts)
+    assert all(ours.equal(theirs) for ours, theirs in zip(outputs, parts.values(), strict=True))
 
 
 def test_observations_are_rounded_after_they_are_normalized():

@@ -101,8 +101,8 @@ def test_a_network_of_the_users_own_needs_a_policy_and_a_value():
 
 @pytest.mark.parametrize(
     "space",
-    [Box(0, 255, (84, 84, 3), np.uint8), Discrete(5)],
-    ids=["image", "discrete"],
+    [Box(0, 255, (84, 84, 3), np.uint8), Box(0, 5, (2, 2))],
+    ids=["image", "matrix"],
 )
 def test_observations_that_are_no_vectors_are_refused_with_two_ways_out(space):
     with pytest.raises(UsageError, match=r"needs vector observations.*FlattenObservation.*--model.network.class_path"):

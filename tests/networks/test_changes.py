@@ -53,15 +53,17 @@ def last(tmp_path_factory):
     return root / LAST
 
 
+SQUASHED = functools.partial(pl_rl.MLPActorCritic, distribution="squashed_gaussian")
 CHANGES = {
     "activation is 'tanh' in the checkpoint and 'relu'": RELU,
     "tanh_mean is False in the checkpoint and True": functools.partial(pl_rl.MLPActorCritic, tanh_mean=True),
     "log_std_init is 0.0 in the checkpoint and -1.0": functools.partial(pl_rl.MLPActorCritic, log_std_init=-1.0),
+    "distribution is 'gaussian' in the checkpoint and 'squashed_gaussian'": SQUASHED,
     "class_path is 'pl_rl.networks.MLPActorCritic' in the checkpoint and 'tests.networks.test_changes.Other'": Other,
 }
 
 
-@pytest.mark.parametrize("network", CHANGES.values(), ids=["activation", "tanh_mean", "log_std_init", "class"])
+@pytest.mark.parametrize("network", CHANGES.values(), ids=[words.split()[0] for words in CHANGES])
 @pytest.mark.parametrize("verb", ["fit", "validate", "test", "predict"])
 @pytest.mark.parametrize("trainer_class", [pl_rl.Trainer, L.Trainer])
 def test_it_is_refused_by_every_verb(verb, network, trainer_class, last, tmp_path):

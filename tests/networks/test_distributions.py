@@ -4,7 +4,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box, Discrete, MultiDiscrete
+from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 
 from pl_rl import UsageError
 from pl_rl.networks.distributions import make_distribution
@@ -51,15 +51,22 @@ def test_continuous_actions_have_a_gaussian_distribution_with_its_own_deviations
     torch.testing.assert_close(distribution.entropy(outputs), expected.entropy(), **EXACT)
 
 
-@pytest.mark.parametrize("space", [Discrete(3), MultiDiscrete([2, 3]), Box(-1.0, 1.0, (2,))])
-def test_time_and_environment_dimensions_are_kept(space):
-    distribution = make_distribution(space)
+EVERY = [
+    *((space, "gaussian") for space in (Discrete(3), MultiDiscrete([2, 3]), MultiBinary(3), Box(-1.0, 1.0, (2,)))),
+    *((Box(-1.0, 1.0, (2,)), name) for name in ("state_dependent_gaussian", "squashed_gaussian", "beta")),
+]
+
+
+@pytest.mark.parametrize(("space", "continuous"), EVERY)
+def test_time_and_environment_dimensions_are_kept(space, continuous):
+    distribution = make_distribution(space, continuous=continuous)
     outputs = torch.randn(4, 5, distribution.num_outputs)
     actions = distribution.sample(outputs, distribution.noise((4, 5), torch.Generator()))
     assert actions.shape[:2] == (4, 5)
     assert distribution.log_prob(outputs, actions).shape == (4, 5)
     assert distribution.entropy(outputs).shape == (4, 5)
-    assert torch.equal(distribution.log_prob(outputs, actions)[2], distribution.log_prob(outputs[2], actions[2]))
+    row = distribution.log_prob(outputs[2], actions[2])
+    torch.testing.assert_close(distribution.log_prob(outputs, actions)[2], row, **EXACT)
 
 
 def test_choices_are_sampled_as_often_as_their_probabilities_say():
@@ -98,10 +105,12 @@ def test_equal_generators_give_equal_actions():
 
 
 def test_half_precision_outputs_give_float32_log_probabilities():
-    for space, action in [(Discrete(3), torch.tensor([1])), (Box(-1.0, 1.0, (1,)), torch.tensor([[0.1]]))]:
-        distribution = make_distribution(space)
+    for space, continuous in EVERY:
+        distribution = make_distribution(space, continuous=continuous)
         outputs = outputs_of(distribution, batch=1).bfloat16()
+        action = distribution.sample(outputs.float(), distribution.noise((1,), torch.Generator()))
         assert distribution.log_prob(outputs, action).dtype == torch.float32
+        assert distribution.entropy(outputs).dtype == torch.float32
 
 
 def test_continuous_actions_reach_the_environment_within_asymmetric_bounds():
@@ -145,10 +154,10 @@ def test_actions_have_the_type_of_the_space(space):
 
 @pytest.mark.parametrize(
     "space",
-    [gym.spaces.MultiBinary(3), Box(0, 5, (2,), np.int64), gym.spaces.Dict({"a": Discrete(2)})],
-    ids=["multi_binary", "integer_box", "dict"],
+    [Box(0, 5, (2,), np.int64), gym.spaces.Dict({"a": Discrete(2)})],
+    ids=["integer_box", "dict"],
 )
 def test_an_unsupported_space_is_named_with_those_that_are_supported(space):
-    with pytest.raises(UsageError, match=r"is not supported.*Discrete, MultiDiscrete.*Box.*wrapper") as error:
+    with pytest.raises(UsageError, match=r"is not supported.*MultiDiscrete, MultiBinary.*Box.*wrapper") as error:
         make_distribution(space)
     assert str(space) in str(error.value)

@@ -1,6 +1,7 @@
 """A run that was stopped goes on as if it had not been; all comparisons are at zero tolerance."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import lightning as L
@@ -87,6 +88,24 @@ def differences(one, other):
         {"env": "CartPole-v1", "anneal_lr": True, "anneal_clip": True, "clip_vloss": True},
         {"env": "PlRlTest/Pictures-v0", "network": pl_rl.CNNActorCritic, "eval_freq": 0},
         {"env": "CartPole-v1", "target_kl": 0.001, "eval_deterministic": False},
+        {
+            "env": "Pendulum-v1",
+            "network": partial(pl_rl.MLPActorCritic, distribution="state_dependent_gaussian"),
+            "eval_deterministic": False,
+        },
+        {
+            "env": "Pendulum-v1",
+            "network": partial(pl_rl.MLPActorCritic, distribution="squashed_gaussian"),
+            "eval_deterministic": False,
+        },
+        {
+            "env": "Pendulum-v1",
+            "network": partial(pl_rl.MLPActorCritic, distribution="beta"),
+            "eval_deterministic": False,
+        },
+        {"env": "FrozenLake-v1"},
+        {"env": pl_rl.EnvConfig("PlRlTest/Echo-v0", "async", {"kind": "multi_discrete"})},
+        {"env": pl_rl.EnvConfig("PlRlTest/Echo-v0", "sync", {"kind": "multi_binary"})},
     ],
     ids=lambda settings: "-".join(map(str, settings.values())),
 )
