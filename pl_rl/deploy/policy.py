@@ -5,7 +5,6 @@ Shapes: ``B`` observations of any batch, ``P`` outputs of the policy (see :mod:`
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +19,10 @@ from torch import Tensor, nn
 from pl_rl.algorithm.evaluation import choose_actions, network_input
 from pl_rl.checkpoints.format import STATE_KEY, read_checkpoint
 from pl_rl.deploy.inputs import batch_of
+from pl_rl.deploy.making import make_network
 from pl_rl.envs import EnvConfig, make_env
 from pl_rl.envs.spaces import Space, describe_spaces, make_spaces
 from pl_rl.errors import UsageError
-from pl_rl.networks.actor_critic import ActorCritic
-from pl_rl.networks.description import NetworkFactory, network_from_description
 from pl_rl.networks.distributions import (
     Bernoulli,
     Beta,
@@ -118,7 +116,7 @@ class TrainedPolicy(nn.Module):
         needed = checked(what_is_needed(settings, spaces), trust, "the policy")
         observation_space, self._space = make_spaces(spaces) if spaces is not None else _spaces_of(needed["env"])
         self.spaces = describe_spaces(observation_space, self._space)
-        self.network = _make_network(needed["network"], observation_space, self._space)
+        self.network = make_network(needed["network"], observation_space, self._space)
         norm_obs = settings.get("norm_obs", False)
         if not is_switch_or_names(norm_obs):
             raise UsageError(
@@ -311,44 +309,6 @@ def _spaces_of(env: dict[str, Any]) -> tuple[Space, Space]:
     made = make_env(EnvConfig(**env))
     made.close()
     return made.observation_space, made.action_space
-
-
-def _make_network(description: dict[str, Any], *spaces: Space) -> ActorCritic:
-    """The network of a description whose names are trusted.
-
-    Raises:
-        UsageError: If it cannot be made.
-    """
-    factory = network_from_description(description)
-    try:
-        needed, memory = _size(factory, *spaces), _memory()
-        if needed > memory:
-            raise UsageError(
-                f"the network {description['class_path']} with init_args={description['init_args']} has parameters of "
-                f"{needed:,} bytes, and this machine has {memory:,}; use another copy of the file"
-            )
-        return factory(*spaces)
-    except UsageError:
-        raise
-    except Exception as error:  # whatever its constructor does with a file's settings
-        reason = " ".join(str(error).split())[:200]
-        raise UsageError(
-            f"the network {description['class_path']} with init_args={description['init_args']} cannot be made for "
-            f"the policy's spaces ({type(error).__name__}: {reason}); use another copy of the file"
-        ) from error
-
-
-def _size(factory: NetworkFactory, *spaces: Space) -> int:
-    """The bytes that a network's parameters would take, 0 where it cannot be told without making them."""
-    try:
-        with torch.device("meta"):
-            return sum(parameter.nbytes for parameter in factory(*spaces).parameters())
-    except Exception:  # of a network that computes with them as it is made, or cannot be made at all
-        return 0
-
-
-def _memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def read_trained(path: Path) -> TrainedWeights:
