@@ -40,6 +40,7 @@ REFUSED = {
     "env": "Pendulum-v1",
     "network": MLPActorCritic,
     "num_envs": 2,
+    "shards": 2,
     "num_steps": 32,
     "minibatch_size": 16,
     "norm_obs": True,
