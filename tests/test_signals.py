@@ -36,6 +36,15 @@ def _eager(monkeypatch):
     monkeypatch.setitem(RUN, "compile_update", False)
 
 
+@pytest.fixture(autouse=True)
+def _interrupted_as_in_a_terminal():
+    """A process in the background of a shell without job control begins with SIGINT ignored."""
+    set_handler = signal.signal  # which a test replaces
+    before = set_handler(signal.SIGINT, signal.default_int_handler)
+    yield
+    set_handler(signal.SIGINT, before)
+
+
 @pytest.fixture
 def long(monkeypatch):
     """Every iteration counts as long."""
