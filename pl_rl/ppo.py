@@ -50,8 +50,8 @@ class PPO(ResumableAgent):
     iteration on, and in the run's resumes, or is refused.
     """
 
-    def training_step(self, rollout: Rollout, batch_idx: int) -> None:
-        """One PPO iteration: learn from a rollout in several passes, then say how it went."""
+    def training_step(self, rollout: Rollout, batch_idx: int) -> dict[str, Tensor]:
+        """One PPO iteration: learn from a rollout in several passes; callbacks are given the last one's KL."""
         self._follow_changes()
         progress = min(1.0, (self.env_steps - rollout.rewards.numel()) / self.total_env_steps)
         clip_coef = self.clip_coef * (1 - progress if self.anneal_clip else 1)
@@ -71,6 +71,7 @@ class PPO(ResumableAgent):
         log_every_n_steps: int = cast(Any, self.trainer).log_every_n_steps  # set by Lightning without declaring it
         if is_due(before, self.train_iter, log_every_n_steps):
             self._log_iteration(samples, metrics, grad_norms, clip_coef)
+        return {"approx_kl": metrics[-(len(samples.obs) // self.minibatch_size) :, APPROX_KL].mean()}
 
     def _samples(self, rollout: Rollout) -> Minibatch:
         """All ``T * N`` samples of a rollout with their advantages and returns."""
