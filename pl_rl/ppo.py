@@ -53,8 +53,8 @@ class PPO(ResumableAgent):
     iteration on, and in the run's resumes, or is refused.
     """
 
-    def training_step(self, rollout: Rollout, batch_idx: int) -> None:
-        """One PPO iteration: learn from a rollout in several passes, then say how it went."""
+    def training_step(self, rollout: Rollout, batch_idx: int) -> dict[str, Tensor]:
+        """One PPO iteration: learn from a rollout in several passes; callbacks are given the last one's KL."""
         self._follow_changes()
         progress = min(1.0, (self.env_steps - self.num_steps * self.num_envs) / self.total_env_steps)
         clip_coef = self.clip_coef * (1 - progress if self.anneal_clip else 1)
@@ -74,6 +74,8 @@ class PPO(ResumableAgent):
         log_every_n_steps: int = cast(Any, self.trainer).log_every_n_steps  # set by Lightning without declaring it
         if is_due(before, self.train_iter, log_every_n_steps):
             self._log_iteration(experience, metrics, grad_norms, clip_coef)
+        in_a_pass = self.num_steps * self.num_envs // self.minibatch_size
+        return {"approx_kl": metrics[-in_a_pass:, APPROX_KL].mean()}
 
     def _samples(self, rollout: Rollout) -> Minibatch:
         """All ``T * N`` samples of a rollout with their advantages and returns, shard by shard."""

@@ -28,6 +28,19 @@ def in_all_units(train_iters: int, per_iteration: int, env_steps: int) -> str:
     return f"{train_iters:,} train iterations = {iterations:,.6g} iterations = {iterations * env_steps:,.0f} env steps"
 
 
+def adapted_rate(rate: float, kl: float, desired_kl: float) -> float:
+    """A learning rate after updates that moved the policy by a KL divergence.
+
+    Lower by a factor of 1.5 beyond twice the desired divergence, higher by it below half of that, between 1e-5 and
+    1e-2: https://github.com/leggedrobotics/rsl_rl/blob/main/rsl_rl/algorithms/ppo.py
+    """
+    if kl > 2 * desired_kl:
+        return max(1e-5, rate / 1.5)
+    if 0 < kl < desired_kl / 2:
+        return min(1e-2, rate * 1.5)
+    return rate
+
+
 class LearningRates:
     """Learning rates of an optimizer's groups: the rate of each group times the annealing factor.
 

@@ -4,6 +4,7 @@ What belongs here: what happens at a hook of Lightning's.
 What does not: the work itself where it can be done without a Trainer (``checkpoints/``, ``runs/``, ``pretrained/``).
 """
 
+from pl_rl.callbacks.adaptive_rate import KLAdaptiveRate
 from pl_rl.callbacks.evaluation import PeriodicEvaluation
 from pl_rl.callbacks.pretrained import PretrainedCheckpoint
 from pl_rl.callbacks.progress import RunProgressBar
@@ -16,6 +17,7 @@ from pl_rl.callbacks.videos import EvaluationVideos
 
 __all__ = [
     "EvaluationVideos",
+    "KLAdaptiveRate",
     "PeriodicEvaluation",
     "PretrainedCheckpoint",
     "ResumeState",

@@ -35,7 +35,7 @@ class OneHot(nn.Module):
 
     def forward(self, obs: Tensor) -> Tensor:
         """Codes ``[B, O]``, bool, for observations ``[B]`` or ``[B, ...]`` of ``D`` choices."""
-        choices = obs.reshape(obs.shape[0], -1).split(1, -1)
+        choices = obs.unsqueeze(-1).flatten(1).split(1, -1)
         codes = [choice == value for choice, value in zip(choices, self._values.split(self._sizes), strict=True)]
         return torch.cat(codes, -1)
 
