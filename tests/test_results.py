@@ -1,0 +1,38 @@
+"""The command behind the tables of results: a study of seeds that can be stopped."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.benchmarks.results import Result, row, seeds_of, spans
+
+
+def test_seeds_are_named_singly_and_in_spans():
+    assert seeds_of("1,2,11-13,2") == [1, 2, 11, 12, 13]
+    assert spans([1, 2, 11, 12, 13, 20]) == ["1 to 2", "11 to 13", "20"]
+
+
+def test_a_row_has_the_middle_half_and_the_worst_seed():
+    returns = [-100.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 700.0]
+    results = [Result(seed, mean, mean, 1000 + seed, 2.0) for seed, mean in enumerate(returns)]
+    cells = row("configs/pendulum.yaml", results).split(" | ")
+    assert cells[:2] == ["| `pendulum`", "0 to 7"]
+    assert cells[2].startswith("3.5 (")  # of 2, 3, 4, 5
+    assert cells[3:] == ["-100.0 (seed 0)", "1,004 (1,000 to 1,007)", "2 |"]
+
+
+@pytest.mark.slow
+def test_a_study_that_is_asked_for_again_trains_what_is_missing(tmp_path):
+    def study(seeds):
+        arguments = ["--config", "cartpole-fast.yaml", "--folder", str(tmp_path / "study"), "--seeds", seeds]
+        quick = ["--model.total_env_steps", "2048", "--model.compile_update", "false"]
+        command = [sys.executable, "-m", "tests.benchmarks.results", *arguments, *quick]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    first = study("3")
+    saved = (tmp_path / "study/seed_3/result.json").stat()
+    both = study("3-4")
+    assert (tmp_path / "study/seed_3/result.json").stat() == saved
+    assert first.splitlines()[0] in both and "seed 4:" in both and "| 3 to 4 |" in both
+    assert (tmp_path / "study/evaluator_step.png").stat().st_size > 1000
