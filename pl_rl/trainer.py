@@ -20,7 +20,7 @@ from pl_rl.callbacks.run_directory import run_directory
 from pl_rl.callbacks.stop_on_signal import StopOnSignal, requeue_signal
 from pl_rl.checkpoints.saving import DurableCheckpointIO
 from pl_rl.distributed.processes import devices_of_launcher, ending_together, is_first, prepare_strategy
-from pl_rl.errors import Interrupted
+from pl_rl.errors import Interrupted, UsageError
 from pl_rl.resume.finished import end_at, take_over
 from pl_rl.resume.start import Start, check_start, enter_run_directory, find_start
 from pl_rl.runs.directory import LOG_ROOT, display_path
@@ -148,6 +148,8 @@ class Trainer(L.Trainer):
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Play episodes with the policy of a checkpoint."""
         self._check_evaluated(args, kwargs)
+        if self.world_size > 1:
+            raise UsageError(f"predict plays in one process, not in {self.world_size}; use --trainer.devices 1")
         return super().predict(*args, **kwargs)
 
     def _check_evaluated(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

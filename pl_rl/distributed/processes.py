@@ -157,17 +157,16 @@ def ending_together(trainer: L.Trainer) -> Iterator[None]:
     Raises:
         RunFailure: If the others cannot be reached any more.
     """
-    children = getattr(trainer.strategy.launcher, "procs", [])
     try:
         yield
     except BaseException as error:
+        if trainer.world_size > 1 and dist.is_initialized():
+            dist.destroy_process_group()  # by which the others notice
         lost = isinstance(error, RuntimeError) and re.search(r"gloo|nccl|TCPStore|peer", str(error), re.IGNORECASE)
-        fate = _end(children)
+        fate = _end(getattr(trainer.strategy.launcher, "procs", []))
         if lost and not isinstance(error, RunFailure):
-            raise RunFailure(
-                f"{fate or 'another process of the run has ended, or does not answer'}; what it said before tells why, "
-                "if it was not killed; go on from the last checkpoint with --ckpt_path last"
-            ) from error
+            unknown = "another process of the run has ended, or does not answer; what it said may tell why"
+            raise RunFailure(f"{fate or unknown}; go on from the last checkpoint with --ckpt_path last") from error
         raise
 
 

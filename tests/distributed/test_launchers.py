@@ -1,0 +1,107 @@
+"""Whoever starts the processes of a run: the same bits, one directory, one sentence at an end, nobody left."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pl_rl.tools.verification import compare_runs
+from tests.resume.test_resume import last_of, run_of
+from tests.support import counters_in, is_running
+
+pytestmark = pytest.mark.slow
+FIT = [
+    *("-m", "pl_rl", "fit", "--config", "cartpole.yaml", "--model.shards", "4", "--model.compile_update", "false"),
+    *("--model.eval_freq", "20", "--model.eval_episodes", "4", "--trainer.log_every_n_steps", "1"),
+    *("--trainer.enable_progress_bar", "false", "--checkpoint.last_every_n_iterations", "2"),
+]
+
+
+def start(root, until, *options, launcher=(), env=None):
+    command = [sys.executable, *launcher, *FIT, "--trainer.default_root_dir", str(root)]
+    return subprocess.Popen(
+        [*command, "--trainer.max_epochs", str(until), *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, **(env or {})},
+    )
+
+
+def differences(one, other):
+    return {name: text for name, text in compare_runs(run_of(one), run_of(other)).items() if text is not None}
+
+
+def slurm_task(rank, port):
+    job = {
+        "JOB_ID": 4711, "JOB_NAME": "train", "STEP_ID": 0, "NTASKS": 2, "NTASKS_PER_NODE": 2, "NNODES": 1,
+        "PROCID": rank, "LOCALID": rank, "NODEID": 0, "NODELIST": "localhost",
+    }  # fmt: skip
+    return {**{f"SLURM_{name}": str(value) for name, value in job.items()}, "MASTER_PORT": str(port)}
+
+
+def test_every_launcher_trains_the_same_bits(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    started = {
+        "alone": [start(tmp_path / "alone", 3)],
+        "lightning": [start(tmp_path / "lightning", 3, "--trainer.devices", "2")],
+        "torchrun": [start(tmp_path / "torchrun", 3, launcher=torchrun)],
+        "slurm": [start(tmp_path / "slurm", 3, env=slurm_task(rank, port)) for rank in (0, 1)],
+    }
+    for name, processes in started.items():
+        for process in processes:
+            out, _ = process.communicate(timeout=600)
+            assert process.returncode == 0, out
+        assert differences(tmp_path / "alone", tmp_path / name) == {}
+        assert not run_of(tmp_path / name, version=1).exists()
+
+
+def killed(root, signum, of_child):
+    """A run of two processes, of which one gets a signal; its status, output and child."""
+    process = start(root, 100_000, "--trainer.devices", "2")
+    while not (last_of(root).is_file() and counters_in(last_of(root))["iteration"] > 2):
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.2)
+    (child,) = _children(process.pid)
+    os.kill(child if of_child else process.pid, signum)
+    out, _ = process.communicate(timeout=300)
+    for _ in range(100):
+        if not is_running(child):
+            break
+        time.sleep(0.2)
+    return process.returncode, out, child
+
+
+def _children(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.parametrize(
+    ("signum", "of_child", "status", "words"),
+    [
+        (signal.SIGKILL, True, 1, "error: process 1 was ended by SIGKILL; go on from the last checkpoint"),
+        (signal.SIGKILL, False, -9, "error: another process of the run has ended"),
+        (signal.SIGSTOP, True, 1, "error: process 1 did not answer, and was killed; go on from the last checkpoint"),
+        (signal.SIGTERM, True, 143, "Stopped by SIGTERM at iteration"),
+    ],
+    ids=["killed", "first-killed", "stopped", "terminated"],
+)
+def test_a_run_whose_process_dies_leaves_nobody_and_goes_on(tmp_path, signum, of_child, status, words):
+    ended, out, child = killed(tmp_path / "run", signum, of_child)
+    assert ended == status and out.count(words) == 1 and "Traceback" not in out, out
+    assert not is_running(child)
+    iteration = counters_in(last_of(tmp_path / "run"))["iteration"]
+    resumed = start(tmp_path / "run", iteration + 2, "--ckpt_path", "last", "--trainer.devices", "2")
+    alone = start(tmp_path / "alone", iteration + 2)
+    for process in (resumed, alone):
+        out, _ = process.communicate(timeout=600)
+        assert process.returncode == 0, out
+    assert differences(tmp_path / "alone", tmp_path / "run") == {}
