@@ -62,6 +62,7 @@ def test_depths_and_activation_are_told_by_the_file(name, actor, critic, activat
         "actor_sizes": actor,
         "critic_sizes": critic,
         "activation": activation,
+        **({"distribution": "gaussian"} if name == "ppo_pendulum" else {}),  # of continuous actions
     }
 
 
