@@ -177,6 +177,8 @@ class Agent(L.LightningModule):
         self.trainer.precision_plugin.convert_module(self)
         # Of values that all processes have.
         warnings.filterwarnings("ignore", r"It is recommended to use `self\.log", PossibleUserWarning)
+        if stage == "fit":
+            check_processes(self.trainer, self.shards)
         self.shards_here = Shards(self.shards, self.trainer.global_rank, self.trainer.world_size)
         if stage == "fit":
             self.note_structure()

@@ -302,7 +302,7 @@ def test_a_run_directory_that_is_deleted_while_the_run_writes_to_it_is_one_sente
     def delete(model, rollout, batch_idx):
         step(model, rollout, batch_idx)
         if model.iteration == 3:
-            shutil.rmtree(RUN)
+            shutil.rmtree(RUN.rename("deleted"))  # at once, as a checkpoint may be being written there
 
     monkeypatch.setattr(pl_rl.PPO, "training_step", delete)
     assert go(auto=False) == 1

@@ -36,6 +36,7 @@ def test_the_network_of_a_checkpoint_is_read(tmp_path):
         "actor_sizes": [7],
         "critic_sizes": [6, 5],
         "activation": "elu",
+        "distribution": "gaussian",
     }
     obs = torch.randn(5, 3)
     assert network_of(weights).policy(obs).equal(model.network.policy(obs))
