@@ -164,8 +164,8 @@ class PPO(ResumableAgent):
             anneal_clip: Lower clip_coef linearly to zero over total_env_steps.
             clip_vloss: Clip the value loss too, by the same coefficient.
             norm_adv: Normalize advantages in each minibatch.
-            norm_obs: Normalize observations by the mean and variance of all so far, and clip to 10. Of a dictionary
-                all entries of floats, or those that one of a list of patterns matches (``[robot/*]``).
+            norm_obs: Normalize observations by mean and variance so far, clip to 10; of a dictionary the entries of
+                floats, or those that match a list of patterns.
             norm_reward: Scale rewards in training by the deviation of their discounted sums so far, and clip to 10.
             ent_coef: Weight of the entropy bonus.
             vf_coef: Weight of the value loss, which is half a mean squared error.
@@ -181,8 +181,7 @@ class PPO(ResumableAgent):
             eval_num_envs: Environments of an evaluation.
             eval_deterministic: Whether evaluations take the most probable action.
             stop_value: Mean return of an evaluation that ends the run; null never does.
-            shards: Equal parts of the run, which up to as many processes share out; a power of two. Results do not
-                depend on the number of processes.
+            shards: Equal parts that processes share out; a power of two.
 
         Raises:
             UsageError: If a value cannot work.

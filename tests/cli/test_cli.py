@@ -221,7 +221,7 @@ def test_help_has_first_what_is_asked_for_most_and_lightning_s_options_on_reques
     assert "--trainer." not in own and "--data" not in own and "--model." not in trainer
     order = [own.index(f"\n  {name} ") for name in ("--model.env", "--ckpt_path", "--pretrained.path", "-c CONFIG,")]
     assert order == sorted(order)
-    assert len(own.splitlines()) < 240
+    assert len(own.splitlines()) < 220
 
 
 FIT = ["fit", "--config", "small.yaml"]
