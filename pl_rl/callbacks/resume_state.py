@@ -13,6 +13,7 @@ from rich.console import Console
 
 from pl_rl.agent import Agent, as_agent
 from pl_rl.callbacks.lookup import find_callbacks
+from pl_rl.callbacks.run_checkpoint import RunCheckpoint
 from pl_rl.callbacks.run_directory import run_directory, trackers_ahead
 from pl_rl.callbacks.settings import (
     ENDED_BY_EARLY_STOPPING,
@@ -119,7 +120,9 @@ class ResumeState(L.Callback):
         agent, checkpoint = as_agent(pl_module), self._resumed
         self._resumed = None
         self.losses = restore_training_state(agent, checkpoint[STATE_KEY], agent.branching)
-        if agent.branching:
+        if not agent.branching:
+            self.losses += [loss for callback in find_callbacks(trainer, RunCheckpoint) for loss in callback.losses]
+        else:
             agent.parent = {
                 "checkpoint": str(trainer.ckpt_path),
                 "train_iter": agent.train_iter,

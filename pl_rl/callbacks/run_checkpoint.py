@@ -33,6 +33,7 @@ class RunCheckpoint(Checkpoint):
         best_model_path: The file, empty before the first evaluation.
         last_model_path: Likewise for ``last.ckpt``.
         saved_iteration: The iteration after which ``last.ckpt`` was saved, -1 before the first time.
+        losses: What a resume lost because a file is gone, in words.
 
     Raises:
         UsageError: If a number is out of range.
@@ -54,11 +55,17 @@ class RunCheckpoint(Checkpoint):
         self.last_model_path = ""
         self._kept: list[int] = []
         self.saved_iteration = -1
+        self.losses: list[str] = []
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """A continued run has its files already; one that goes on in another directory has none."""
-        self.find_files(Path(self.path(trainer, "last")).parent)
-        if not self.best_model_path:
+        folder = Path(self.path(trainer, "last")).parent
+        self.find_files(folder)
+        self.losses = []
+        if not self.best_model_path and self.best_model_score > -float("inf"):
+            self.losses = [
+                f"best checkpoint: {display_path(folder)} has none, so the one of {self.best_model_score:g} is forgotten"
+            ]
             self.best_model_score = -float("inf")
         self._kept = [number for number in self._kept if Path(self.path(trainer, f"iteration_{number}")).is_file()]
 

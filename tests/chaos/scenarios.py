@@ -185,13 +185,14 @@ class Chaos:
         run.kill()
         run.wait()
         self.folder.chmod(0o755)
-        for target in (self.new("read-only-new"), folder):
+        new, made = self.new("read-only-new"), "no run directory can be made under 'lightning_logs': Permission denied"
+        for target, words in ((new, made), (folder, "cannot be written: Permission denied")):
             (target / "output.txt").touch()
             for path in [target, *target.rglob("*")]:
                 path.chmod(0o555 if path.is_dir() else 0o444)
             (target / "output.txt").chmod(0o666)
             status, output = Run(target, command, _as_nobody).wait()
-            outcome.expect_sentence(status, output, 2, "cannot be written: Permission denied")
+            outcome.expect_sentence(status, output, 2, words)
         return outcome
 
     def cut_and_flipped(self, flips: int = 1000) -> list[Outcome]:

@@ -235,6 +235,16 @@ def test_the_best_score_and_file_outlive_a_resume(tmp_path):
     assert Path(after.checkpoint_callback.best_model_path) == run_of(tmp_path) / "checkpoints" / "best.ckpt"
 
 
+def test_a_resume_says_that_the_best_file_is_gone(tmp_path, capsys):
+    _, before = train(tmp_path, 6)
+    (run_of(tmp_path) / "checkpoints" / "best.ckpt").unlink()
+    train(tmp_path, 7, last_of(tmp_path), eval_freq=0)
+    out = capsys.readouterr().out
+    score = before.checkpoint_callback.best_model_score
+    assert f"so the one of {score:g} is forgotten" in out.partition("not exact: best checkpoint: ")[2]
+    assert "fidelity: exact" not in out
+
+
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 def test_lightnings_model_checkpoint_keeps_its_score_and_files(tmp_path, monkeypatch):
     def callbacks():
