@@ -48,14 +48,6 @@ class Updater(ABC):
     def gradient(self, minibatch: Minibatch) -> Tensor:
         """Compute the gradient of the loss; returns ``PPOLoss.METRICS``, ``[5]``."""
 
-    def flat_gradient(self) -> Tensor:
-        """The gradient in one piece, ``[P]``."""
-        raise NotImplementedError
-
-    def take_gradient(self, flat: Tensor) -> None:
-        """Step along another gradient ``[P]`` than the one that was computed."""
-        raise NotImplementedError
-
     @abstractmethod
     def step(self) -> Tensor:
         """Clip the gradient and step; returns its norm before clipping, a scalar."""
@@ -65,7 +57,19 @@ class Updater(ABC):
         return
 
 
-class EagerUpdater(Updater):
+class PartUpdater(Updater):
+    """An updater whose gradient can be taken out, and another put in its place."""
+
+    @abstractmethod
+    def flat_gradient(self) -> Tensor:
+        """The gradient in one piece, ``[P]``."""
+
+    @abstractmethod
+    def take_gradient(self, flat: Tensor) -> None:
+        """Step along another gradient ``[P]`` than the one that was computed."""
+
+
+class EagerUpdater(PartUpdater):
     """Autograd and the optimizer's own step; for any network, optimizer and device."""
 
     description = "eager"

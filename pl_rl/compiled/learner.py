@@ -7,7 +7,7 @@ from pl_rl.algorithm.acting import EagerActionSelector
 from pl_rl.algorithm.loss import Coefficients, Minibatch, PPOLoss
 from pl_rl.algorithm.rollout import RolloutCollector
 from pl_rl.algorithm.schedule import LearningRates
-from pl_rl.algorithm.updates import EagerUpdater, Updater
+from pl_rl.algorithm.updates import EagerUpdater, PartUpdater, Updater
 from pl_rl.compiled.backend import CompiledLearner, flops_of, is_worth_compiling
 from pl_rl.distributed.experience import pooling_pays
 from pl_rl.distributed.shards import Shards
@@ -100,7 +100,7 @@ class Learner:
         return ShardedUpdater(self._of_shard, self._shards, size)
 
     @property
-    def _of_shard(self) -> Updater:
+    def _of_shard(self) -> PartUpdater:
         """The updater of one shard's part: eager while a parameter is frozen."""
         if self._compiled is None:
             return self._eager

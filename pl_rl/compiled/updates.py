@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pl_rl.algorithm.loss import Coefficients, Minibatch, PPOLoss
-from pl_rl.algorithm.updates import Updater
+from pl_rl.algorithm.updates import PartUpdater
 from pl_rl.compiled.adam import CompiledAdam, check_optimizer, split_like
 from pl_rl.compiled.flops import count_flops, number_of_chunks
 from pl_rl.compiled.function import Compiled, describe_machine_code
@@ -23,7 +23,7 @@ from pl_rl.envs.processors import cores
 from pl_rl.errors import CompilationError
 
 
-class CompiledUpdater(Updater):
+class CompiledUpdater(PartUpdater):
     """The gradient as one compiled function, clipping and Adam as another; both work on the parameters in place.
 
     A large minibatch is computed in chunks whose size depends on the minibatch and the network alone, by up to one

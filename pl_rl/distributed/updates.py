@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pl_rl.algorithm.loss import Coefficients, Minibatch
-from pl_rl.algorithm.updates import Updater
+from pl_rl.algorithm.updates import PartUpdater, Updater
 from pl_rl.distributed.shards import Shards
 from pl_rl.networks.records import split, tree_map
 
@@ -25,7 +25,7 @@ class ShardedUpdater(Updater):
         part_size: ``b``.
     """
 
-    def __init__(self, updater: Updater, shards: Shards, part_size: int) -> None:
+    def __init__(self, updater: PartUpdater, shards: Shards, part_size: int) -> None:
         super().__init__(updater.loss, updater.optimizer)
         self.description = updater.description
         self._updater, self._shards, self._part_size = updater, shards, part_size
