@@ -63,9 +63,8 @@ class RunCheckpoint(Checkpoint):
         self.find_files(folder)
         self.losses = []
         if not self.best_model_path and self.best_model_score > -float("inf"):
-            self.losses = [
-                f"best checkpoint: {display_path(folder)} has none, so the one of {self.best_model_score:g} is forgotten"
-            ]
+            there = display_path(folder)
+            self.losses = [f"best checkpoint: {there} has none, so the one of {self.best_model_score:g} is forgotten"]
             self.best_model_score = -float("inf")
         self._kept = [number for number in self._kept if Path(self.path(trainer, f"iteration_{number}")).is_file()]
 
