@@ -72,7 +72,21 @@ def _verify_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--iterations", type=int, default=30, help="Length of each run (default: 30).")
     parser.add_argument("--kills", type=int, default=3, help="How often to kill (default: 3).")
+    parser.add_argument(
+        "--devices",
+        type=_numbers_of_processes,
+        default=[None],
+        metavar="N,N",
+        help="Numbers of processes, as 1,2,4: a run is left alone with each, the killed one goes on with random ones.",
+    )
     return parser
+
+
+def _numbers_of_processes(text: str) -> list[int]:
+    numbers = text.split(",")
+    if not all(number.isdecimal() and int(number) > 0 for number in numbers):
+        raise argparse.ArgumentTypeError(f"{text} are no numbers of processes; use powers of two, as in 1,2,4")
+    return list(map(int, numbers))
 
 
 def _verify(args: list[str]) -> None:
@@ -94,19 +108,23 @@ def _verify(args: list[str]) -> None:
 
     from pl_rl.tools.verification import verify
 
-    result = verify(fit_args, options.iterations, options.kills)
-    table = Table("component", "killed and resumed against uninterrupted")
-    for component, difference in result.differences.items():
-        words = "identical" if difference is None else escape(printable(difference))
-        table.add_row(escape(printable(component)), words)
+    result = verify(fit_args, options.iterations, options.kills, options.devices)
+    table = Table("component", *result.differences, title="against a run left alone")
+    for component in next(iter(result.differences.values())):
+        words = [differences[component] or "identical" for differences in result.differences.values()]
+        table.add_row(*(escape(printable(word)) for word in (component, *words)))
     console = Console()
     console.print(table)
     for remark in result.remarks:
         console.print(f"not exact: {printable(remark)}", highlight=False, markup=False, soft_wrap=True)
     moments = ", ".join(map(str, result.killed_after))
-    different = [component for component, difference in result.differences.items() if difference is not None]
+    different = [
+        component for differences in result.differences.values() for component in differences if differences[component]
+    ]
     if different:
-        raise RunFailure(f"killed after iterations {moments}, the run went on differently: {', '.join(different)}")
+        raise RunFailure(
+            f"killed after iterations {moments}, the run went on differently: {', '.join(dict.fromkeys(different))}"
+        )
     print(f"Killed after iterations {moments}, the run went on bit for bit.")
 
 

@@ -1,11 +1,14 @@
 """The proof that a run can be killed and goes on as if nothing had happened, for a user's own configuration.
 
 One run is left alone; another is killed with SIGKILL at random moments and resumed in new processes. Their final
-checkpoints and logs must then be the same, compared at zero tolerance.
+checkpoints and logs must then be the same, compared at zero tolerance. Where numbers of processes are given, a run is
+left alone with each; random processes of the other are killed, and it goes on with random numbers of them.
 """
 
 import math
+import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -27,11 +30,18 @@ WALL_CLOCK_TAGS = "time/"
 
 
 class IterationReport(L.Callback):
-    """Tells a watching process of each iteration."""
+    """Tells a watching process of the processes of a run, and of each iteration."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Print the ids of all processes."""
+        ids = as_agent(pl_module).shards_here.gather_plain(os.getpid())
+        if trainer.is_global_zero:
+            print("processes", *ids, flush=True)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the number of iterations done; evaluating and saving are still to come."""
-        print(f"iteration {as_agent(pl_module).iteration}", flush=True)
+        if trainer.is_global_zero:
+            print(f"iteration {as_agent(pl_module).iteration}", flush=True)
 
 
 class Verification(NamedTuple):
@@ -39,37 +49,46 @@ class Verification(NamedTuple):
 
     killed_after: list[int]
     """Iterations after which a process was killed."""
-    differences: dict[str, str | None]
-    """By component, the first difference or ``None`` if there is none."""
+    differences: dict[str, dict[str, str | None]]
+    """By run and component, the first difference from the run left alone or ``None`` if there is none."""
     remarks: list[str]
     """What resumes said they could not continue exactly."""
 
 
-def verify(fit_args: list[str], iterations: int, kills: int) -> Verification:
-    """Compare a run that is killed and resumed with one that is not.
+def verify(fit_args: list[str], iterations: int, kills: int, devices: Sequence[int | None] = (None,)) -> Verification:
+    """Compare a run that is killed and resumed, and runs of other numbers of processes, with one that is left alone.
 
     Args:
         fit_args: Arguments of the ``fit`` verb.
         iterations: Length of each run.
         kills: How often to kill.
+        devices: Numbers of processes; ``None`` is what ``fit_args`` say.
 
     Raises:
         UsageError: If the run's arguments are refused.
         RunFailure: If a run fails by itself.
     """
-    moments = sorted(random.sample(range(1, iterations), kills))
+    remarks: list[str] = []
+    killed_after: list[int] = []
     with tempfile.TemporaryDirectory(prefix="pl_rl-verify-") as folder:
-        runs = {}
-        remarks: list[str] = []
-        killed_after: list[int] = []
-        for name, kill_after in [("uninterrupted", []), ("killed", moments)]:
-            root = Path(folder, name)
-            command = _command(fit_args, root, iterations)
-            for number, moment in enumerate(kill_after):
-                killed_after.append(_run(command, remarks, resume=number > 0, kill_after=moment))
-            _run(command, remarks, resume=bool(kill_after), kill_after=None)
-            runs[name] = root / "lightning_logs" / "version_0"
-        return Verification(killed_after, compare_runs(runs["uninterrupted"], runs["killed"]), sorted(set(remarks)))
+
+        def run_of(name: str, moments: Sequence[int | None], worlds: Sequence[int | None]) -> Path:
+            root, world = Path(folder, name), None
+            for number, moment in enumerate(moments):
+                world = random.choice([other for other in worlds if other != world] or worlds)
+                command = _command(fit_args, root, iterations, world)
+                after = _run(command, remarks, resume=number > 0, kill_after=moment)
+                killed_after.extend([] if moment is None else [after])
+            return root / "lightning_logs" / "version_0"
+
+        # The most processes first, for whom refusals are.
+        most_first = sorted(devices, key=lambda world: -(world or 1))
+        alone = {world: run_of(f"alone-{world}", [None], [world]) for world in most_first}
+        moments = sorted(random.sample(range(1, iterations), kills))
+        runs = {f"devices={world}": run for world, run in alone.items() if world != devices[0]}
+        runs["killed and resumed"] = run_of("killed", [*moments, None], devices)
+        differences = {name: compare_runs(alone[devices[0]], run) for name, run in runs.items()}
+    return Verification(killed_after, differences, sorted(set(remarks)))
 
 
 def compare_runs(one: Path, other: Path) -> dict[str, str | None]:
@@ -134,7 +153,7 @@ def _without(folder: str, value: Any) -> Any:
     return value.replace(folder, "") if isinstance(value, str) else value
 
 
-def _command(fit_args: Sequence[str], root: Path, iterations: int) -> list[str]:
+def _command(fit_args: Sequence[str], root: Path, iterations: int, world: int | None) -> list[str]:
     return [
         *(sys.executable, "-m", "pl_rl", "fit", *fit_args),
         *("--trainer.default_root_dir", str(root)),
@@ -145,17 +164,18 @@ def _command(fit_args: Sequence[str], root: Path, iterations: int) -> list[str]:
         "--trainer.callbacks+=pl_rl.tools.verification.IterationReport",
         *("--checkpoint.last_every_n_iterations", str(max(1, iterations // 10))),
         *("--model.stop_value", "null"),
+        *([] if world is None else ["--trainer.devices", str(world)]),
     ]
 
 
 def _run(command: list[str], remarks: list[str], resume: bool, kill_after: int | None) -> int:
-    """One process, to its end or until it is killed somewhere in the iteration after ``kill_after``.
+    """A run's processes, to their end or until a random one is killed somewhere in the iteration after ``kill_after``.
 
     Returns:
         The last iteration that it finished.
     """
     arguments = [*command, "--ckpt_path", "last"] if resume else command
-    iteration, killed = 0, False
+    iteration, killed, ids = 0, False, []
     with (
         tempfile.TemporaryFile("w+") as errors,
         subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
@@ -164,6 +184,8 @@ def _run(command: list[str], remarks: list[str], resume: bool, kill_after: int |
         for line in cast(IO[str], process.stdout):
             if "not exact: " in line:
                 remarks.append(line.partition("not exact: ")[2].strip())
+            if line.startswith("processes "):
+                ids = [int(word) for word in line.split()[1:]]
             if not line.startswith("iteration "):
                 continue
             iteration, before, latest = int(line.split()[1]), latest, time.monotonic()
@@ -171,10 +193,10 @@ def _run(command: list[str], remarks: list[str], resume: bool, kill_after: int |
                 # Somewhere in the next iteration, if the last one tells how long that is.
                 duration = 0.0 if math.isnan(latest - before) else latest - before
                 time.sleep(random.random() * min(duration, 1.0))
-                process.kill()
+                os.kill(random.choice(ids), signal.SIGKILL)
                 killed = True
         status = process.wait()
-        if status > 0:
+        if status > 0 and not killed:
             errors.seek(0)
             message = errors.read().strip().splitlines()[-1:] or ["no message"]
             kind = UsageError if status == 2 else RunFailure

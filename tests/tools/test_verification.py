@@ -132,7 +132,23 @@ def test_a_run_that_is_too_short_to_be_killed_is_no_proof(capsys, monkeypatch):
     assert "the run ended by itself before it could be killed" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("args", [["--kills", "0"], ["--iterations", "3", "--kills", "3"], []])
+@pytest.mark.slow
+def test_a_run_whose_processes_are_killed_goes_on_with_others_bit_for_bit(capsys):
+    run = ["--config", "cartpole.yaml", "--model.shards", "4", "--model.compile_update", "false"]
+    assert verify("--devices", "1,2,4", "--iterations", "12", "--kills", "2", *run) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in ("devices=2", "devices=4", "killed and", "the run went on bit for bit"))
+
+
+def test_processes_that_shards_are_missing_for_are_refused(capsys):
+    assert verify("--devices", "1,2", "--config", "cartpole.yaml") == 2
+    assert "begin a run with --model.shards 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "args",
+    [["--kills", "0"], ["--iterations", "3", "--kills", "3"], ["--devices", "2,x"], ["--devices", "0"], []],
+)
 def test_impossible_requests_are_refused(args, capsys):
     assert verify(*args, *(["--config", "cartpole.yaml"] if args else [])) == 2
     assert capsys.readouterr().err.startswith("error: ")
