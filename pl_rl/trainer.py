@@ -125,7 +125,7 @@ class Trainer(L.Trainer):
             enter_run_directory(start, self, model, branch, command, locks)
             # A continued run's hyperparameters are in its logs; once more would be a second point at step 0.
             self.enable_autolog_hparams = self.enable_autolog_hparams and (start.path is None or branch)
-            with self._stopped_by_signals(), ending_together(self), _closed_in_the_end(model):
+            with self._stopped_by_signals(), ending_together(self, self._interruption), _closed_in_the_end(model):
                 super().fit(model, train_dataloaders, val_dataloaders, datamodule, start.path, weights_only)
         Trainer._ended += 1
 

@@ -34,6 +34,9 @@ class StopOnSignal(Checkpoint):
     memory. An interruption saves the snapshot and leaves: an iteration is a function of the state before it, so
     repeating it is exact. Short iterations are finished instead.
 
+    Of several processes the first alone leaves in the middle, and takes the others with it. A signal to another one,
+    and a time limit, end all at the end of the iteration.
+
     :class:`pl_rl.Trainer` adds it behind :class:`RunCheckpoint`, which has saved by then what is due.
 
     Args:
@@ -62,8 +65,7 @@ class StopOnSignal(Checkpoint):
         """RunCheckpoint has just saved: the first iteration, of unknown length, may be left."""
         self._training = True
         self._copy = None
-        if trainer.world_size > 1:
-            self._interruption.safe_to_raise = False  # processes leave together
+        self._interruption.safe_to_raise = trainer.is_global_zero
         self._begin(trainer, as_agent(pl_module))
 
     def on_train_batch_end(
@@ -76,26 +78,18 @@ class StopOnSignal(Checkpoint):
         """Leave if asked to, and otherwise see to it that the next iteration can be left."""
         self._interruption.set_alarm(0)
         agent, checkpoint = as_agent(pl_module), _checkpoint(trainer)
-        received = agent.shards_here.largest(self._interruption.received or 0)
+        seconds = self._seconds_of_next(trainer, agent)
+        each = agent.shards_here.gather_plain([self._interruption.received or 0, seconds])
+        received, seconds = map(max, zip(*each, strict=True))
         if received:
             self._interruption.received = received
             checkpoint.save_last(trainer, agent)
             self._copy = None
             self._interruption.leave()
-        seconds = self._collected - self._began
-        self._after_seconds = max(self._after_seconds, time.monotonic() - self._collected)
-        self._most_updates = max(self._most_updates, agent.train_iter - self._train_iter)
-        if is_due(agent.train_iter, agent.train_iter + self._most_updates, evaluation_of(trainer).every):
-            seconds += self._after_seconds
-        if seconds < LONG_SECONDS or trainer.world_size > 1:
-            self._interruption.safe_to_raise = False
-            self._copy = None
-        elif checkpoint.saved_iteration == agent.iteration:
-            self._copy = None
-            self._interruption.safe_to_raise = True
-        else:
-            self._copy = _copy_of_state(trainer)
-            self._interruption.safe_to_raise = True
+        is_long = seconds >= LONG_SECONDS
+        self._interruption.safe_to_raise &= is_long
+        self._copy = _copy_of_state(trainer) if is_long and checkpoint.saved_iteration != agent.iteration else None
+        self._interruption.safe_to_raise = is_long and trainer.is_global_zero
         self._begin(trainer, agent)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -128,6 +122,13 @@ class StopOnSignal(Checkpoint):
         self._copy, self._training = None, False
         _requeue(trainer, exception.signum)
 
+    def _seconds_of_next(self, trainer: L.Trainer, agent: Agent) -> float:
+        """What the next iteration is expected to take, from the latest."""
+        self._after_seconds = max(self._after_seconds, time.monotonic() - self._collected)
+        self._most_updates = max(self._most_updates, agent.train_iter - self._train_iter)
+        evaluates = is_due(agent.train_iter, agent.train_iter + self._most_updates, evaluation_of(trainer).every)
+        return self._collected - self._began + (self._after_seconds if evaluates else 0.0)
+
     def _begin(self, trainer: L.Trainer, agent: Agent) -> None:
         """An iteration begins, unless a signal came when it could not yet be heeded."""
         self._began, self._train_iter = time.monotonic(), agent.train_iter
@@ -135,7 +136,7 @@ class StopOnSignal(Checkpoint):
             self._interruption.leave()
             timer = find_callback(trainer, Timer)
             left = None if timer is None else timer.time_remaining()
-            if left is not None:
+            if left is not None and trainer.world_size == 1:  # of several the timer ends all after the iteration
                 self._interruption.set_alarm(max(left, 1e-3))
 
 

@@ -23,8 +23,9 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from pl_rl.distributed.shards import Shards
-from pl_rl.errors import RunFailure, UsageError
+from pl_rl.errors import Interrupted, RunFailure, UsageError
 from pl_rl.seeding.random_state import random_state_kept
+from pl_rl.signals import Interruption
 
 START_SECONDS = 300
 """For which processes wait for each other until the first iteration is over."""
@@ -151,20 +152,30 @@ def check_processes(trainer: L.Trainer, shards: int) -> None:
 
 
 @contextmanager
-def ending_together(trainer: L.Trainer) -> Iterator[None]:
+def ending_together(trainer: L.Trainer, interruption: Interruption) -> Iterator[None]:
     """Say in a sentence that another process is gone, and leave none behind.
 
+    Args:
+        trainer: Of the run.
+        interruption: By which this process is told to end, if it is.
+
     Raises:
-        RunFailure: If the others cannot be reached any more.
+        Interrupted: If the others cannot be reached any more, and a signal has come.
+        RunFailure: If none has.
     """
     try:
         yield
     except BaseException as error:
+        children = getattr(trainer.strategy.launcher, "procs", [])
+        if isinstance(error, Interrupted) and interruption.safe_to_raise:
+            for child in children:  # nobody has told them, and they have nothing to save
+                child.kill()
         if trainer.world_size > 1 and dist.is_initialized():
             dist.destroy_process_group()  # by which the others notice
         lost = isinstance(error, RuntimeError) and re.search(r"gloo|nccl|TCPStore|peer", str(error), re.IGNORECASE)
-        fate = _end(getattr(trainer.strategy.launcher, "procs", []))
+        fate = _end(children)
         if lost and not isinstance(error, RunFailure):
+            interruption.leave()
             unknown = "another process of the run has ended, or does not answer; what it said may tell why"
             raise RunFailure(f"{fate or unknown}; go on from the last checkpoint with --ckpt_path last") from error
         raise

@@ -114,11 +114,6 @@ class Shards:
         """Plain data of the first process, everywhere."""
         return self.gather_plain(value)[0]
 
-    def largest(self, number: int) -> int:
-        """The largest number that a process has."""
-        numbers: list[int] = self.gather_plain(number)
-        return max(numbers)
-
     def check_same(self, what: str, value: str, way_out: str) -> None:
         """Refuse processes that compute differently.
 

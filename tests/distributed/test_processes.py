@@ -1,11 +1,14 @@
 """A run has the same bits with any number of processes, and goes on with another number of them."""
 
+import errno
 import os
 import signal
+from unittest.mock import patch
 
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import Timer
 
 import pl_rl
 import tests.faulty_environments
@@ -15,6 +18,7 @@ from pl_rl.checkpoints.format import read_checkpoint
 from pl_rl.tools.verification import compare_runs
 from tests.distributed.support import in_processes
 from tests.resume.test_resume import RUN, account, last_of, run_of, train
+from tests.support import counters_in
 
 SHARDED = {"shards": 4, "num_envs": 8, "compile_update": False}
 BOTH_NORMS = {"env": "Pendulum-v1", "norm_obs": True, "norm_reward": True, "target_kl": 0.01}
@@ -137,14 +141,57 @@ class SignalTo(L.Callback):
             os.kill(os.getpid(), self.signum)
 
 
-@pytest.mark.parametrize("rank", [0, 1, None])
-def test_a_signal_to_any_process_ends_all_after_the_same_iteration(tmp_path, rank, capfd):
+@pytest.mark.parametrize(
+    ("rank", "seconds", "iteration"),
+    [(0, 60, 3), (1, 60, 3), (None, 60, 3), (None, 0, 2), (1, 0, 3)],
+    ids=["first", "other", "all", "all, in a long iteration", "other, in a long iteration"],
+)
+def test_a_signal_to_any_process_ends_all(tmp_path, rank, seconds, iteration, capfd, monkeypatch):
+    monkeypatch.setattr("pl_rl.callbacks.stop_on_signal.LONG_SECONDS", seconds)
     callbacks = [RunCheckpoint(last_every_n_iterations=100), SignalTo(rank, signal.SIGTERM)]
     assert train_in(2, tmp_path / "parts", 6, callbacks=callbacks) == ["Interrupted: 143"] * 2
-    assert capfd.readouterr().out.count("Stopped by SIGTERM at iteration 3") == 1
+    assert capfd.readouterr().out.count(f"Stopped by SIGTERM at iteration {iteration}") == 1
     assert train_in(2, tmp_path / "parts", 6, last_of(tmp_path / "parts")) == [None] * 2
     train_in(1, tmp_path / "whole", 6)
     assert differences(tmp_path / "whole", tmp_path / "parts") == {}
+
+
+def test_what_a_signal_to_the_first_process_ends_in_the_middle_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr("pl_rl.callbacks.stop_on_signal.LONG_SECONDS", 0)
+    callbacks = [RunCheckpoint(last_every_n_iterations=100), SignalTo(0, signal.SIGTERM)]
+    assert train_in(2, tmp_path / "parts", 6, callbacks=callbacks)[0] == "Interrupted: 143"
+    assert train_in(4, tmp_path / "parts", 4, last_of(tmp_path / "parts")) == [None] * 4
+    train_in(1, tmp_path / "whole", 4)
+    assert differences(tmp_path / "whole", tmp_path / "parts") == {}
+
+
+def test_a_time_limit_ends_all_together(tmp_path, monkeypatch):
+    monkeypatch.setattr("pl_rl.callbacks.stop_on_signal.LONG_SECONDS", 0)
+    until_limit = [RunCheckpoint(last_every_n_iterations=100), Timer({"seconds": 2})]
+    assert train_in(2, tmp_path / "parts", 100_000, callbacks=until_limit) == [None] * 2
+    iteration = counters_in(last_of(tmp_path / "parts"))["iteration"]
+    callbacks = [RunCheckpoint(last_every_n_iterations=100), Timer({"days": 1})]
+    parts = last_of(tmp_path / "parts")
+    assert train_in(2, tmp_path / "parts", iteration + 1, parts, callbacks=callbacks) == [None] * 2
+    train_in(1, tmp_path / "whole", iteration + 1, callbacks=callbacks)
+    assert {**differences(tmp_path / "whole", tmp_path / "parts"), "callbacks": ""} == {"callbacks": ""}
+
+
+class FillDiskIn(L.Callback):
+    """Leaves the first process no room for files."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if pl_module.iteration == 3 and trainer.is_global_zero:
+            full = OSError(errno.ENOSPC, "No space left on device")
+            patch("pl_rl.checkpoints.saving._write", side_effect=full).start()
+
+
+def test_a_full_disk_ends_all_with_the_checkpoint_before(tmp_path):
+    callbacks = [RunCheckpoint(last_every_n_iterations=2), FillDiskIn()]
+    failed, said = train_in(2, tmp_path, 6, callbacks=callbacks)
+    assert failed == "OSError: [Errno 28] No space left on device"
+    assert said.startswith("RunFailure: another process of the run has ended")
+    assert counters_in(last_of(tmp_path))["iteration"] == 2
 
 
 class FailIn(L.Callback):
