@@ -27,7 +27,12 @@ from pl_rl.callbacks.settings import (
 )
 from pl_rl.checkpoints.format import FORMAT_VERSION, STATE_KEY
 from pl_rl.checkpoints.restoring import check_optimizers
-from pl_rl.checkpoints.training_state import restore_training_state, save_after_failure, save_training_state
+from pl_rl.checkpoints.training_state import (
+    restore_training_state,
+    save_after_failure,
+    save_training_state,
+    tell_of_other_platforms,
+)
 from pl_rl.envs import EnvConfig
 from pl_rl.errors import UsageError
 from pl_rl.files.plain_data import changed_settings, plain_data
@@ -115,6 +120,7 @@ class ResumeState(L.Callback):
         """
         self._final = None
         as_agent(pl_module).note_structure()
+        tell_of_other_platforms(as_agent(pl_module))
         if self._resumed is None:
             return
         agent, checkpoint = as_agent(pl_module), self._resumed

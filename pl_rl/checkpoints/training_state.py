@@ -129,12 +129,26 @@ def _library_versions() -> dict[str, str]:
 
 
 def describe_platform(agent: Agent) -> dict[str, str]:
-    """What decides how numbers are rounded: libraries, processor, device, precision, threads."""
+    """What decides how numbers are rounded: libraries, processor and its instructions, device, precision, threads."""
     return {
         **_library_versions(),
         "machine": platform.machine(),
+        "processor": torch.backends.cpu.get_cpu_capability(),
         "device": agent.device.type,
         "precision": str(agent.trainer.precision),
         "threads": str(torch.get_num_threads()),
         **agent.numerics(),
     }
+
+
+def tell_of_other_platforms(agent: Agent) -> None:
+    """Say where processes of a run may round differently, which ends it as soon as they do."""
+    first, *others = agent.shards_here.gather_plain(describe_platform(agent))
+    different = [
+        f"{name} {first[name]} and {value}" for other in others for name, value in other.items() - first.items()
+    ]
+    if different:
+        rank_zero_info(
+            f"Processes run on platforms that may round differently, which would end the run: {', '.join(different)}; "
+            "use machines and libraries of one kind."
+        )

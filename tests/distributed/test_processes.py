@@ -9,6 +9,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.utilities import rank_zero_only
 
 import pl_rl
 import tests.faulty_environments
@@ -223,6 +224,21 @@ def test_other_weights_in_one_process_end_the_run(tmp_path):
     callbacks = [RunCheckpoint(last_every_n_iterations=1), ChangeWeightsIn()]
     for said in train_in(2, tmp_path, 6, callbacks=callbacks):
         assert said.startswith("RunFailure: weights differ between processes: [")
+
+
+class OlderProcessorIn(L.Callback):
+    """Lets one process believe that its processor knows fewer instructions."""
+
+    def on_fit_start(self, trainer, pl_module):
+        if trainer.global_rank == 1:
+            patch("torch.backends.cpu.get_cpu_capability", return_value="DEFAULT").start()
+
+
+def test_processors_of_two_kinds_are_told_at_the_start(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr("pl_rl.checkpoints.training_state.rank_zero_info", rank_zero_only(print))
+    assert train_in(2, tmp_path, 1, callbacks=[RunCheckpoint(), OlderProcessorIn()]) == [None] * 2
+    said = f"would end the run: processor {torch.backends.cpu.get_cpu_capability()} and DEFAULT; use machines"
+    assert capfd.readouterr().out.count(said) == 1
 
 
 def test_a_refusal_of_the_first_process_is_said_by_all(tmp_path):
