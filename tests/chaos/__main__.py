@@ -12,6 +12,7 @@ import torch
 
 from tests.chaos.code_cache import code_cache
 from tests.chaos.loggers import loggers
+from tests.chaos.ranks import distributed
 from tests.chaos.scenarios import Outcome
 from tests.chaos.strangers import Chaos
 
@@ -37,10 +38,15 @@ def main() -> None:
     """Do it all and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=random.randrange(2**32), help="Of the random moments.")
-    parser.add_argument("--only", choices=[*SCENARIOS, "loggers"], help="Name of a single scenario.")
+    parser.add_argument("--only", choices=[*SCENARIOS, "distributed", "loggers"], help="Name of a single scenario.")
     parser.add_argument("--kills", type=int, default=5, help="SIGKILLs of the run with each kind of logger.")
+    parser.add_argument("--rank_kills", type=int, default=2, help="SIGKILLs of processes of a run of several.")
     args = parser.parse_args()
-    scenarios = {**SCENARIOS, "loggers": partial(loggers, kills=args.kills)}
+    scenarios = {
+        **SCENARIOS,
+        "distributed": partial(distributed, kills=args.rank_kills),
+        "loggers": partial(loggers, kills=args.kills),
+    }
     torch.set_num_threads(1)
     print(f"seed {args.seed}", flush=True)
     outcomes: list[Outcome] = []

@@ -284,9 +284,9 @@ class Chaos:
             children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
             os.kill(int(self.chance.choice(children)), signal.SIGKILL)
             deadline = time.monotonic() + 60
-            while not _ended(run.pid) and time.monotonic() < deadline:
+            while not has_ended(run.pid) and time.monotonic() < deadline:
                 time.sleep(0.05)
-            if not _ended(run.pid):
+            if not has_ended(run.pid):
                 run.kill()
                 run.wait()
                 outcome.tried += 1
@@ -360,7 +360,8 @@ def _set_back(seconds: float) -> None:
     time.time = lambda: now() - seconds
 
 
-def _ended(pid: int) -> bool:
+def has_ended(pid: int) -> bool:
+    """Whether a child has, though nobody has waited for it."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
 
