@@ -21,8 +21,10 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning.fabric.utilities.distributed import _init_dist_connection
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.utilities import rank_zero_info
 
 from pl_rl.distributed.shards import Shards
+from pl_rl.envs.processors import PROCESSES_HERE
 from pl_rl.errors import Interrupted, RunFailure, UsageError
 from pl_rl.seeding.random_state import random_state_kept
 from pl_rl.signals import Interruption
@@ -32,6 +34,8 @@ START_SECONDS = 300
 GRACE_SECONDS = 10.0
 """After which a process that this one has started, and that does not end by itself, is killed."""
 TOLD = "PL_RL_TOLD"
+OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
+"""Gives processes that torchrun restarts a store of their own, https://github.com/pytorch/pytorch/issues/135712."""
 
 # What the first process has found out, for the processes that it starts.
 _told: dict[str, Any] = {}
@@ -87,7 +91,7 @@ def devices_of_launcher() -> dict[str, int]:
     if isinstance(environment, SLURMEnvironment):
         nodes = int(os.environ.get("SLURM_NNODES", 1))
         return {"devices": world // nodes, "num_nodes": nodes}
-    here = int(os.environ["LOCAL_WORLD_SIZE"])
+    here = int(os.environ[PROCESSES_HERE])
     return {"devices": here, "num_nodes": world // here}
 
 
@@ -114,6 +118,7 @@ def prepare_strategy(trainer: L.Trainer) -> None:
     if type(launcher) is _SubprocessScriptLauncher:
         strategy._launcher = _Launcher(launcher.cluster_environment, launcher.num_processes, launcher.num_nodes)
     if trainer.world_size > 1:
+        _tell_of_restarts()
         # Lightning's handler of SIGTERM begins an exchange wherever a process is; pl_rl's is heeded by all together.
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
 
@@ -181,6 +186,16 @@ def ending_together(trainer: L.Trainer, interruption: Interruption) -> Iterator[
         raise
 
 
+def _tell_of_restarts() -> None:
+    """Say that torchrun's restarts over several machines fail, where they are asked for so."""
+    asked = {name: int(os.environ.get(name, 0)) for name in ("TORCHELASTIC_MAX_RESTARTS", "GROUP_WORLD_SIZE")}
+    if asked["TORCHELASTIC_MAX_RESTARTS"] > 0 and asked["GROUP_WORLD_SIZE"] > 1 and os.environ.get(OWN_STORE) != "1":
+        rank_zero_info(
+            f"torchrun --max-restarts {asked['TORCHELASTIC_MAX_RESTARTS']} over {asked['GROUP_WORLD_SIZE']} machines: "
+            f"restarted processes would look for dead ones; set {OWN_STORE}=1 for torchrun on each."
+        )
+
+
 def _backend() -> str:
     """For numbers of both kinds of devices."""
     return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -191,13 +206,16 @@ class _Launcher(_SubprocessScriptLauncher):
 
     def launch(self, function: Callable[..., Any], *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
         """Start the other processes, told what this one has found out, and call the function."""
-        if not self.cluster_environment.creates_processes_externally:
-            os.environ[TOLD] = json.dumps(_told)
-            try:
-                self._call_children_scripts()
-            finally:
-                del os.environ[TOLD]
-        return function(*args, **kwargs)
+        if self.cluster_environment.creates_processes_externally:
+            return function(*args, **kwargs)
+        os.environ |= {TOLD: json.dumps(_told), PROCESSES_HERE: str(self.num_processes)}
+        try:
+            self._call_children_scripts()
+            del os.environ[TOLD]
+            return function(*args, **kwargs)
+        finally:
+            os.environ.pop(TOLD, None)
+            del os.environ[PROCESSES_HERE]
 
 
 def _is_child() -> bool:

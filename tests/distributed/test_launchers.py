@@ -22,7 +22,13 @@ FIT = [
 ]
 
 
-def start(root, until, *options, launcher=(), env=None):
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def start(root, until, *options, launcher=(), env=None, start_new_session=False):
     command = [sys.executable, *launcher, *FIT, "--trainer.default_root_dir", str(root)]
     return subprocess.Popen(
         [*command, "--trainer.max_epochs", str(until), *options],
@@ -30,6 +36,7 @@ def start(root, until, *options, launcher=(), env=None):
         stderr=subprocess.STDOUT,
         text=True,
         env={**os.environ, **(env or {})},
+        start_new_session=start_new_session,
     )
 
 
@@ -46,9 +53,7 @@ def slurm_task(rank, port):
 
 
 def test_every_launcher_trains_the_same_bits(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     started = {
         "alone": [start(tmp_path / "alone", 3)],
@@ -64,12 +69,16 @@ def test_every_launcher_trains_the_same_bits(tmp_path):
         assert not run_of(tmp_path / name, version=1).exists()
 
 
+def wait_for_iteration(root, iteration, process):
+    while not (last_of(root).is_file() and counters_in(last_of(root))["iteration"] >= iteration):
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.2)
+
+
 def killed(root, signum, of_child):
     """A run of two processes, of which one gets a signal; its status, output and child."""
     process = start(root, 100_000, "--trainer.devices", "2")
-    while not (last_of(root).is_file() and counters_in(last_of(root))["iteration"] > 2):
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.2)
+    wait_for_iteration(root, 3, process)
     (child,) = _children(process.pid)
     os.kill(child if of_child else process.pid, signum)
     out, _ = process.communicate(timeout=300)
@@ -78,6 +87,44 @@ def killed(root, signum, of_child):
             break
         time.sleep(0.2)
     return process.returncode, out, child
+
+
+@pytest.mark.parametrize("machines", [1, 2])
+def test_torchrun_starts_killed_processes_again_and_the_run_goes_on(tmp_path, machines):
+    """Two machines are two agents that meet at an address of this one."""
+    meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--local-addr", "127.0.0.1"]
+    options = [*meeting, "--nnodes", str(machines), "--nproc-per-node", str(2 // machines), "--max-restarts", "3"]
+    agents = [
+        start(
+            tmp_path / "run",
+            60,
+            "--auto_resume",
+            launcher=("-m", "torch.distributed.run", *options, "--rdzv-conf", f"is_host={int(number == 0)}"),
+            env={"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
+        )
+        for number in range(machines)
+    ]
+    wait_for_iteration(tmp_path / "run", 3, agents[0])
+    os.kill(_children(agents[-1].pid)[-1], signal.SIGKILL)
+    outputs = [agent.communicate(timeout=500)[0] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0] * machines, outputs
+    assert "fidelity: exact" in "".join(outputs)
+    alone = start(tmp_path / "alone", 60)
+    out, _ = alone.communicate(timeout=500)
+    assert alone.returncode == 0, out
+    assert differences(tmp_path / "alone", tmp_path / "run") == {}
+    assert not run_of(tmp_path / "run", version=1).exists()
+
+
+def test_ctrl_c_in_a_terminal_ends_all_saved(tmp_path):
+    process = start(tmp_path, 100_000, "--trainer.devices", "2", start_new_session=True)
+    wait_for_iteration(tmp_path, 3, process)
+    (child,) = _children(process.pid)
+    os.killpg(process.pid, signal.SIGINT)
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 130 and out.count("Stopped by SIGINT at iteration") == 1, out
+    assert "Traceback" not in out and "error:" not in out
+    assert not is_running(child)
 
 
 def _children(pid):

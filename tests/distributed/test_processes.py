@@ -8,6 +8,7 @@ from unittest.mock import patch
 import lightning as L
 import pytest
 import torch
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -16,6 +17,8 @@ import tests.faulty_environments
 import tests.uncertain_environments  # noqa: F401  (registers environments)
 from pl_rl.callbacks import RunCheckpoint
 from pl_rl.checkpoints.format import read_checkpoint
+from pl_rl.distributed import processes
+from pl_rl.envs.processors import cores
 from pl_rl.tools.verification import compare_runs
 from tests.distributed.support import in_processes
 from tests.resume.test_resume import RUN, account, last_of, run_of, train
@@ -224,6 +227,24 @@ def test_other_weights_in_one_process_end_the_run(tmp_path):
     callbacks = [RunCheckpoint(last_every_n_iterations=1), ChangeWeightsIn()]
     for said in train_in(2, tmp_path, 6, callbacks=callbacks):
         assert said.startswith("RunFailure: weights differ between processes: [")
+
+
+def test_processes_of_a_machine_share_its_cores(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: range(8))
+    launcher = processes._Launcher(LightningEnvironment(), 4, 1)
+    monkeypatch.setattr(launcher, "_call_children_scripts", lambda: None)
+    assert (cores(), launcher.launch(cores), cores()) == (8, 2, 8)
+
+
+@pytest.mark.parametrize(("machines", "own_store", "told"), [(2, "0", 1), (2, "1", 0), (1, "0", 0)])
+def test_restarts_that_would_fail_are_told(monkeypatch, machines, own_store, told):
+    said = []
+    monkeypatch.setattr(processes, "rank_zero_info", said.append)
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    monkeypatch.setenv("GROUP_WORLD_SIZE", str(machines))
+    monkeypatch.setenv(processes.OWN_STORE, own_store)
+    pl_rl.Trainer(accelerator="cpu", devices=2, logger=False, enable_checkpointing=False)
+    assert [processes.OWN_STORE in sentence for sentence in said] == [True] * told
 
 
 class OlderProcessorIn(L.Callback):
