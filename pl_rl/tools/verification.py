@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
@@ -193,7 +194,8 @@ def _run(command: list[str], remarks: list[str], resume: bool, kill_after: int |
                 # Somewhere in the next iteration, if the last one tells how long that is.
                 duration = 0.0 if math.isnan(latest - before) else latest - before
                 time.sleep(random.random() * min(duration, 1.0))
-                os.kill(random.choice(ids), signal.SIGKILL)
+                with suppress(ProcessLookupError):  # it has come to its end
+                    os.kill(random.choice(ids), signal.SIGKILL)
                 killed = True
         status = process.wait()
         if status > 0 and not killed:
