@@ -49,7 +49,7 @@ def led(name: str, make: Callable[[], Any]) -> Any:
         make: Gives plain data.
 
     Raises:
-        UsageError: In all processes, if ``make`` raises one.
+        UsageError: In all processes, if ``make`` raises one; in the others also for another exception.
     """
     if _is_child() and name in (told := json.loads(os.environ[TOLD])):
         os.environ[TOLD] = json.dumps({key: value for key, value in told.items() if key != name})
@@ -65,7 +65,7 @@ def led(name: str, make: Callable[[], Any]) -> Any:
     if dist.get_rank() == 0:
         try:
             answer = {"value": make()}
-        except UsageError as error:
+        except Exception as error:
             everyone.of_first({"error": str(error)})
             raise
     told = everyone.of_first(answer)

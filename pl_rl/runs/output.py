@@ -28,12 +28,12 @@ class LastingOutput:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write, if that can be; how much was taken."""
+        """Write, if that can be; all is taken."""
         try:
-            return int(self._stream.write(text))
+            self._stream.write(text)  # Ray's streams do not say how much
         except (OSError, ValueError) as error:
             self._drop(error)
-            return len(text)
+        return len(text)
 
     def writelines(self, lines: Any) -> None:
         """Write each."""

@@ -36,6 +36,17 @@ def test_what_is_closed_takes_everything_too():
     print("lost", file=LastingOutput(stream), flush=True)
 
 
+class Silent(io.StringIO):
+    def write(self, text):
+        super().write(text)  # and tells nobody how much, as Ray's
+
+
+def test_a_stream_need_not_say_how_much_it_takes():
+    stream = Silent()
+    print("said", file=LastingOutput(stream), flush=True)
+    assert stream.getvalue() == "said\n"
+
+
 class Full(io.StringIO):
     def write(self, text):
         raise OSError(errno.ENOSPC, "No space left on device")
