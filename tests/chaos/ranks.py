@@ -39,12 +39,18 @@ class Ranks:
         prepare = [partial(_as_rank, rank, world, place, networks) for rank in range(world)]
         self.runs = [Run(folder, COMMAND, each) for each in prepare]
 
-    def wait(self, seconds: float = 60) -> tuple[list[int | None], str]:
-        """Statuses, ``None`` of those that had to be killed after so many seconds, and what all have printed."""
+    def wait(self, seconds: float = 60, hang: int = 0) -> tuple[list[int | None], str]:
+        """Wait for all but those that hang.
+
+        Returns:
+            Statuses, ``None`` of those that had to be killed in the end, and what all have printed.
+        """
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and not all(has_ended(run.pid) for run in self.runs):
+        while True:
+            hanging = [not has_ended(run.pid) for run in self.runs]
+            if sum(hanging) <= hang or time.monotonic() > deadline:
+                break
             time.sleep(0.05)
-        hanging = [not has_ended(run.pid) for run in self.runs]
         for run in self.runs:
             run.kill()
         ended = [run.wait() for run in self.runs]
@@ -130,7 +136,7 @@ def _trouble(
 
 def _go_on(chaos: Chaos, outcome: Outcome, whole: Path, folder: Path, ranks: Ranks, statuses: set[int | None]) -> None:
     """All must have ended as they should, and the run goes on with a random number of processes."""
-    ended, output = ranks.wait()
+    ended, output = ranks.wait(hang=1 if None in statuses else 0)
     if set(ended) == {0}:
         return  # it was over before its moment came
     if not set(ended) <= {*statuses, 0} or ended.count(None) > 1 or "Traceback" in output:

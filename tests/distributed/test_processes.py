@@ -266,3 +266,8 @@ def test_a_refusal_of_the_first_process_is_said_by_all(tmp_path):
     refused = "UsageError: the checkpoint"
     for said in train_in(2, tmp_path, 1, tmp_path / "missing.ckpt"):
         assert said.startswith("UsageError: ") and "missing.ckpt" in said, refused
+
+
+def test_whatever_ends_the_first_process_is_told_the_others():
+    said = in_processes(2, lambda rank: processes.led("answer", lambda: 1 / 0))
+    assert said == ["ZeroDivisionError: division by zero", "UsageError: division by zero"]
