@@ -13,14 +13,14 @@ from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_only
 
-from pl_rl.distributed import shards
+from pl_rl.distributed import processes, shards
 from tests.chaos.processes import Run, fit_command, moment
 from tests.chaos.scenarios import Chaos, Outcome, has_ended
 
 WORLDS = (1, 2, 4)
 COMMAND = fit_command(model__shards=4)
-PATIENCE_SECONDS = 5
-"""For which processes wait for each other here, instead of a minute."""
+START_SECONDS, PATIENCE_SECONDS = 30, 5
+"""For which processes wait for each other here, instead of five minutes and one."""
 
 
 class Ranks:
@@ -173,7 +173,7 @@ def _as_rank(rank: int, world: int, place: tuple[str, int], networks: Networks |
     of_run = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_ADDR": place[0], "MASTER_PORT": place[1]}
     os.environ |= {name: str(value) for name, value in {**of_process, **of_run, "TORCHELASTIC_RUN_ID": "chaos"}.items()}
     rank_zero_only.rank = rank
-    shards.PATIENCE_SECONDS = PATIENCE_SECONDS
+    processes.START_SECONDS, shards.PATIENCE_SECONDS = START_SECONDS, PATIENCE_SECONDS
 
 
 def _ip(*arguments: str) -> None:
