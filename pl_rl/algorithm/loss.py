@@ -78,3 +78,10 @@ class PPOLoss(nn.Module):
             approx_kl, clip_fraction = F.approx_kl(log_ratio), F.clip_fraction(ratio, clip_coef)
             metrics = torch.stack([policy_loss, value_loss, entropy, approx_kl, clip_fraction])
         return loss, metrics.detach()
+
+
+def mean_losses(metrics: Tensor, coefficients: Coefficients) -> dict[str, Tensor]:
+    """``PPOLoss.METRICS`` and the loss, each a scalar, over the updates of ``metrics`` ``[U, 5]``."""
+    losses = dict(zip(PPOLoss.METRICS, metrics.mean(0), strict=True))
+    policy_loss, value_loss, entropy = (losses[name] for name in ("policy_loss", "value_loss", "entropy"))
+    return {**losses, "loss": policy_loss + coefficients.vf_coef * value_loss - coefficients.ent_coef * entropy}
