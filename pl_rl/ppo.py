@@ -7,7 +7,6 @@ Shapes: ``T`` steps of a rollout, ``N`` environments, ``B`` samples of a minibat
 """
 
 from collections.abc import Iterator, Mapping
-from functools import partial
 from typing import Any, cast
 
 import lightning as L
@@ -18,6 +17,7 @@ from torch import Tensor
 from pl_rl.algorithm import functional as F
 from pl_rl.algorithm.loss import Coefficients, Minibatch, PPOLoss, mean_losses
 from pl_rl.algorithm.rollout import Rollout
+from pl_rl.algorithm.samples import samples_of
 from pl_rl.algorithm.schedule import Schedule, annealing_factor, in_all_units, is_constant, is_due
 from pl_rl.algorithm.updates import lost_number
 from pl_rl.callbacks.evaluation import PeriodicEvaluation
@@ -33,7 +33,8 @@ from pl_rl.errors import RunFailure, UsageError
 from pl_rl.networks.actor_critic import MLPActorCritic
 from pl_rl.networks.description import NetworkFactory
 from pl_rl.networks.modes import training_mode
-from pl_rl.networks.records import Observations, as_samples, rows, tree_map
+from pl_rl.networks.normalization import ValueNormalizer
+from pl_rl.networks.records import Observations, rows
 from pl_rl.resume.resumable import ResumableAgent
 from pl_rl.runs.dashboard import lay_out
 from pl_rl.runs.directory import display_path
@@ -62,7 +63,12 @@ class PPO(ResumableAgent):
         coefficients = Coefficients(torch.tensor(clip_coef, device=self.device), self.vf_coef, ent_coef)
         self.learner.rates.apply(self._optimizer(), self.learning_rate, annealing_factor(self.anneal_lr, progress))
 
-        experience = share(self._samples(rollout), self.collector, self.shards_here, self.learner.pools_rollouts)
+        estimates = self.gamma, self.gae_lambda, self.network.sequence_length, self.value_normalizer
+        samples = samples_of(rollout, len(self.shards_here.local), *estimates)
+        experience = share(samples, self.collector, self.shards_here, self.learner.pools_rollouts)
+        if self.value_normalizer is not None:
+            self.value_normalizer.update(experience.advantages + experience.values)
+            experience = experience._replace(samples=experience.samples.as_predicted_by(self.value_normalizer))
         metrics, grad_norms = self._learn(experience, coefficients)
         self._check_finite(metrics, grad_norms)
 
@@ -77,17 +83,6 @@ class PPO(ResumableAgent):
             self._log_iteration(experience, mean_losses(metrics, coefficients), grad_norms, clip_coef, ent_coef)
         in_a_pass = self.num_steps * self.num_envs // self.minibatch_size
         return {"approx_kl": metrics[-in_a_pass:, APPROX_KL].mean()}
-
-    def _samples(self, rollout: Rollout) -> Minibatch:
-        """All ``T * N`` samples of a rollout with their advantages and returns, shard by shard."""
-        parts = []
-        for part in rollout.split(len(self.shards_here.local)):
-            rewards_and_values = part.rewards, part.values, part.next_values
-            advantages = F.gae(*rewards_and_values, part.terminated, part.truncated, self.gamma, self.gae_lambda)
-            decided = part.obs, part.actions, part.log_probs, part.values
-            per_step = Minibatch(*decided, advantages, advantages + part.values)
-            parts.append(tree_map(partial(as_samples, length=self.network.sequence_length), per_step))
-        return cast(Minibatch, parts[0] if len(parts) == 1 else tree_map(lambda *fields: torch.cat(fields), *parts))
 
     def _learn(self, experience: Experience, coefficients: Coefficients) -> tuple[Tensor, Tensor]:
         """Passes over the samples, each in an order of its own.
@@ -134,6 +129,7 @@ class PPO(ResumableAgent):
         norm_adv: bool = True,
         norm_obs: bool | list[str] = False,
         norm_reward: bool = False,
+        norm_value: bool = False,
         ent_coef: float = 0.0,
         anneal_ent: Schedule = False,
         vf_coef: float = 0.5,
@@ -168,6 +164,7 @@ class PPO(ResumableAgent):
             norm_obs: Normalize observations by mean and variance so far, clip to 10; of a dictionary all floats, or
                 what matches a list of patterns.
             norm_reward: Scale rewards by the deviation of their discounted sums so far, clip to 10.
+            norm_value: Let the value function predict normalized returns.
             ent_coef: Weight of the entropy.
             anneal_ent: Its schedule, likewise.
             vf_coef: Weight of the value loss, half a mean squared error.
@@ -202,6 +199,7 @@ class PPO(ResumableAgent):
             norm_reward=norm_reward,
             gamma=gamma,
         )
+        self.value_normalizer = ValueNormalizer() if norm_value else None
         self.automatic_optimization = False
         self.update_epochs = update_epochs
         self.minibatch_size = minibatch_size
@@ -215,6 +213,7 @@ class PPO(ResumableAgent):
         self.norm_adv = norm_adv
         self.norm_obs = norm_obs
         self.norm_reward = norm_reward
+        self.norm_value = norm_value
         self.ent_coef = ent_coef
         self.anneal_ent = anneal_ent
         self.vf_coef = vf_coef

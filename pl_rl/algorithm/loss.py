@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pl_rl.algorithm import functional as F
 from pl_rl.networks.actor_critic import ActorCritic
+from pl_rl.networks.normalization import ValueNormalizer
 from pl_rl.networks.records import Observations
 
 
@@ -31,6 +32,10 @@ class Minibatch(NamedTuple):
     """``[B]``"""
     returns: Tensor
     """``[B]``, targets of the value function."""
+
+    def as_predicted_by(self, normalizer: ValueNormalizer) -> "Minibatch":
+        """The same with values and returns as a value function predicts them."""
+        return self._replace(values=normalizer(self.values), returns=normalizer(self.returns))
 
 
 class Coefficients(NamedTuple):

@@ -22,6 +22,7 @@ FIXED = {
     "env": "the environment is chosen when a model is made; make another one",
     "norm_obs": "it is decided when a model is made; make another one",
     "norm_reward": "it is decided when a model is made; make another one",
+    "norm_value": "it is decided when a model is made; make another one",
 }
 _ELSEWHERE = "set it before fit, or continue the run from a checkpoint with another value"
 # Fixed during fit.
@@ -39,7 +40,7 @@ AT_LEAST_ONE = (
     *("eval_episodes", "eval_num_envs"),
 )
 WHOLE = (*(name for name in AT_LEAST_ONE if name != "total_env_steps"), "eval_freq")
-SWITCHES = ("clip_vloss", "norm_adv", "norm_reward", "compile_update", "eval_deterministic")
+SWITCHES = ("clip_vloss", "norm_adv", "norm_reward", "norm_value", "compile_update", "eval_deterministic")
 SCHEDULES = ("anneal_lr", "anneal_clip", "anneal_ent")
 NUMBERS = (
     *("total_env_steps", "learning_rate", "gamma", "gae_lambda", "clip_coef", "ent_coef", "vf_coef"),

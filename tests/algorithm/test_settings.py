@@ -46,6 +46,7 @@ REFUSED = {
     "minibatch_size": 16,
     "norm_obs": True,
     "norm_reward": False,
+    "norm_value": True,
     "compile_update": False,
 }
 RUN = {
