@@ -198,6 +198,11 @@ def check_settings(ppo: Any, fitting: bool = False) -> None:
         raise UsageError(f"eval_freq={ppo.eval_freq} must not be negative; 0 turns evaluation off")
     if ppo.norm_adv and ppo.minibatch_size == 1:
         raise UsageError("minibatch_size=1 leaves nothing to normalize advantages over; use norm_adv=false")
+    _check_parts_of_samples(ppo)
+
+
+def _check_parts_of_samples(ppo: Any) -> None:
+    """Whether shards, sequences and minibatches go into what they are parts of."""
     if ppo.shards & (ppo.shards - 1):
         below = 1 << (ppo.shards.bit_length() - 1)
         raise UsageError(f"shards={ppo.shards} is no power of two; use {below} or {2 * below}")
