@@ -68,6 +68,7 @@ def convert_other(
     settings: Mapping[str, Any],
     notes: list[str],
     adam: Any = None,
+    normalizer: Normalizer | None = None,
 ) -> PolicyWeights:
     """Weights of another network of ours than ``MLPActorCritic``, renamed and checked.
 
@@ -80,6 +81,7 @@ def convert_other(
         settings: Its arguments that fit.
         notes: The same.
         adam: The same.
+        normalizer: The same.
 
     Raises:
         Unreadable: If tensors are missing, or there are others.
@@ -88,7 +90,7 @@ def convert_other(
     optimizer, notes = _optimizer(adam, ours, notes)
     options = [f"--model.network.init_args.{name} {shlex.quote(str(value))}" for name, value in settings.items()]
     fitting = " ".join([f"--model.network.class_path pl_rl.networks.{network}", *options])
-    return PolicyWeights(source, file.sha256, ours, None, notes, optimizer, fitting=fitting)
+    return PolicyWeights(source, file.sha256, ours, None, notes, optimizer, normalizer, fitting)
 
 
 def _by_our_names(

@@ -15,7 +15,7 @@ from torch import Tensor
 from pl_rl.networks.layers import ACTIVATIONS
 from pl_rl.pretrained.conversion import convert_mlp, convert_other, tensor_dict
 from pl_rl.pretrained.files import WeightsFile, load_torch
-from pl_rl.pretrained.layers import LOG_STD, numbered, our_names
+from pl_rl.pretrained.layers import LOG_STD, memory_names, numbered, our_names, widths
 from pl_rl.pretrained.policy_weights import PolicyWeights, Unreadable
 
 _OPTIMIZER = "policy.optimizer.pth"
@@ -50,16 +50,16 @@ def convert(file: WeightsFile) -> PolicyWeights:
     what = file, _source(file, settings), tensors
     adam = load_torch(file.read_member(_OPTIMIZER)) if _OPTIMIZER in file.members else None
     keys = _keys(settings)
-    encoders, memories = _encoders(tensors, keys), _memories(tensors)
+    encoders, memories = _encoders(tensors, keys), memory_names(tensors, "lstm_actor", "lstm_critic")
     if not (encoders or memories or keys):
         return convert_mlp(*what, names, _activation(settings), [_NORMALIZED], adam)
     if encoders and not (actor or critic or memories or keys):
         return convert_other(*what, _convolutional(tensors), "CNNActorCritic", {}, [], adam)
-    sizes = {
-        f"{part}_sizes": [len(tensors[f"{layer}.bias"]) for layer in layers]
-        for part, layers in (("actor", actor), ("critic", critic))
+    fitting: dict[str, Any] = {
+        "actor_sizes": widths(tensors, actor),
+        "critic_sizes": widths(tensors, critic),
+        "activation": _activation(settings),
     }
-    fitting: dict[str, Any] = {**sizes, "activation": _activation(settings)}
     images = {prefix.rpartition(".")[2]: [len(tensors[f"{prefix}.linear.0.bias"])] for prefix in encoders}
     if images:
         fitting["encoder_sizes"] = json.dumps(images if keys else {"*": next(iter(images.values()))})
@@ -116,13 +116,6 @@ def _encoders(tensors: dict[str, Tensor], keys: list[str]) -> dict[str, dict[str
                 for kind in ("weight", "bias")
             }
     return encoders
-
-
-def _memories(tensors: dict[str, Tensor]) -> dict[str, str]:
-    """The names in our networks of the tensors of LSTMs of one layer."""
-    kinds = [f"{what}_{where}" for what in ("weight", "bias") for where in ("ih", "hh")]
-    names = {f"lstm_{part}.{kind}_l0": f"{part}_memory.{kind}" for part in ("actor", "critic") for kind in kinds}
-    return names if any(name.startswith("lstm_") for name in tensors) else {}
 
 
 def _convolutional(tensors: dict[str, Tensor]) -> dict[str, str]:
