@@ -6,9 +6,11 @@ import os
 import hypothesis
 import pytest
 import torch
+from xdist.scheduler import WorkStealingScheduling
 
 import tests.environments  # noqa: F401  (registers the small environments)
 from pl_rl.envs.processors import cores
+from tests.warm import Server
 
 hypothesis.settings.register_profile("quick", max_examples=25, deadline=None, derandomize=True, database=None)
 hypothesis.settings.register_profile("nightly", max_examples=1000, deadline=None)
@@ -19,6 +21,8 @@ SLOW_SECONDS = 1800
 
 
 def pytest_collection_modifyitems(items):
+    # The longest first, lest all others wait for it at the end.
+    items.sort(key=lambda item: "test_chaos" not in item.nodeid)
     for item in items:
         if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(SLOW_SECONDS))
@@ -28,6 +32,12 @@ def pytest_collection_modifyitems(items):
 def pytest_xdist_auto_num_workers(config):
     """One more than there are cores, as many tests wait for a process."""
     return cores() + 1
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Neighbours, which share fixtures, stay together, and who is idle takes some from who is not."""
+    return WorkStealingScheduling(config, log)
 
 
 def pytest_collection_finish():
@@ -50,6 +60,14 @@ def _no_waiting_for_the_disk():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", os.fstat)
         yield
+
+
+@pytest.fixture(scope="session")
+def warm_server():
+    """See ``tests.warm``."""
+    server = Server()
+    yield server
+    server.close()
 
 
 @pytest.fixture

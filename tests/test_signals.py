@@ -440,11 +440,12 @@ def wait_for_training(folder, seconds):
     time.sleep(seconds)
 
 
-@pytest.fixture
-def whole(tmp_path):
-    (tmp_path / "whole").mkdir()
-    assert finish(start(tmp_path / "whole"))[0] == 0
-    return run_of(tmp_path / "whole")
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nobody interrupts."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert finish(start(folder))[0] == 0
+    return run_of(folder)
 
 
 @pytest.mark.slow
@@ -503,16 +504,29 @@ def test_a_second_signal_ends_the_process_at_once_with_the_last_checkpoint_intac
     assert [name for name, text in compare_runs(whole, run_of(tmp_path)).items() if text] == []
 
 
+@pytest.fixture(scope="module")
+def with_workers():
+    """Arguments of a run whose environments have processes of their own."""
+    small = [f"--model.{name}={value}" for name, value in SMALL.items() if name not in ("total_env_steps", "env")]
+    env = ["--model.env.id=CartPole-v1", "--model.env.vectorization=async"]
+    return [*env, *small, "--trainer.enable_progress_bar=false"]
+
+
+@pytest.fixture(scope="module")
+def whole_with_workers(tmp_path_factory, with_workers):
+    """Such a run that nobody interrupts."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert finish(start(folder, *with_workers, "--trainer.max_epochs=20"))[0] == 0
+    return run_of(folder)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", STATUS)
-def test_a_signal_to_worker_processes_too_harms_nothing(tmp_path, signum):
+def test_a_signal_to_worker_processes_too_harms_nothing(tmp_path, with_workers, whole_with_workers, signum):
     """As a terminal sends Ctrl-C, and SLURM its signals."""
-    vectorization = ["--model.env.vectorization=async"]
-    small = [f"--model.{name}={value}" for name, value in SMALL.items() if name not in ("total_env_steps", "env")]
-    args = ["--model.env.id=CartPole-v1", *vectorization, *small, "--trainer.enable_progress_bar=false"]
-    (tmp_path / "whole").mkdir()
-    assert finish(start(tmp_path / "whole", *args, "--trainer.max_epochs=20"))[0] == 0
-    process = start(tmp_path, *args, "--model.total_env_steps=1000000", slow=SLOW.format(seconds=0.2), group=True)
+    process = start(
+        tmp_path, *with_workers, "--model.total_env_steps=1000000", slow=SLOW.format(seconds=0.2), group=True
+    )
     wait_for_training(tmp_path, 1.5)
     os.killpg(process.pid, signum)
     status, _, err = finish(process)
@@ -521,7 +535,7 @@ def test_a_signal_to_worker_processes_too_harms_nothing(tmp_path, signum):
     assert 0 < counters_in(last_of(tmp_path))["iteration"] < 20
     resumed = start(tmp_path, "--ckpt_path=last", "--trainer.max_epochs=20")
     assert finish(resumed)[0] == 0
-    different = {name for name, text in compare_runs(run_of(tmp_path / "whole"), run_of(tmp_path)).items() if text}
+    different = {name for name, text in compare_runs(whole_with_workers, run_of(tmp_path)).items() if text}
     assert different == set()
 
 

@@ -1,13 +1,16 @@
 """``verify`` proves what holds, and finds what does not."""
 
 import math
+import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import tests.uncertain_environments as uncertain
 from pl_rl.cli import main
+from pl_rl.tools import verification
 from pl_rl.tools.verification import first_difference
 
 SMALL_RUN = [
@@ -23,6 +26,12 @@ def verify(*args):
     except SystemExit as end:
         return end.code
     return 0
+
+
+@pytest.fixture
+def warm(warm_server, monkeypatch):
+    """Runs that are killed begin in processes in which everything has been imported."""
+    monkeypatch.setattr(verification, "subprocess", SimpleNamespace(Popen=warm_server.popen, PIPE=subprocess.PIPE))
 
 
 def test_differences_are_found_at_zero_tolerance():
@@ -61,7 +70,7 @@ def test_a_killed_run_is_proved_to_go_on_bit_for_bit(capsys):
     ],
     ids=lambda run: "-".join(run[1:4:2]),
 )
-def test_runs_killed_three_times_at_random_moments_go_on_bit_for_bit(run, monkeypatch):
+def test_runs_killed_three_times_at_random_moments_go_on_bit_for_bit(run, warm, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", _root())
     # Iterations of the small environment take a few milliseconds, in which a process must be hit.
     assert verify("--iterations", "200" if "--config" not in run else "20", "--kills", "3", *run) == 0
@@ -87,14 +96,14 @@ SHORT = [
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_simulators_go_on_bit_for_bit(config, settings, vectorization):
+def test_simulators_go_on_bit_for_bit(config, settings, vectorization, warm):
     run = ["--config", f"{config}.yaml", *SHORT, *settings, "--model.env.vectorization", vectorization]
     assert verify("--iterations", "12", "--kills", "2", *run) == 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("game", ["pong", "breakout"])
-def test_native_atari_goes_on_bit_for_bit(game):
+def test_native_atari_goes_on_bit_for_bit(game, warm):
     """Over anchors, lives and games, evaluations included."""
     run = ["--config", f"{game}.yaml", *SHORT, "--model.eval_freq", "30", "--model.env.vectorization", "native"]
     assert verify("--iterations", "30", "--kills", "3", *run) == 0
@@ -103,14 +112,14 @@ def test_native_atari_goes_on_bit_for_bit(game):
 @pytest.mark.slow
 @pytest.mark.parametrize("vectorization", ["sync", "async"])
 @pytest.mark.parametrize("env", ["HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Humanoid-v5"])
-def test_mujoco_goes_on_bit_for_bit(env, vectorization):
+def test_mujoco_goes_on_bit_for_bit(env, vectorization, warm):
     run = ["--model.env.id", env, *SHORT, "--model.eval_freq", "0", "--model.env.vectorization", vectorization]
     assert verify("--iterations", "12", "--kills", "1", *run) == 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("env", ["GloballyRandom", "Hoarder"])
-def test_environments_that_cannot_be_restored_fail_the_proof_by_name(env, monkeypatch, capsys):
+def test_environments_that_cannot_be_restored_fail_the_proof_by_name(env, warm, monkeypatch, capsys):
     monkeypatch.setenv("PYTHONPATH", _root())
     run = ["--model.env", f"tests.uncertain_environments:PlRlTest/{env}-v0", *SMALL_RUN]
     assert verify("--iterations", "200", "--kills", "3", *run) == 1
@@ -125,7 +134,7 @@ def test_a_run_that_fit_would_refuse_is_refused_in_its_words(capsys):
 
 
 @pytest.mark.slow
-def test_a_run_that_is_too_short_to_be_killed_is_no_proof(capsys, monkeypatch):
+def test_a_run_that_is_too_short_to_be_killed_is_no_proof(capsys, warm, monkeypatch):
     monkeypatch.setattr("random.sample", lambda moments, kills: [max(moments)])  # never after the only iteration
     run = ["--config", "cartpole.yaml", "--model.total_env_steps", "256"]
     assert verify("--iterations", "50", "--kills", "1", *run) == 2

@@ -1,0 +1,140 @@
+"""Processes of ``python -m pl_rl`` that are forked from one in which everything has been imported.
+
+They are what new ones would be, but for the seconds of processor time that importing takes. A server forks them, as a
+process that has computed something has threads, which do not live through a fork.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import pkgutil
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pl_rl
+
+LONGEST = 1 << 20
+"""Bytes of a request."""
+
+
+class Server:
+    """Forks processes until it is closed, or its owner is gone."""
+
+    def __init__(self):
+        self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        command = [sys.executable, "-m", "tests.warm", str(theirs.fileno())]
+        root = str(Path(__file__).parents[1])
+        # Not the variables of the test that happens to be the first.
+        self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], cwd=root)
+        theirs.close()
+
+    def popen(self, command, stdout=None, stderr=None, text=True):
+        """As ``subprocess.Popen``, for what the tests ask of it."""
+        assert command[:3] == [sys.executable, "-m", "pl_rl"] and text
+        return Process(self._requests, command[3:], stdout, stderr)
+
+    def close(self):
+        self._requests.close()
+        self._process.wait()
+
+
+class Process:
+    """A forked process; its methods are those of ``subprocess.Popen``."""
+
+    def __init__(self, requests, arguments, stdout, stderr):
+        told, tell = os.pipe()
+        reader, writer = os.pipe() if stdout == subprocess.PIPE else (None, None)
+        out = writer if stdout == subprocess.PIPE else 1 if stdout is None else stdout.fileno()
+        request = json.dumps({"arguments": arguments, "folder": str(Path.cwd()), "variables": dict(os.environ)})
+        streams = [out, 2 if stderr is None else stderr.fileno(), tell]
+        socket.send_fds(requests, [request.encode()], streams)
+        os.close(tell)
+        if writer is not None:
+            os.close(writer)
+        self.stdout = None if reader is None else os.fdopen(reader)
+        self._told = os.fdopen(told)
+        self.pid = int(self._told.readline())
+        self.returncode = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        if error[0] is not None:
+            self.kill()
+        self.wait()
+        for stream in (self.stdout, self._told):
+            if stream is not None:
+                stream.close()
+
+    def kill(self):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+
+    def wait(self):
+        if self.returncode is None:
+            self.returncode = int(self._told.readline())
+        return self.returncode
+
+
+def _serve(requests):
+    for module in pkgutil.walk_packages(pl_rl.__path__, "pl_rl."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    importlib.import_module("torch.utils.tensorboard")
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who wait for the processes
+    while True:
+        request, streams, _, _ = socket.recv_fds(requests, LONGEST, 3)
+        if not request:
+            return
+        if os.fork() == 0:
+            requests.close()
+            _attend(json.loads(request), *streams)
+            os._exit(0)
+        for stream in streams:
+            os.close(stream)
+
+
+def _attend(request, out, err, tell):
+    """Fork the process, and tell its number and exit status."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    pid = os.fork()
+    if pid == 0:
+        os.close(tell)
+        os._exit(_work(request, out, err))
+    os.close(out)
+    os.close(err)
+    os.write(tell, f"{pid}\n".encode())
+    os.write(tell, f"{os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}\n".encode())
+
+
+def _work(request, out, err):
+    """Run the command; returns its exit status."""
+    for stream, number in ((out, 1), (err, 2)):
+        os.dup2(stream, number)
+        os.close(stream)
+    os.chdir(request["folder"])
+    os.environ.clear()
+    os.environ.update(request["variables"])
+    sys.path[:0] = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    sys.argv = ["pl_rl", *request["arguments"]]
+    try:
+        runpy.run_module("pl_rl", run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        return 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    return 0
+
+
+if __name__ == "__main__":
+    _serve(socket.socket(fileno=int(sys.argv[1])))
