@@ -32,7 +32,7 @@ from pl_rl.networks.normalization import ObservationNormalizer, RewardScaler
 from pl_rl.seeding.streams import Stream, derive_seed
 
 # Settings, and how the names of their statistics begin in a checkpoint.
-STATISTICS = {"norm_obs": "normalizer.", "norm_reward": "reward_scaler."}
+STATISTICS = {"norm_obs": "normalizer.", "norm_reward": "reward_scaler.", "norm_value": "value_normalizer."}
 
 
 class Agent(L.LightningModule):

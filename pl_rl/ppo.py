@@ -7,7 +7,6 @@ Shapes: ``T`` steps of a rollout, ``N`` environments, ``B`` samples of a minibat
 """
 
 from collections.abc import Iterator, Mapping
-from functools import partial
 from typing import Any, cast
 
 import lightning as L
@@ -16,9 +15,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from pl_rl.algorithm import functional as F
-from pl_rl.algorithm.loss import Coefficients, Minibatch, PPOLoss
+from pl_rl.algorithm.loss import Coefficients, Minibatch, PPOLoss, mean_losses
 from pl_rl.algorithm.rollout import Rollout
-from pl_rl.algorithm.schedule import in_all_units, is_due
+from pl_rl.algorithm.samples import samples_of
+from pl_rl.algorithm.schedule import Schedule, annealing_factor, in_all_units, is_constant, is_due
 from pl_rl.algorithm.updates import lost_number
 from pl_rl.callbacks.evaluation import PeriodicEvaluation
 from pl_rl.callbacks.lookup import find_callback
@@ -33,7 +33,8 @@ from pl_rl.errors import RunFailure, UsageError
 from pl_rl.networks.actor_critic import MLPActorCritic
 from pl_rl.networks.description import NetworkFactory
 from pl_rl.networks.modes import training_mode
-from pl_rl.networks.records import Observations, as_samples, rows, tree_map
+from pl_rl.networks.normalization import ValueNormalizer
+from pl_rl.networks.records import Observations, rows
 from pl_rl.resume.resumable import ResumableAgent
 from pl_rl.runs.dashboard import lay_out
 from pl_rl.runs.directory import display_path
@@ -57,11 +58,17 @@ class PPO(ResumableAgent):
         """One PPO iteration: learn from a rollout in several passes; callbacks are given the last one's KL."""
         self._follow_changes()
         progress = min(1.0, (self.env_steps - self.num_steps * self.num_envs) / self.total_env_steps)
-        clip_coef = self.clip_coef * (1 - progress if self.anneal_clip else 1)
-        coefficients = Coefficients(torch.tensor(clip_coef, device=self.device), self.vf_coef, self.ent_coef)
-        self.learner.rates.apply(self._optimizer(), self.learning_rate, 1 - progress if self.anneal_lr else 1.0)
+        clip_coef = self.clip_coef * annealing_factor(self.anneal_clip, progress)
+        ent_coef = self.ent_coef * annealing_factor(self.anneal_ent, progress)
+        coefficients = Coefficients(torch.tensor(clip_coef, device=self.device), self.vf_coef, ent_coef)
+        self.learner.rates.apply(self._optimizer(), self.learning_rate, annealing_factor(self.anneal_lr, progress))
 
-        experience = share(self._samples(rollout), self.collector, self.shards_here, self.learner.pools_rollouts)
+        estimates = self.gamma, self.gae_lambda, self.network.sequence_length, self.value_normalizer
+        samples = samples_of(rollout, len(self.shards_here.local), *estimates)
+        experience = share(samples, self.collector, self.shards_here, self.learner.pools_rollouts)
+        if self.value_normalizer is not None:
+            self.value_normalizer.update(experience.advantages + experience.values)
+            experience = experience._replace(samples=experience.samples.as_predicted_by(self.value_normalizer))
         metrics, grad_norms = self._learn(experience, coefficients)
         self._check_finite(metrics, grad_norms)
 
@@ -73,20 +80,9 @@ class PPO(ResumableAgent):
         self._audit(experience.samples, rollout.obs, coefficients, is_due(before, self.train_iter, self.eval_freq))
         log_every_n_steps: int = cast(Any, self.trainer).log_every_n_steps  # set by Lightning without declaring it
         if is_due(before, self.train_iter, log_every_n_steps):
-            self._log_iteration(experience, metrics, grad_norms, clip_coef)
+            self._log_iteration(experience, mean_losses(metrics, coefficients), grad_norms, clip_coef, ent_coef)
         in_a_pass = self.num_steps * self.num_envs // self.minibatch_size
         return {"approx_kl": metrics[-in_a_pass:, APPROX_KL].mean()}
-
-    def _samples(self, rollout: Rollout) -> Minibatch:
-        """All ``T * N`` samples of a rollout with their advantages and returns, shard by shard."""
-        parts = []
-        for part in rollout.split(len(self.shards_here.local)):
-            rewards_and_values = part.rewards, part.values, part.next_values
-            advantages = F.gae(*rewards_and_values, part.terminated, part.truncated, self.gamma, self.gae_lambda)
-            decided = part.obs, part.actions, part.log_probs, part.values
-            per_step = Minibatch(*decided, advantages, advantages + part.values)
-            parts.append(tree_map(partial(as_samples, length=self.network.sequence_length), per_step))
-        return cast(Minibatch, parts[0] if len(parts) == 1 else tree_map(lambda *fields: torch.cat(fields), *parts))
 
     def _learn(self, experience: Experience, coefficients: Coefficients) -> tuple[Tensor, Tensor]:
         """Passes over the samples, each in an order of its own.
@@ -124,16 +120,18 @@ class PPO(ResumableAgent):
         update_epochs: int = 4,
         minibatch_size: int = 256,
         learning_rate: float = 2.5e-4,
-        anneal_lr: bool = False,
+        anneal_lr: Schedule = False,
         gamma: float = 0.99,
         gae_lambda: float = 0.95,
         clip_coef: float = 0.2,
-        anneal_clip: bool = False,
+        anneal_clip: Schedule = False,
         clip_vloss: bool = False,
         norm_adv: bool = True,
         norm_obs: bool | list[str] = False,
         norm_reward: bool = False,
+        norm_value: bool = False,
         ent_coef: float = 0.0,
+        anneal_ent: Schedule = False,
         vf_coef: float = 0.5,
         max_grad_norm: float | None = 0.5,
         target_kl: float | None = None,
@@ -150,31 +148,32 @@ class PPO(ResumableAgent):
         Args:
             env: Name of the environment, or more about it.
             network: Class of the policy and value network; its arguments beyond the two spaces are settings.
-            total_env_steps: Length of a run in transitions, over all environments and all resumes; also the horizon
-                of annealing and of the progress bar.
-            num_envs: Environments that are stepped together.
+            total_env_steps: Length of a run in transitions, over all environments and resumes; horizon of schedules.
+            num_envs: Environments stepped together.
             num_steps: Steps of each environment in one rollout.
             update_epochs: Passes over a rollout.
             minibatch_size: Samples of one gradient update; divides num_envs * num_steps.
             learning_rate: Of Adam, at the start.
-            anneal_lr: Lower the learning rate linearly to zero over total_env_steps.
+            anneal_lr: Its schedule, to zero at total_env_steps; true is linear.
             gamma: Discount factor.
             gae_lambda: Weight of longer returns in the advantages.
             clip_coef: Half-width of the clipping interval of the probability ratio, at the start.
-            anneal_clip: Lower clip_coef linearly to zero over total_env_steps.
+            anneal_clip: Its schedule, likewise.
             clip_vloss: Clip the value loss too, by the same coefficient.
             norm_adv: Normalize advantages in each minibatch.
-            norm_obs: Normalize observations by mean and variance so far, clip to 10; of a dictionary the entries of
-                floats, or those that match a list of patterns.
-            norm_reward: Scale rewards in training by the deviation of their discounted sums so far, and clip to 10.
-            ent_coef: Weight of the entropy bonus.
-            vf_coef: Weight of the value loss, which is half a mean squared error.
+            norm_obs: Normalize observations by mean and variance so far, clip to 10; of a dictionary all floats, or
+                what matches a list of patterns.
+            norm_reward: Scale rewards by the deviation of their discounted sums so far, clip to 10.
+            norm_value: Let the value function predict normalized returns.
+            ent_coef: Weight of the entropy.
+            anneal_ent: Its schedule, likewise.
+            vf_coef: Weight of the value loss, half a mean squared error.
             max_grad_norm: Largest norm of the gradient over all parameters; null does not clip.
             target_kl: End an iteration's updates when a minibatch's KL divergence exceeds 1.5 times this; null never
                 does.
-            compile_update: Make updates as one compiled function, which is faster and rounds differently. Where null, a
-                run of 1,000 updates or more does, with a large network also a shorter one, if its network and optimizer
-                and the machine allow it, and a resumed run does as before.
+            compile_update: Make updates as one compiled function, which is faster and rounds differently; where null,
+                a run of 1,000 updates, or fewer of a large network, if its network and optimizer and the machine allow
+                it, and a resumed run as before.
             eval_freq: Train iterations (gradient updates) between evaluations; an iteration has ``num_steps *
                 num_envs * update_epochs / minibatch_size`` of them. 0 never evaluates.
             eval_episodes: Episodes of an evaluation.
@@ -200,6 +199,7 @@ class PPO(ResumableAgent):
             norm_reward=norm_reward,
             gamma=gamma,
         )
+        self.value_normalizer = ValueNormalizer() if norm_value else None
         self.automatic_optimization = False
         self.update_epochs = update_epochs
         self.minibatch_size = minibatch_size
@@ -213,7 +213,9 @@ class PPO(ResumableAgent):
         self.norm_adv = norm_adv
         self.norm_obs = norm_obs
         self.norm_reward = norm_reward
+        self.norm_value = norm_value
         self.ent_coef = ent_coef
+        self.anneal_ent = anneal_ent
         self.vf_coef = vf_coef
         self.max_grad_norm = max_grad_norm
         self.target_kl = target_kl
@@ -235,7 +237,7 @@ class PPO(ResumableAgent):
     @property
     def anneals(self) -> bool:
         """Whether a schedule runs towards ``total_env_steps``."""
-        return self.anneal_lr or self.anneal_clip
+        return not all(is_constant(schedule) for schedule in (self.anneal_lr, self.anneal_clip, self.anneal_ent))
 
     def configure_callbacks(self) -> list[L.Callback]:
         """What a script cannot forget: the state that a resume needs, and evaluation."""
@@ -264,13 +266,16 @@ class PPO(ResumableAgent):
         learner = self._learner = Learner(
             self.collector, self._optimizer(), clip_vloss, self.learning_rate, self.shards_here
         )
+        before = None
         if self.resumed is not None:
             self._resume_rates(learner, self.resumed)
+            updates = self.resumed[STATE_KEY]["platform"].get("updates")
+            before = UpdatesBefore(updates, self.resumed["hyper_parameters"].get("compile_update"))
         if self.resumed is None or self.branching:
             lay_out(self.loggers)
         num_updates = self.total_env_steps * self.update_epochs // self.minibatch_size
         learner.choose_exchange(self.minibatch_size)
-        choose_compilation(learner, self.trainer, self.compile_update, num_updates, self.minibatch_size, self._before())
+        choose_compilation(learner, self.trainer, self.compile_update, num_updates, self.minibatch_size, before)
         self.shards_here.check_same("updates", learner.description, "use --model.compile_update false")
         self.start_clock()  # once more, as compiling is no training
 
@@ -280,13 +285,6 @@ class PPO(ResumableAgent):
         goes_on = learner.rates.load_state_dict(counters.get("rates"), in_groups)
         if goes_on and self.hparams.get("learning_rate") == given.get("learning_rate"):
             self.learning_rate = counters["learning_rate"]
-
-    def _before(self) -> UpdatesBefore | None:
-        """How a run that is continued made its updates."""
-        if self.resumed is None:
-            return None
-        updates = self.resumed[STATE_KEY]["platform"].get("updates")
-        return UpdatesBefore(updates, self.resumed["hyper_parameters"].get("compile_update"))
 
     def teardown(self, stage: str) -> None:
         """Leave nothing open."""
@@ -378,11 +376,10 @@ class PPO(ResumableAgent):
         kept = getattr(self.trainer.checkpoint_callback, "last_model_path", "")
         return f"the last good checkpoint is {display_path(kept)}" if kept else "no checkpoint was saved"
 
-    def _log_iteration(self, experience: Experience, metrics: Tensor, grad_norms: Tensor, clip_coef: float) -> None:
+    def _log_iteration(
+        self, experience: Experience, losses: dict[str, Tensor], grad_norms: Tensor, clip_coef: float, ent_coef: float
+    ) -> None:
         """Write the iteration's metrics against env steps."""
-        losses = dict(zip(PPOLoss.METRICS, metrics.mean(0), strict=True))
-        policy_loss, value_loss, entropy = (losses[name] for name in ("policy_loss", "value_loss", "entropy"))
-        losses["loss"] = policy_loss + self.vf_coef * value_loss - self.ent_coef * entropy
         losses["grad_norm"] = grad_norms.mean()
         losses["explained_variance"] = F.explained_variance(
             experience.values.flatten(), (experience.advantages + experience.values).flatten()
@@ -394,5 +391,7 @@ class PPO(ResumableAgent):
             scalars["policy/std"] = std
         scalars["schedule/learning_rate"] = float(self._optimizer().param_groups[0]["lr"])
         scalars["schedule/clip_coef"] = clip_coef
+        if not is_constant(self.anneal_ent):
+            scalars["schedule/ent_coef"] = ent_coef
         scalars["time/env_steps_per_second"] = self.env_steps_per_second
         self.log_scalars(scalars, step=self.env_steps)

@@ -117,7 +117,7 @@ class Identity(gym.Env):
         return np.concatenate([np.eye(3)[self.target[0]], np.eye(2)[self.target[1]]]).astype(np.float32)
 
 
-class Echo(gym.Env):
+class Echo(Identity):
     """Observes choices or switches; an action earns the share of them that it repeats. An episode has 16 steps."""
 
     # Read, never changed.
@@ -128,18 +128,8 @@ class Echo(gym.Env):
     }
 
     def __init__(self, kind):
+        self.kind = kind
         self.observation_space = self.action_space = self.SPACES[kind]
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.steps = 0
-        return self._next_target(), {}
-
-    def step(self, action):
-        assert self.action_space.contains(action), f"{action!r} is not in {self.action_space}"
-        reward = float(np.mean(action == self.target))
-        self.steps += 1
-        return self._next_target(), reward, False, self.steps == 16, {}
 
     def _next_target(self):
         space = self.observation_space

@@ -8,6 +8,7 @@ import dataclasses
 import inspect
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -67,6 +68,8 @@ def type_in_words(annotation: Any) -> str:
         return ", ".join(f"`{part}`" for part in parts)
     if origin in (Union, UnionType):
         return " or ".join(dict.fromkeys(map(type_in_words, parts)))
+    if annotation == Callable[[float], float]:
+        return "a function, by its import path"
     if origin in (list, collections.abc.Sequence):
         return f"list ({type_in_words(parts[0])})"
     return NAMES.get(origin or annotation) or "class or settings"

@@ -234,6 +234,38 @@ def test_learning_rate_and_clip_are_annealed_to_the_end_of_the_budget():
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-3 / 8)
 
 
+def test_each_coefficient_follows_a_schedule_of_its_own():
+    logger = MemoryLogger()
+    schedules = {"anneal_lr": "cosine", "anneal_clip": lambda progress: 2 - progress, "anneal_ent": "linear"}
+    fit(small_ppo(learning_rate=1e-3, clip_coef=0.1, ent_coef=0.01, **schedules), logger=logger)
+    done = [i / 8 for i in range(8)]
+    cosine = [1e-3 * (1 + math.cos(math.pi * share)) / 2 for share in done]
+    assert logger.values("schedule/learning_rate") == pytest.approx(cosine)
+    assert logger.values("schedule/clip_coef") == pytest.approx([0.1 * (2 - share) for share in done])
+    assert logger.values("schedule/ent_coef") == pytest.approx([0.01 * (1 - share) for share in done])
+
+
+@pytest.mark.parametrize(("before", "now"), [(True, "linear"), (False, "constant"), (True, lambda done: 1 - done)])
+def test_a_schedule_by_another_name_has_the_same_bits(before, now):
+    names = ("anneal_lr", "anneal_clip", "anneal_ent")
+    one, other = (small_ppo(ent_coef=0.01, **dict.fromkeys(names, schedule)) for schedule in (before, now))
+    fit(one)
+    fit(other)
+    assert same_bits(one.state_dict(), other.state_dict())
+
+
+def test_the_entropy_weight_of_the_loss_is_the_scheduled_one():
+    weightless, without = small_ppo(ent_coef=0.5, anneal_ent=lambda progress: 0.0), small_ppo(ent_coef=0.0)
+    fit(weightless)
+    fit(without)
+    assert same_bits(weightless.state_dict(), without.state_dict())
+
+
+def test_a_schedule_that_gives_no_factor_is_refused():
+    with pytest.raises(UsageError, match=r"^a schedule gave -1.0 at 0.0% of the run and must give"):
+        fit(small_ppo(anneal_clip=lambda progress: -1))
+
+
 def test_without_annealing_both_stay():
     logger = MemoryLogger()
     fit(small_ppo(learning_rate=1e-3), logger=logger)
@@ -378,7 +410,14 @@ def test_any_logger_works(kind, tmp_path):
         ({"eval_freq": -1}, "eval_freq=-1 must not be negative; 0 turns evaluation off"),
         ({"norm_adv": "no"}, "norm_adv='no' must be true or false"),
         ({"compile_update": 1}, "compile_update=1 must be true or false"),
-        ({"anneal_lr": None}, "anneal_lr=None must be true or false"),
+        (
+            {"anneal_lr": None},
+            "anneal_lr=None must be constant, linear, cosine, true (linear), false, or in Python a function",
+        ),
+        (
+            {"anneal_ent": "steep"},
+            "anneal_ent='steep' must be constant, linear, cosine, true (linear), false, or in Python a function",
+        ),
         ({"update_epochs": 2.5}, "update_epochs=2.5 must be a whole number"),
         ({"num_envs": 4.0}, "num_envs=4.0 must be a whole number"),
         ({"eval_freq": True}, "eval_freq=True must be a whole number"),

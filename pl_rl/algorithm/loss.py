@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pl_rl.algorithm import functional as F
 from pl_rl.networks.actor_critic import ActorCritic
+from pl_rl.networks.normalization import ValueNormalizer
 from pl_rl.networks.records import Observations
 
 
@@ -31,6 +32,10 @@ class Minibatch(NamedTuple):
     """``[B]``"""
     returns: Tensor
     """``[B]``, targets of the value function."""
+
+    def as_predicted_by(self, normalizer: ValueNormalizer) -> "Minibatch":
+        """The same with values and returns as a value function predicts them."""
+        return self._replace(values=normalizer(self.values), returns=normalizer(self.returns))
 
 
 class Coefficients(NamedTuple):
@@ -78,3 +83,10 @@ class PPOLoss(nn.Module):
             approx_kl, clip_fraction = F.approx_kl(log_ratio), F.clip_fraction(ratio, clip_coef)
             metrics = torch.stack([policy_loss, value_loss, entropy, approx_kl, clip_fraction])
         return loss, metrics.detach()
+
+
+def mean_losses(metrics: Tensor, coefficients: Coefficients) -> dict[str, Tensor]:
+    """``PPOLoss.METRICS`` and the loss, each a scalar, over the updates of ``metrics`` ``[U, 5]``."""
+    losses = dict(zip(PPOLoss.METRICS, metrics.mean(0), strict=True))
+    policy_loss, value_loss, entropy = (losses[name] for name in ("policy_loss", "value_loss", "entropy"))
+    return {**losses, "loss": policy_loss + coefficients.vf_coef * value_loss - coefficients.ent_coef * entropy}

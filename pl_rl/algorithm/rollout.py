@@ -245,7 +245,7 @@ class RolloutCollector:
         if self._obs is None:
             raise RuntimeError("collect() needs a reset(seed) first")
         steps, num_envs = self.num_steps, self.env.num_envs
-        device, distribution = next(self.network.parameters()).device, self.network.distribution
+        distribution = self.network.distribution
         noise = distribution.noise((steps, num_envs), self.generator)
         obs = tree_map(lambda now, dtype: torch.empty((steps, *now.shape), dtype=dtype), self._obs, self.obs_dtype)
         rewards = np.empty((steps, num_envs), dtype=np.float32)
@@ -279,18 +279,32 @@ class RolloutCollector:
                     final_obs[t, int(i)] = self._final_input(infos["final_obs"][i])
                     final_states += [] if self._memory is None else [self._memory.state[i]]
         check_finite(obs, rewards, self._obs, final_obs)
+        ends = torch.from_numpy(terminated), torch.from_numpy(truncated)
+        return self._rollout(seen, torch.from_numpy(rewards), *ends, final_obs, final_states)
+
+    def _rollout(
+        self,
+        seen: Observations,
+        rewards: Tensor,
+        terminated: Tensor,
+        truncated: Tensor,
+        final_obs: dict[tuple[int, int], Observations],
+        final_states: list[Tensor],
+    ) -> Rollout:
+        """What the steps ``[T, N]`` were, with what the policy decided in them."""
         outputs, values, actions = self.acting.decisions()
         values, next_values = self._with_next_values(values, final_obs, final_states)
-        step_rewards = self._scaled(torch.from_numpy(rewards), torch.from_numpy(terminated | truncated))
+        step_rewards = self._scaled(rewards, terminated | truncated)
+        device = next(self.network.parameters()).device
         return Rollout(
             obs=tree_map(lambda steps: steps.to(device), seen),
             actions=actions,
-            log_probs=distribution.log_prob(outputs, actions),
+            log_probs=self.network.distribution.log_prob(outputs, actions),
             values=values,
             next_values=next_values,
             rewards=step_rewards.to(next_values),
-            terminated=torch.from_numpy(terminated).to(device),
-            truncated=torch.from_numpy(truncated).to(device),
+            terminated=terminated.to(device),
+            truncated=truncated.to(device),
         )
 
     def _memory_of(self, steps: int) -> Memory | None:

@@ -1,10 +1,17 @@
-"""When periodic events are due, and the learning rates of an optimizer's groups."""
+"""When periodic events are due, schedules of coefficients, and the learning rates of an optimizer's groups."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+
+from pl_rl.errors import UsageError
+
+Shape = Literal["constant", "linear", "cosine"]
+Schedule = bool | Shape | Callable[[float], float]
+"""How a coefficient changes over a run; true is linear, false is constant."""
 
 
 def is_due(before: int, after: int, every: int) -> bool:
@@ -26,6 +33,39 @@ def in_all_units(train_iters: int, per_iteration: int, env_steps: int) -> str:
     """
     iterations = train_iters / per_iteration
     return f"{train_iters:,} train iterations = {iterations:,.6g} iterations = {iterations * env_steps:,.0f} env steps"
+
+
+def is_schedule(value: Any) -> bool:
+    """Whether it is a :data:`Schedule`."""
+    return isinstance(value, bool) or callable(value) or value in get_args(Shape)
+
+
+def is_constant(schedule: Schedule) -> bool:
+    """Whether a coefficient keeps its value."""
+    return schedule in (False, "constant")
+
+
+def annealing_factor(schedule: Schedule, progress: float) -> float:
+    """What a schedule multiplies its coefficient by: 1 at the start, and 0 at the end if linear or cosine.
+
+    Args:
+        schedule: Of the coefficient; a function is asked for the factor.
+        progress: Share of the run that is done, between 0 and 1.
+
+    Raises:
+        UsageError: If a function gives no finite number of 0 or more.
+    """
+    if is_constant(schedule):
+        return 1.0
+    if not callable(schedule):
+        return (1 + math.cos(math.pi * progress)) / 2 if schedule == "cosine" else 1 - progress
+    factor = float(schedule(progress))
+    if not 0 <= factor < math.inf:
+        raise UsageError(
+            f"a schedule gave {factor} at {progress:.1%} of the run and must give what its coefficient is multiplied "
+            "by, 0 or more"
+        )
+    return factor
 
 
 def adapted_rate(rate: float, kl: float, desired_kl: float) -> float:

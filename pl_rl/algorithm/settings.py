@@ -8,6 +8,7 @@ from typing import Any, cast, get_args
 import numpy as np
 from torch import Tensor, nn
 
+from pl_rl.algorithm.schedule import is_schedule
 from pl_rl.envs import EnvConfig
 from pl_rl.envs.config import Vectorization
 from pl_rl.errors import UsageError
@@ -21,6 +22,7 @@ FIXED = {
     "env": "the environment is chosen when a model is made; make another one",
     "norm_obs": "it is decided when a model is made; make another one",
     "norm_reward": "it is decided when a model is made; make another one",
+    "norm_value": "it is decided when a model is made; make another one",
 }
 _ELSEWHERE = "set it before fit, or continue the run from a checkpoint with another value"
 # Fixed during fit.
@@ -38,10 +40,8 @@ AT_LEAST_ONE = (
     *("eval_episodes", "eval_num_envs"),
 )
 WHOLE = (*(name for name in AT_LEAST_ONE if name != "total_env_steps"), "eval_freq")
-SWITCHES = (
-    *("anneal_lr", "anneal_clip", "clip_vloss", "norm_adv", "norm_reward", "compile_update"),
-    "eval_deterministic",
-)
+SWITCHES = ("clip_vloss", "norm_adv", "norm_reward", "norm_value", "compile_update", "eval_deterministic")
+SCHEDULES = ("anneal_lr", "anneal_clip", "anneal_ent")
 NUMBERS = (
     *("total_env_steps", "learning_rate", "gamma", "gae_lambda", "clip_coef", "ent_coef", "vf_coef"),
     *("max_grad_norm", "target_kl", "stop_value"),
@@ -51,7 +51,7 @@ POSITIVE = ("learning_rate", "clip_coef", "max_grad_norm", "target_kl")
 # Zero is allowed during fit, as the end of a schedule.
 ZERO_IN_FIT = ("learning_rate", "clip_coef")
 
-SETTINGS = frozenset({*WHOLE, *SWITCHES, *NUMBERS, "env", "env_config", "network", "norm_obs"})
+SETTINGS = frozenset({*WHOLE, *SWITCHES, *SCHEDULES, *NUMBERS, "env", "env_config", "network", "norm_obs"})
 LIVE_SETTINGS = sorted(SETTINGS - FIXED.keys() - FIXED_IN_FIT.keys() - {"learning_rate"})
 """Those that may change while a run trains; the learning rate has a state of its own."""
 
@@ -155,7 +155,15 @@ def _described(name: str, value: Any) -> dict[str, Any]:
     """A setting as a checkpoint stores it."""
     if name == "network":
         return {name: describe_network(lambda observations, actions: cast(ActorCritic, value), value)}
-    return {"env": dataclasses.asdict(value)} if name == "env_config" else {name: value}
+    return {"env": dataclasses.asdict(value)} if name == "env_config" else {name: stored(name, value)}
+
+
+def stored(name: str, value: Any) -> Any:
+    """The value of a setting as a checkpoint stores it: of a schedule that is a function, its name."""
+    if name not in SCHEDULES or not callable(value):
+        return value
+    named = value if hasattr(value, "__qualname__") else type(value)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 def check_settings(ppo: Any, fitting: bool = False) -> None:
@@ -190,6 +198,11 @@ def check_settings(ppo: Any, fitting: bool = False) -> None:
         raise UsageError(f"eval_freq={ppo.eval_freq} must not be negative; 0 turns evaluation off")
     if ppo.norm_adv and ppo.minibatch_size == 1:
         raise UsageError("minibatch_size=1 leaves nothing to normalize advantages over; use norm_adv=false")
+    _check_parts_of_samples(ppo)
+
+
+def _check_parts_of_samples(ppo: Any) -> None:
+    """Whether shards, sequences and minibatches go into what they are parts of."""
     if ppo.shards & (ppo.shards - 1):
         below = 1 << (ppo.shards.bit_length() - 1)
         raise UsageError(f"shards={ppo.shards} is no power of two; use {below} or {2 * below}")
@@ -218,6 +231,7 @@ def _check_kinds(ppo: Any) -> None:
     kinds: list[tuple[tuple[str, ...], Callable[[Any], bool], str]] = [
         (SWITCHES, lambda value: isinstance(value, bool), "must be true or false"),
         (("norm_obs",), is_switch_or_names, "must be true, false, or a list of names of entries"),
+        (SCHEDULES, is_schedule, "must be constant, linear, cosine, true (linear), false, or in Python a function"),
         (WHOLE, lambda value: isinstance(value, int) and not isinstance(value, bool), "must be a whole number"),
         (NUMBERS, lambda value: isinstance(value, int | float) and not isinstance(value, bool), "is not a number"),
     ]

@@ -234,7 +234,7 @@ HYPER_PARAMETERS = record(
     {
         "total_env_steps": number(0, 1e300),
         **dict.fromkeys(("num_envs", "num_steps", "eval_episodes", "eval_num_envs"), whole()),
-        **dict.fromkeys(("eval_deterministic", "norm_reward"), BOOL),
+        **dict.fromkeys(("eval_deterministic", "norm_reward", "norm_value"), BOOL),
         "norm_obs": that(is_switch_or_names, "true, false or a list of names"),
     },
     others=SETTING,
@@ -242,9 +242,16 @@ HYPER_PARAMETERS = record(
 
 _TENSOR = that(lambda value: isinstance(value, Tensor), "a tensor")
 _COUNT = that(lambda value: value.shape == () and 0 <= float(value) < float("inf"), "a tensor of one finite number")
-# What the statistics of observations and rewards are told by.
-_STATISTICS_OF = {"normalizer": ("mean", "var", "count", "clip"), "reward_scaler": ("mean", "var", "count")}
-_STATISTICS = dict.fromkeys(("normalizer.count", "reward_scaler.count", "reward_scaler.var"), _COUNT)
+# What the statistics of observations, rewards and values are told by.
+_OF_NUMBER = ("mean", "var", "count")
+_STATISTICS_OF = {
+    "normalizer": (*_OF_NUMBER, "clip"),
+    **dict.fromkeys(("reward_scaler", "value_normalizer"), _OF_NUMBER),
+}
+_STATISTICS = {
+    **dict.fromkeys(("normalizer.count", "reward_scaler.count", "reward_scaler.var"), _COUNT),
+    **dict.fromkeys(("value_normalizer.count", "value_normalizer.var"), _COUNT),
+}
 
 
 def _tensors(value: Any, place: str) -> None:

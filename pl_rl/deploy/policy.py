@@ -34,7 +34,7 @@ from pl_rl.networks.distributions import (
     StateDependentGaussian,
     to_numpy,
 )
-from pl_rl.networks.normalization import ObservationNormalizer, is_switch_or_names
+from pl_rl.networks.normalization import ObservationNormalizer, ValueNormalizer, is_switch_or_names
 from pl_rl.networks.records import (
     Memory,
     Observations,
@@ -47,7 +47,7 @@ from pl_rl.networks.records import (
 )
 from pl_rl.runs.trust import WayOut, checked, checked_of_file, in_python, is_own
 
-_PARTS = ("network.", "normalizer.")
+_PARTS = ("network.", "normalizer.", "value_normalizer.")
 # Those whose actions go into the environment as TrainedPolicy._to_env has it.
 _DISTRIBUTIONS = {
     *(Bernoulli, Categorical, MultiCategorical),
@@ -60,7 +60,8 @@ class TrainedWeights:
     """What a checkpoint tells about its policy.
 
     Attributes:
-        tensors: ``network.NAME`` and, where observations are normalized, ``normalizer.NAME``.
+        tensors: ``network.NAME`` and, where observations or values are normalized, ``normalizer.NAME`` or
+            ``value_normalizer.NAME``.
         settings: All settings of the model, as plain data.
         spaces: Observation and action space, as :func:`pl_rl.envs.spaces.describe_spaces` gives them; ``None`` where
             the file does not tell.
@@ -123,6 +124,7 @@ class TrainedPolicy(nn.Module):
                 f"norm_obs={str(norm_obs)[:80]} is neither true nor false nor a list of names; use another file"
             )
         self.normalizer = ObservationNormalizer(observation_space, norm_obs) if norm_obs else None
+        self.value_normalizer = ValueNormalizer() if settings.get("norm_value", False) else None
         self._check_distribution()
         distribution = self.network.distribution
         self.outputs = ("action", "value", *distribution.parts(torch.zeros(1, distribution.num_outputs)))
@@ -203,8 +205,13 @@ class TrainedPolicy(nn.Module):
             UsageError: As :meth:`act`.
         """
         batch, is_one = self._batch(obs)
-        values: npt.NDArray[np.float32] = self.network.value(self._remembering(batch)).float().cpu().numpy()
+        predicted = self._in_rewards(self.network.value(self._remembering(batch)))
+        values: npt.NDArray[np.float32] = predicted.float().cpu().numpy()
         return values[0] if is_one else values
+
+    def _in_rewards(self, values: Tensor) -> Tensor:
+        """Values ``[B]`` in units of the rewards, whatever the network predicts."""
+        return values if self.value_normalizer is None else self.value_normalizer.inverse(values)
 
     def _batch(self, obs: Any) -> tuple[Observations, bool]:
         """Input of the network for observations, and whether they are one alone."""
@@ -221,7 +228,7 @@ class TrainedPolicy(nn.Module):
 
         Returns:
             ``action`` ``[B, *action_space.shape]``, as the environment takes them: shifted to the space's start, or
-            clipped or scaled to its bounds; ``value`` ``[B]``, as the network gives it; then the parts of the
+            clipped or scaled to its bounds; ``value`` ``[B]``, as :meth:`value`; then the parts of the
             distribution: ``logits`` ``[B, P]``; ``mean`` and ``log_std`` ``[B, A]``, of a squashed Gaussian before
             tanh; or ``alpha`` and ``beta`` ``[B, A]``; and of a network with a memory the ``next_state``.
         """
@@ -234,7 +241,7 @@ class TrainedPolicy(nn.Module):
         remembered = () if next_state is None else (next_state,)
         distribution = self.network.distribution
         actions = self._to_env(distribution.mode(outputs))
-        return actions, values, *distribution.parts(outputs).values(), *remembered
+        return actions, self._in_rewards(values), *distribution.parts(outputs).values(), *remembered
 
     def make_env(self, trust: Iterable[str] = (), **kwargs: Any) -> gym.Env[Any, Any]:
         """The environment that the policy was trained in, as it is evaluated there.

@@ -1,7 +1,7 @@
-"""Running statistics: normalization of observations, scaling of rewards.
+"""Running statistics: normalization of observations and of values, scaling of rewards.
 
-Both are updated with each step of a rollout before they are applied to it; evaluation updates neither. They are
-buffers, so they are saved and resumed with the weights.
+Those of observations and rewards are updated with each step of a rollout before they are applied to it, those of values
+once an iteration; evaluation updates none. They are buffers, so they are saved and resumed with the weights.
 
 Shapes: ``T`` steps of a rollout, ``N`` environments, ``...`` the shape of an observation, nothing for a reward.
 """
@@ -228,6 +228,37 @@ class RewardScaler(RunningStatistics):
         self.var.copy_(var[-1])
         self.count.copy_(count[-1])
         return (rewards / scale).clamp(-CLIP, CLIP), sums_after
+
+
+class ValueNormalizer(RunningStatistics):
+    """Lets a value function predict returns in units of their standard deviation about their mean.
+
+    The statistics are of all returns that were learnt from, as in rl_games' ``normalize_value``; the value function
+    itself follows them by learning, unlike in PopArt, https://arxiv.org/abs/1602.07714, which rescales its last layer.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(())
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Values or returns ``[...]`` as the value function predicts them."""
+        return (values - self.mean) / self.scale
+
+    def inverse(self, predictions: Tensor) -> Tensor:
+        """Values ``[...]`` in units of the rewards."""
+        return predictions * self.scale + self.mean
+
+    @torch.no_grad()
+    def update(self, returns: Tensor) -> None:
+        """Update with the returns ``[...]`` of an iteration; if any is not finite, nothing changes."""
+        returns = returns.detach().double().cpu()
+        var, mean = torch.var_mean(returns, correction=0)
+        if not (var + mean).isfinite():
+            return
+        share, delta = returns.numel() / (self.count + returns.numel()), mean - self.mean
+        self.var += (var - self.var + delta.square() * (1 - share)) * share
+        self.mean += delta * share
+        self.count += returns.numel()
 
 
 def merged_moments(before: Tensor, after: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """From the tensors of any library to :class:`PolicyWeights`."""
 
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -45,15 +46,7 @@ def convert_mlp(
     Raises:
         Unreadable: If tensors are missing, or there are others, or they do not fit together.
     """
-    unknown, missing = [n for n in tensors if n not in names], [n for n in names if n not in tensors]
-    if unknown or missing:
-        problem = f"has tensors that MLPActorCritic has no place for: {listed(unknown)}"
-        if not unknown:
-            problem = f"lacks tensors: {listed(missing)}"
-        raise Unreadable(f"is a file of {source}, but {problem}; use a policy of fully connected layers")
-    ours = {names[name]: plain_tensor(name, tensor) for name, tensor in tensors.items()}
-    if LOG_STD in ours:
-        ours[LOG_STD] = ours[LOG_STD].reshape(-1)
+    ours = _by_our_names(source, tensors, names, "MLPActorCritic", "use a policy of fully connected layers")
     network = network_settings(ours, activation)
     if tanh_mean:
         network["tanh_mean"] = True
@@ -62,10 +55,67 @@ def convert_mlp(
     inputs = ours["encoder.0.weight" if network["encoder_sizes"] else "actor.0.weight"].shape[1]
     if normalizer is not None and {normalizer["mean"].shape, normalizer["scale"].shape} != {(inputs,)}:
         raise Unreadable(f"has statistics of observations that are not {inputs} numbers each; use another copy")
+    optimizer, notes = _optimizer(adam, ours, notes)
+    return PolicyWeights(source, file.sha256, ours, network, notes, optimizer, normalizer)
+
+
+def convert_other(
+    file: WeightsFile,
+    source: str,
+    tensors: Mapping[str, Tensor],
+    names: Mapping[str, str],
+    network: str,
+    settings: Mapping[str, Any],
+    notes: list[str],
+    adam: Any = None,
+    normalizer: Normalizer | None = None,
+) -> PolicyWeights:
+    """Weights of another network of ours than ``MLPActorCritic``, renamed and checked.
+
+    Args:
+        file: As :func:`convert_mlp`; so are the others.
+        source: The same.
+        tensors: The same.
+        names: The same.
+        network: Name of the class.
+        settings: Its arguments that fit.
+        notes: The same.
+        adam: The same.
+        normalizer: The same.
+
+    Raises:
+        Unreadable: If tensors are missing, or there are others.
+    """
+    ours = _by_our_names(source, tensors, names, network, "use another policy, or a network of your own class for it")
+    optimizer, notes = _optimizer(adam, ours, notes)
+    options = [f"--model.network.init_args.{name} {shlex.quote(str(value))}" for name, value in settings.items()]
+    fitting = " ".join([f"--model.network.class_path pl_rl.networks.{network}", *options])
+    return PolicyWeights(source, file.sha256, ours, None, notes, optimizer, normalizer, fitting)
+
+
+def _by_our_names(
+    source: str, tensors: Mapping[str, Tensor], names: Mapping[str, str], network: str, way_out: str
+) -> dict[str, Tensor]:
+    unknown, missing = [n for n in tensors if n not in names], [n for n in names if n not in tensors]
+    if unknown or missing:
+        problem = f"has tensors that {network} has no place for: {listed(unknown)}"
+        if not unknown:
+            problem = f"lacks tensors: {listed(missing)}"
+        raise Unreadable(f"is a file of {source}, but {problem}; {way_out}")
+    ours = {names[name]: plain_tensor(name, tensor) for name, tensor in tensors.items()}
+    if LOG_STD in ours:
+        ours[LOG_STD] = ours[LOG_STD].reshape(-1)
+    return ours
+
+
+def _optimizer(
+    adam: Any, ours: Mapping[str, Tensor], notes: list[str]
+) -> tuple[dict[str, AdamState] | None, list[str]]:
+    """The state of each weight, and the notes with one more where there is a state that cannot be used."""
     optimizer = adam_states(adam, ours)
     if adam is not None and optimizer is None:
         notes = [*notes, "The state of its optimizer is not Adam's, or not one of these weights: Adam starts afresh."]
-    return PolicyWeights(source, file.sha256, ours, network, notes, optimizer, normalizer)
+    return optimizer, notes
 
 
 def own_normalizer(tensors: Mapping[str, Tensor]) -> Normalizer | None:

@@ -38,6 +38,26 @@ def our_names(encoder: Sequence[str], actor: Sequence[str], critic: Sequence[str
     }
 
 
+def memory_names(names: Iterable[str], actor: str, critic: str) -> dict[str, str]:
+    """The name in ``RecurrentActorCritic`` of each tensor of two memories of one layer; none if there is no memory.
+
+    Args:
+        names: All names of tensors.
+        actor: How those of the policy's memory begin, such as ``lstm_actor``.
+        critic: How those of the value function's memory begin.
+    """
+    if not any(name.startswith((f"{actor}.", f"{critic}.")) for name in names):
+        return {}
+    kinds = [f"{what}_{where}" for what in ("weight", "bias") for where in ("ih", "hh")]
+    memories = {actor: "actor_memory", critic: "critic_memory"}
+    return {f"{theirs}.{kind}_l0": f"{ours}.{kind}" for theirs, ours in memories.items() for kind in kinds}
+
+
+def widths(tensors: Mapping[str, Tensor], layers: Iterable[str]) -> list[int]:
+    """Outputs of each linear layer."""
+    return [len(tensors[f"{layer}.bias"]) for layer in layers]
+
+
 def network_settings(tensors: Mapping[str, Tensor], activation: str | None) -> NetworkSettings:
     """The settings of the ``MLPActorCritic`` whose ``state_dict`` this is.
 

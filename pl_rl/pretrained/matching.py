@@ -152,6 +152,8 @@ def _overlap(here: Tensor, there: Tensor) -> Tensor:
 
 def _remedy(network: ActorCritic, weights: PolicyWeights, misfits: list[str]) -> str:
     """The network's settings that fit the file, if there are any."""
+    if weights.fitting is not None:
+        return f"use {weights.fitting}"
     settings = fitting_settings(weights)
     differing = any(name in weights.tensors and name in network.state_dict() for name in misfits)
     others = "--pretrained.shapes skip or overlap" if differing else "--pretrained.strict false to load what fits"

@@ -65,6 +65,7 @@ class PolicyWeights:
         notes: What the user should know, in sentences.
         optimizer: The state of Adam by parameter name, where there is one for every parameter.
         normalizer: The statistics that observations are normalized by, where the file has them.
+        fitting: The options that name the network, where it is another one of ours than ``MLPActorCritic``.
     """
 
     source: str
@@ -74,3 +75,4 @@ class PolicyWeights:
     notes: list[str] = field(default_factory=list)
     optimizer: dict[str, AdamState] | None = None
     normalizer: Normalizer | None = None
+    fitting: str | None = None

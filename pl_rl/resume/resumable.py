@@ -10,7 +10,15 @@ from typing import Any, Self, cast
 from lightning.pytorch.utilities import rank_zero_info
 
 from pl_rl.agent import Agent
-from pl_rl.algorithm.settings import LIVE_SETTINGS, SETTINGS, change_setting, check_parts, check_settings, plain_number
+from pl_rl.algorithm.settings import (
+    LIVE_SETTINGS,
+    SETTINGS,
+    change_setting,
+    check_parts,
+    check_settings,
+    plain_number,
+    stored,
+)
 from pl_rl.checkpoints.compatibility import check_loaded, check_saved
 from pl_rl.checkpoints.format import STATE_KEY
 from pl_rl.envs import EnvConfig
@@ -68,7 +76,7 @@ class ResumableAgent(Agent):
             if name in SETTINGS:
                 setattr(self, name, plain_number(name, value))
         check_settings(self)
-        given = {name: plain_number(name, value) for name, value in self.hparams.items()}
+        given = {name: stored(name, plain_number(name, value)) for name, value in self.hparams.items()}
         self.save_hyperparameters(plain_data({**given, **self._described}))
         self._is_made = True
 
@@ -214,7 +222,8 @@ class ResumableAgent(Agent):
 
     def counters(self) -> dict[str, Any]:
         """What counts the run, and the settings that callbacks have changed."""
-        changed = {name: getattr(self, name) for name in LIVE_SETTINGS if getattr(self, name) != self.hparams.get(name)}
+        now = {name: stored(name, getattr(self, name)) for name in LIVE_SETTINGS}
+        changed = {name: value for name, value in now.items() if value != self.hparams.get(name)}
         return {**super().counters(), "settings": changed}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -74,13 +74,15 @@ def _environment_state(shards: list[dict[str, Any] | None]) -> str:
 
 
 def _statistics_rows(tensors: dict[str, Tensor]) -> list[tuple[str, str]]:
-    observations, rewards = (f"{prefix}count" for prefix in STATISTICS.values())
+    observations, rewards, values = (f"{prefix}count" for prefix in STATISTICS.values())
     rows = []
     if observations in tensors:
         rows.append(("observations", f"normalized by statistics of {int(tensors[observations]):,}"))
     if rewards in tensors:
         deviation = float(tensors[f"{STATISTICS['norm_reward']}var"]) ** 0.5
         rows.append(("rewards", f"divided by {deviation:.4g} in training, learnt from {int(tensors[rewards]):,}"))
+    if values in tensors:
+        rows.append(("values", f"normalized by statistics of {int(tensors[values]):,} returns"))
     return rows
 
 

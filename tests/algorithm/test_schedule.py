@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pl_rl.algorithm.schedule import LearningRates
+from pl_rl.algorithm.schedule import LearningRates, annealing_factor
 
 
 def make(*rates):
@@ -13,6 +13,21 @@ def make(*rates):
 
 def rates_of(optimizer):
     return [group["lr"] for group in optimizer.param_groups]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "factors"),
+    [
+        (False, [1, 1, 1, 1]),
+        ("constant", [1, 1, 1, 1]),
+        (True, [1, 0.75, 0.5, 0]),
+        ("linear", [1, 0.75, 0.5, 0]),
+        ("cosine", [1, 0.5 + 0.5**1.5, 0.5, 0]),
+        (lambda progress: progress**2, [0, 0.0625, 0.25, 1]),
+    ],
+)
+def test_a_schedule_gives_the_factor_of_a_share_of_the_run(schedule, factors):
+    assert [annealing_factor(schedule, share) for share in (0, 0.25, 0.5, 1)] == pytest.approx(factors)
 
 
 def test_annealing_multiplies_each_groups_rate():

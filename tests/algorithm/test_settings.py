@@ -23,10 +23,11 @@ CHANGES = {
     "gamma": 0.5,
     "gae_lambda": 0.1,
     "clip_coef": 1e-3,
-    "anneal_clip": True,
+    "anneal_clip": "cosine",
     "clip_vloss": True,
     "norm_adv": False,
     "ent_coef": 10.0,
+    "anneal_ent": True,
     "vf_coef": 50.0,
     "max_grad_norm": None,
     "target_kl": 1e-12,
@@ -45,12 +46,14 @@ REFUSED = {
     "minibatch_size": 16,
     "norm_obs": True,
     "norm_reward": False,
+    "norm_value": True,
     "compile_update": False,
 }
 RUN = {
     "norm_reward": True,
     "learning_rate": 0.05,
     "clip_coef": 0.05,
+    "ent_coef": 0.1,
     "max_grad_norm": 0.1,
     "eval_freq": 8,
     "eval_episodes": 2,
@@ -179,7 +182,7 @@ def test_hyperparameters_that_nobody_reads_are_refused():
         model.hparams.ent_coef = 10.0
 
     with pytest.raises(
-        UsageError, match=r"hparams were changed during fit \(ent_coef: 0.0 -> 10.0\).*set the attribute"
+        UsageError, match=r"hparams were changed during fit \(ent_coef: 0.1 -> 10.0\).*set the attribute"
     ):
         outcome(change)
 
@@ -227,6 +230,15 @@ def test_a_resume_goes_on_with_what_a_callback_changed(tmp_path, change, anneale
         train(root, until, callbacks=callbacks(), **settings)
         train(root, 8, "last", callbacks=callbacks(), **settings)
         assert differences(tmp_path / "whole", root) == {}
+
+
+def test_a_schedule_that_is_a_function_is_in_the_checkpoint_by_its_name(tmp_path):
+    train(tmp_path, 2, anneal_lr=abs)
+    path = str(next(tmp_path.rglob("last.ckpt")))
+    assert torch.load(path, weights_only=True)["hyper_parameters"]["anneal_lr"] == "builtins.abs"
+    with pytest.raises(UsageError, match=r"^anneal_lr='builtins.abs' must be .* or in Python a function"):
+        PPO.load_from_checkpoint(path, trust=["builtins.abs"])
+    assert PPO.load_from_checkpoint(path, anneal_lr=abs).anneal_lr is abs
 
 
 def test_a_resume_with_another_value_wins(tmp_path):

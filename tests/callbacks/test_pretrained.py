@@ -193,6 +193,19 @@ def test_another_activation_is_refused_with_the_setting_that_fits():
     assert message.endswith("add --model.network.init_args.activation tanh")
 
 
+@pytest.mark.parametrize(
+    ("trained", "words"),
+    [
+        ("squashed_gaussian", "was trained with distribution=squashed_gaussian and the model has gaussian"),
+        ("beta", r"distribution.log_std is absent in .* and 1 in the\s+model|actor.4.weight is 2x64 in"),
+    ],
+)
+def test_a_run_with_another_distribution_is_refused_with_the_setting_that_fits(tmp_path, trained, words):
+    train(tmp_path, 1, env="Pendulum-v1", network=partial(MLPActorCritic, distribution=trained))
+    with pytest.raises(UsageError, match=rf"{words}.* --model.network.init_args.distribution {trained}"):
+        start(last_of(tmp_path), env="Pendulum-v1", network=MLPActorCritic)
+
+
 def test_another_activation_is_noted_where_not_all_must_fit():
     _, callback = start(network=fitting(activation="relu"), strict=False)
     assert any("activation is tanh, the model's relu" in note for note in callback.lineage["notes"])

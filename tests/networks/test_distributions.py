@@ -161,3 +161,15 @@ def test_an_unsupported_space_is_named_with_those_that_are_supported(space):
     with pytest.raises(UsageError, match=r"is not supported.*MultiDiscrete, MultiBinary.*Box.*wrapper") as error:
         make_distribution(space)
     assert str(space) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [gym.spaces.Dict({"arm": gym.spaces.Discrete(2)}), gym.spaces.Tuple([gym.spaces.Discrete(2)])],
+    ids=["Dict", "Tuple"],
+)
+def test_actions_of_several_parts_are_refused_in_a_sentence(space):
+    with pytest.raises(
+        UsageError, match=r"^the action space (Dict|Tuple)\(.*Discrete\(2\).* is not supported: .* action wrapper$"
+    ):
+        make_distribution(space)

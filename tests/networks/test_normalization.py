@@ -306,10 +306,10 @@ def test_another_number_of_environments_goes_on_with_the_statistics(tmp_path, ca
     assert account(capsys)[-1].startswith("not exact: environments: restarted")
 
 
-@pytest.mark.parametrize("setting", ["norm_obs", "norm_reward"])
+@pytest.mark.parametrize("setting", ["norm_obs", "norm_reward", "norm_value"])
 @pytest.mark.parametrize("value", [False, True])
 def test_the_settings_cannot_change_when_a_run_is_continued(tmp_path, setting, value):
-    settings = {"env": "Pendulum-v1", **BOTH}
+    settings = {"env": "Pendulum-v1", **BOTH, "norm_value": True}
     train(tmp_path, 1, **{**settings, setting: value})
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     words = f"{setting} is {value} in the checkpoint and {not value} in the model".lower()
@@ -322,7 +322,7 @@ def test_a_checkpoint_from_before_these_settings_goes_on_as_it_did(tmp_path, cap
     for root in (tmp_path / "whole", tmp_path / "parts"):
         train(root, 2)
     checkpoint = read_checkpoint(last_of(tmp_path / "parts"))
-    for setting in BOTH:
+    for setting in (*BOTH, "norm_value", "anneal_ent"):
         del checkpoint["hyper_parameters"][setting]
     torch.save(checkpoint, last_of(tmp_path / "parts"))
     for root in (tmp_path / "whole", tmp_path / "parts"):

@@ -75,6 +75,10 @@ def differences(one, other):
     return {name: text for name, text in compare_runs(run_of(one), run_of(other)).items() if text is not None}
 
 
+def warm_up(progress):
+    return min(1.0, 2 * progress)
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -86,6 +90,7 @@ def differences(one, other):
         {"env": "PlRlTest/NoisyWalk-v0"},
         {"env": "PlRlTest/ClipsInPlace-v0"},
         {"env": "CartPole-v1", "anneal_lr": True, "anneal_clip": True, "clip_vloss": True},
+        {"env": "CartPole-v1", "anneal_lr": "cosine", "anneal_clip": warm_up, "anneal_ent": "linear", "ent_coef": 0.01},
         {"env": "PlRlTest/Pictures-v0", "network": pl_rl.CNNActorCritic, "eval_freq": 0},
         {"env": "CartPole-v1", "target_kl": 0.001, "eval_deterministic": False},
         {

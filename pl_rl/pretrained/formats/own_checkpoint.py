@@ -31,6 +31,13 @@ def convert(file: WeightsFile) -> PolicyWeights:
         raise Unreadable(f"is a checkpoint of pl_rl without a part of it ({error!r}); use another one") from error
 
 
+# What the value function's numbers are, by the statistics that tell of it.
+_OF_VALUES = {
+    "reward_scaler.var": "Rewards were scaled in training, so the value function predicts scaled returns.",
+    "value_normalizer.var": "Values were normalized in training, so the value function predicts normalized returns.",
+}
+
+
 def _convert(file: WeightsFile, checkpoint: dict[str, Any]) -> PolicyWeights:
     tensors = {
         name.removeprefix(_PREFIX): tensor
@@ -39,13 +46,8 @@ def _convert(file: WeightsFile, checkpoint: dict[str, Any]) -> PolicyWeights:
     }
     adam = next(iter(checkpoint["optimizer_states"]), None)
     network = checkpoint["hyper_parameters"]["network"]
-    normalizer, scales_rewards = (
-        own_normalizer(checkpoint["state_dict"]),
-        "reward_scaler.var" in checkpoint["state_dict"],
-    )
-    notes = (
-        ["Rewards were scaled in training, so the value function predicts scaled returns."] if scales_rewards else []
-    )
+    normalizer, statistics = own_normalizer(checkpoint["state_dict"]), checkpoint["state_dict"].keys()
+    notes = [note for name, note in _OF_VALUES.items() if name in statistics]
     source = f"pl_rl checkpoint, format {checkpoint[STATE_KEY]['format_version']}"
     if network["class_path"] != f"{MLPActorCritic.__module__}.{MLPActorCritic.__qualname__}":
         notes += [f"The network is a {network['class_path']}; the weights fit that class alone."]

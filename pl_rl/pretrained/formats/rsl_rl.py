@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pl_rl.pretrained.conversion import convert_mlp, plain_tensor, tensor_dict
+from pl_rl.pretrained.conversion import convert_mlp, convert_other, plain_tensor, tensor_dict
 from pl_rl.pretrained.files import WeightsFile
-from pl_rl.pretrained.layers import LOG_STD, numbered, our_names
+from pl_rl.pretrained.layers import LOG_STD, memory_names, numbered, our_names, widths
 from pl_rl.pretrained.policy_weights import Normalizer, PolicyWeights, Unreadable
 
 _MIN_STD = 1e-6
@@ -36,7 +36,7 @@ def recognize(file: WeightsFile) -> bool:
 
 
 def convert(file: WeightsFile) -> PolicyWeights:
-    """A fully connected actor and critic with one standard deviation for each action.
+    """An actor and a critic, fully connected or after memories, with one standard deviation for each action.
 
     Raises:
         Unreadable: If the policy is another, or normalizes the observations of actor and critic differently.
@@ -45,27 +45,40 @@ def convert(file: WeightsFile) -> PolicyWeights:
     everything = _split_layout(file.content) if split else _joint_layout(file.content)
     tensors = {name: tensor for name, tensor in everything.items() if not name.startswith(_NORMALIZERS)}
     if not {"std", "log_std"} & tensors.keys():
-        raise Unreadable("is a file of rsl_rl without a standard deviation for each action; use a Gaussian policy's")
+        raise Unreadable(
+            "is a file of rsl_rl without a standard deviation for each action, and of those that a network gives it "
+            "does not tell whether they are logarithms; use a policy with std or log_std parameters"
+        )
     std = None
     if "std" in tensors:
         std = plain_tensor("std", tensors["std"]).reshape(-1).clamp(min=_MIN_STD)
         tensors = {("log_std" if n == "std" else n): (std.log() if n == "std" else t) for n, t in tensors.items()}
-    names = our_names([], numbered(tensors, "actor"), numbered(tensors, "critic")) | {"log_std": LOG_STD}
-    weights = convert_mlp(
-        file,
-        "rsl_rl 4 or later" if split else "rsl_rl 1 to 3",
-        tensors,
-        names,
-        activation=None,
-        notes=["The activation is not in the file: rsl_rl's default is elu."],
-        adam=file.content.get("optimizer_state_dict"),
-        normalizer=_normalizer(everything),
-    )
+    actor, critic = numbered(tensors, "actor"), numbered(tensors, "critic")
+    memories = memory_names(tensors, "memory_a.rnn", "memory_c.rnn")
+    names = our_names([], actor, critic) | memories | {"log_std": LOG_STD}
+    what = file, "rsl_rl 4 or later" if split else "rsl_rl 1 to 3", tensors, names
+    notes = ["The activation is not in the file: rsl_rl's default is elu."]
+    adam, normalizer = file.content.get("optimizer_state_dict"), _normalizer(everything)
+    if memories:
+        fitting = _recurrent_settings(tensors, actor, critic)
+        weights = convert_other(*what, "RecurrentActorCritic", fitting, notes, adam, normalizer)
+    else:
+        weights = convert_mlp(*what, None, notes, adam, normalizer)
     if weights.optimizer is not None and std is not None:
         # The gradient by log_std is std times the gradient by std.
         weights.optimizer[LOG_STD]["exp_avg"] *= std
         weights.optimizer[LOG_STD]["exp_avg_sq"] *= std.square()
     return weights
+
+
+def _recurrent_settings(tensors: dict[str, Tensor], actor: list[str], critic: list[str]) -> dict[str, Any]:
+    gates, size = tensors.get("memory_a.rnn.weight_hh_l0", torch.empty(0, 0)).shape
+    return {
+        "memory": "gru" if gates == 3 * size else "lstm",
+        "memory_size": size,
+        "actor_sizes": widths(tensors, actor[:-1]),
+        "critic_sizes": widths(tensors, critic[:-1]),
+    }
 
 
 def _joint_layout(content: dict[str, Any]) -> dict[str, Tensor]:
@@ -85,6 +98,8 @@ def _split_layout(content: dict[str, Any]) -> dict[str, Tensor]:
         for name, tensor in (tensor_dict(content[f"{part}_state_dict"]) or {}).items():
             if name.startswith("mlp."):
                 joint[f"{part}.{name.removeprefix('mlp.')}"] = tensor
+            elif name.startswith("rnn.rnn."):
+                joint[f"memory_{part[0]}.{name.removeprefix('rnn.')}"] = tensor
             elif part == "actor" and name in _SPLIT_STD:
                 joint[_SPLIT_STD[name]] = tensor
             else:

@@ -17,6 +17,7 @@ from pl_rl.pretrained.layers import LOG_STD, numbered, our_names
 from pl_rl.pretrained.policy_weights import PolicyWeights
 
 _PREFIX = "network."
+_STATISTICS = (NORMALIZER, "value_normalizer.")
 _DEFAULT = signature(MLPActorCritic).parameters["activation"].default
 
 
@@ -77,7 +78,7 @@ def _described_network(file: WeightsFile) -> dict[str, Any]:
 
 
 def _without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(NORMALIZER)}
+    weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(_STATISTICS)}
     if all(name.startswith(_PREFIX) for name in weights):
         return {name.removeprefix(_PREFIX): tensor for name, tensor in weights.items()}
     return weights

@@ -8,14 +8,13 @@ Run as ``python make_rsl_rl.py`` once for each release, as the layout of its fil
 
 import tempfile
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
 from reference import HERE, adam_pairs, observations, write_reference
 from rsl_rl.runners import OnPolicyRunner
 from tensordict import TensorDict
 
-FOLDER = HERE / "rsl_rl"
+FOLDER, RECURRENT = HERE / "rsl_rl", HERE / "rsl_rl_recurrent"
 VERSION = version("rsl-rl-lib")
 MAJOR = int(VERSION.split(".")[0])
 OBS, ACTIONS, ENVS, LENGTH = 5, 2, 32, 50
@@ -44,6 +43,15 @@ class Follow:
         obs = self.get_observations()
         extras = {"time_outs": dones, "observations": {}}
         return obs[0] if MAJOR < 3 else obs, rewards, dones.long(), extras
+
+
+def recurrent(settings, kind):
+    """The same with a memory before the layers; of releases 3 and 5."""
+    if MAJOR == 3:
+        memory = {"class_name": "ActorCriticRecurrent", "rnn_type": kind, "rnn_hidden_dim": 6, "rnn_num_layers": 1}
+        return settings | {"policy": settings["policy"] | memory}
+    memory = {"class_name": "RNNModel", "rnn_type": kind, "rnn_hidden_dim": 6, "rnn_num_layers": 1}
+    return settings | {part: settings[part] | memory for part in ("actor", "critic")}
 
 
 def settings(normalize, activation, std_type):
@@ -97,16 +105,25 @@ def answers(runner, obs):
     return actor.output_mean, actor.output_std, critic(batch)
 
 
-def make(name, normalize, activation, std_type):
+def make(name, normalize, activation, std_type, memory=None):
     torch.manual_seed(1)
+    wanted = settings(normalize, activation, std_type)
+    wanted = wanted if memory is None else recurrent(wanted, memory)
     with tempfile.TemporaryDirectory() as folder:
-        runner = OnPolicyRunner(Follow(), settings(normalize, activation, std_type), log_dir=folder)
+        runner = OnPolicyRunner(Follow(), wanted, log_dir=folder)
         runner.learn(8)
-        path = FOLDER / f"rsl_rl_{VERSION}_{name}.pt"
+        path = (FOLDER if memory is None else RECURRENT) / f"rsl_rl_{VERSION}_{name}.pt"
         runner.save(str(path))
     obs = 3 * torch.from_numpy(observations(OBS))
     with torch.no_grad():
-        mean, std, value = answers(runner, obs)
+        if memory is None:
+            mean, std, value = answers(runner, obs)
+        else:  # an episode of all observations, step by step
+            (runner.alg.policy if MAJOR == 3 else runner.alg.actor).reset()
+            if MAJOR > 3:
+                runner.alg.critic.reset()
+            steps = [answers(runner, step.unsqueeze(0)) for step in obs]
+            mean, std, value = (torch.cat(parts) for parts in zip(*steps, strict=True))
     step = next(iter(runner.alg.optimizer.state_dict()["state"].values()))["step"]
     made_with = f"rsl-rl-lib {VERSION}, torch {torch.__version__}"
     outputs = {
@@ -120,9 +137,12 @@ def make(name, normalize, activation, std_type):
 
 def main():
     torch.set_num_threads(1)
-    Path(FOLDER).mkdir(exist_ok=True)
+    FOLDER.mkdir(exist_ok=True)
+    RECURRENT.mkdir(exist_ok=True)
     make("normalized", normalize=True, activation="elu", std_type="scalar")
     make("log_std", normalize=False, activation="relu", std_type="log")
+    if MAJOR in (3, 5):
+        make("recurrent", normalize=True, activation="elu", std_type="scalar", memory="gru" if MAJOR == 3 else "lstm")
 
 
 if __name__ == "__main__":

@@ -86,9 +86,9 @@ def test_code_in_place_of_weights_is_not_run(tmp_path):
     ("changed", "message"),
     [
         ({"use_sde": True}, "state-dependent noise"),
-        ({"observation_space": {":type:": "<class 'gymnasium.spaces.dict.Dict'>"}}, "only policies of a Box"),
+        ({"observation_space": {":type:": "<class 'gymnasium.spaces.graph.Graph'>"}}, "which no network of ours takes"),
         ({"observation_space": "Box"}, "space that is not told"),
-        ({"policy_kwargs": {"features_extractor_class": "<class 'torch_layers.NatureCNN'>"}}, "extracts features"),
+        ({"policy_kwargs": {"features_extractor_class": "<class 'mine.Transformer'>"}}, "extracts features"),
         ({"policy_kwargs": {"activation_fn": "<class 'torch.nn.modules.activation.GELU'>"}}, "activation.GELU"),
     ],
 )
