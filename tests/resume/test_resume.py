@@ -112,7 +112,8 @@ def warm_up(progress):
         {"env": pl_rl.EnvConfig("PlRlTest/Echo-v0", "async", {"kind": "multi_discrete"})},
         {"env": pl_rl.EnvConfig("PlRlTest/Echo-v0", "sync", {"kind": "multi_binary"})},
     ],
-    ids=lambda settings: "-".join(map(str, settings.values())),
+    # Functions by name: ids must be the same in each process of the tests.
+    ids=lambda settings: "-".join(getattr(value, "__name__", str(value)) for value in settings.values()),
 )
 def test_a_run_that_is_stopped_several_times_is_the_same_run(tmp_path, settings, capsys):
     train(tmp_path / "whole", 12, **settings)
