@@ -33,7 +33,7 @@ class RunCheckpoint(Checkpoint):
         best_model_path: The file, empty before the first evaluation.
         last_model_path: Likewise for ``last.ckpt``.
         saved_iteration: The iteration after which ``last.ckpt`` was saved, -1 before the first time.
-        losses: What a resume lost because a file is gone, in words.
+        losses: What a run that goes on in its own directory lost because a file is gone, in words.
 
     Raises:
         UsageError: If a number is out of range.
@@ -62,9 +62,11 @@ class RunCheckpoint(Checkpoint):
         folder = Path(self.path(trainer, "last")).parent
         self.find_files(folder)
         self.losses = []
-        if not self.best_model_path and self.best_model_score > -float("inf"):
-            there = display_path(folder)
-            self.losses = [f"best checkpoint: {there} has none, so the one of {self.best_model_score:g} is forgotten"]
+        if not self.best_model_path:
+            here = Path(str(trainer.ckpt_path)).resolve().parent == folder.resolve()
+            if here and self.best_model_score > -float("inf"):
+                score = f"the one of {self.best_model_score:g}"
+                self.losses = [f"best checkpoint: {display_path(folder)} has none, so {score} is forgotten"]
             self.best_model_score = -float("inf")
         self._kept = [number for number in self._kept if Path(self.path(trainer, f"iteration_{number}")).is_file()]
 
