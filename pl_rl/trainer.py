@@ -173,6 +173,8 @@ class Trainer(L.Trainer):
             yield
             return
         with self._interruption.listening(signals):
+            # Of several processes the first alone leaves before training, and takes the others with it.
+            self._interruption.safe_to_raise = self.is_global_zero
             try:
                 yield
             except Interrupted as interrupted:

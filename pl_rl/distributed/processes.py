@@ -33,6 +33,7 @@ START_SECONDS = 300
 """For which processes wait for each other until the first iteration is over."""
 GRACE_SECONDS = 10.0
 """After which a process that this one has started, and that does not end by itself, is killed."""
+SILENT = "another process of the run has ended, or does not answer; what it said may tell why"
 TOLD = "PL_RL_TOLD"
 OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 """Gives processes that torchrun restarts a store of their own, https://github.com/pytorch/pytorch/issues/135712."""
@@ -50,13 +51,14 @@ def led(name: str, make: Callable[[], Any]) -> Any:
 
     Raises:
         UsageError: In all processes, if ``make`` raises one; in the others also for another exception.
+        RunFailure: If another process does not answer.
     """
     if _is_child() and name in (told := json.loads(os.environ[TOLD])):
         os.environ[TOLD] = json.dumps({key: value for key, value in told.items() if key != name})
         return told[name]
     environment = _environment_of_many()
     if environment is not None and not dist.is_initialized():
-        with random_state_kept():
+        with _answered(), random_state_kept():
             _init_dist_connection(environment, _backend(), timeout=timedelta(seconds=START_SECONDS))
     if not dist.is_initialized():
         _told[name] = make()
@@ -68,10 +70,29 @@ def led(name: str, make: Callable[[], Any]) -> Any:
         except Exception as error:
             everyone.of_first({"error": str(error)})
             raise
-    told = everyone.of_first(answer)
+    with _answered():
+        told = everyone.of_first(answer)
     if "error" in told:
         raise UsageError(told["error"])
     return told["value"]
+
+
+@contextmanager
+def _answered() -> Iterator[None]:
+    """Say in a sentence that another process does not answer, while there is nothing to go on from."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not _is_lost(error):
+            raise
+        raise RunFailure(f"{SILENT}; start all of them again") from error
+
+
+def _is_lost(error: BaseException) -> bool:
+    """Whether it says that other processes cannot be reached."""
+    if isinstance(error, RunFailure) or not isinstance(error, RuntimeError):
+        return False
+    return isinstance(error, dist.DistError) or re.search(r"gloo|nccl|peer", str(error), re.IGNORECASE) is not None
 
 
 def is_first() -> bool:
@@ -177,12 +198,10 @@ def ending_together(trainer: L.Trainer, interruption: Interruption) -> Iterator[
                 child.kill()
         if trainer.world_size > 1 and dist.is_initialized():
             dist.destroy_process_group()  # by which the others notice
-        lost = isinstance(error, RuntimeError) and re.search(r"gloo|nccl|TCPStore|peer", str(error), re.IGNORECASE)
         fate = _end(children)
-        if lost and not isinstance(error, RunFailure):
+        if _is_lost(error):
             interruption.leave()
-            unknown = "another process of the run has ended, or does not answer; what it said may tell why"
-            raise RunFailure(f"{fate or unknown}; go on from the last checkpoint with --ckpt_path last") from error
+            raise RunFailure(f"{fate or SILENT}; go on from the last checkpoint with --ckpt_path last") from error
         raise
 
 

@@ -19,6 +19,7 @@ from pl_rl.callbacks import RunCheckpoint
 from pl_rl.checkpoints.format import read_checkpoint
 from pl_rl.distributed import processes
 from pl_rl.envs.processors import cores
+from pl_rl.errors import RunFailure
 from pl_rl.tools.verification import compare_runs
 from tests.distributed.support import in_processes
 from tests.resume.test_resume import RUN, account, last_of, run_of, train
@@ -271,3 +272,22 @@ def test_a_refusal_of_the_first_process_is_said_by_all(tmp_path):
 def test_whatever_ends_the_first_process_is_told_the_others():
     said = in_processes(2, lambda rank: processes.led("answer", lambda: 1 / 0))
     assert said == ["ZeroDivisionError: division by zero", "UsageError: division by zero"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.distributed.DistStoreError("Timed out after 301 seconds waiting for clients. 1/2 clients joined."),
+        RuntimeError("[gloo/transport/tcp/pair.cc:537] Read error: Connection reset by peer"),
+    ],
+)
+def test_a_process_that_is_gone_before_the_run_begins_is_a_sentence(error, monkeypatch):
+    def exchange(shards, value):
+        raise error
+
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 1)
+    monkeypatch.setattr("pl_rl.distributed.shards.Shards.of_first", exchange)
+    with pytest.raises(RunFailure, match=r"another process .* does not answer; .*; start all of them again"):
+        processes.led("start", dict)
