@@ -19,6 +19,7 @@ from tests.chaos.scenarios import Chaos, Outcome, has_ended
 
 WORLDS = (1, 2, 4)
 COMMAND = fit_command(model__shards=4)
+ASKED = 128 + signal.SIGTERM
 START_SECONDS, PATIENCE_SECONDS = 60, 20
 """For which processes wait for each other here, on a busy machine, too; instead of five minutes and one."""
 
@@ -103,8 +104,11 @@ def distributed(chaos: Chaos, kills: int) -> list[Outcome]:
         ranks.runs[target].kill(signal.SIGSTOP)
 
     def asked(ranks: Ranks, target: int) -> None:
-        for run in [ranks.runs[target]] if chaos.chance.random() < 0.5 else ranks.runs:
+        for run in ranks.runs[-1:] if chaos.chance.random() < 0.5 else ranks.runs:
             run.kill(signal.SIGTERM)
+
+    def first_asked(ranks: Ranks, target: int) -> None:
+        ranks.runs[0].kill(signal.SIGTERM)
 
     def filled(ranks: Ranks, target: int) -> None:
         resource.prlimit(ranks.runs[0].pid, resource.RLIMIT_FSIZE, (2000, 2000))
@@ -113,8 +117,9 @@ def distributed(chaos: Chaos, kills: int) -> list[Outcome]:
     return [
         trouble("a process of several killed by SIGKILL", kills, killed, {-signal.SIGKILL, 1}),
         trouble("a process of several stopped by SIGSTOP", 2, stopped, {None, 1}),
-        # The first one may leave at once, which the others, if they were not asked, take for its death.
-        trouble("one or all of several processes asked to end by SIGTERM", 2, asked, {128 + signal.SIGTERM, 1}),
+        trouble("another than the first of several processes, or all, asked to end by SIGTERM", 2, asked, {ASKED}),
+        # It may leave at once, which the others, who were not asked, take for its death.
+        trouble("the first of several processes asked to end by SIGTERM", 1, first_asked, {ASKED, 1}),
         trouble("disk full for the first of several processes", 2, filled, {1}),
         _cut_network(chaos, whole),
     ]
