@@ -89,12 +89,22 @@ _CARTPOLE = record(
         "generator": that(_bit_generator_state, "a state of NumPy's PCG64"),
     }
 )
+_MUJOCO = record(
+    {
+        "simulation": array(torch.float64, ndim=1),
+        "position": number(),
+        **dict.fromkeys(("elapsed", "since_anchor", "anchors"), whole()),
+        "first_seed": whole(0, 2**64 - 1),
+        "generator": that(_bit_generator_state, "a state of NumPy's PCG64"),
+    }
+)
 # By the class of the environments; what others save is known to them alone.
 _ENVIRONMENTS: Mapping[str, Schema] = {
     "SameStepCartPoleVectorEnv": _CARTPOLE,
     "SyncEnvs": sequence(_REPLAY),
     "AsyncEnvs": sequence(_REPLAY),
     "NativeAtariEnvs": sequence(_REPLAY),
+    "NativeMujocoEnvs": sequence(_MUJOCO),
 }
 
 

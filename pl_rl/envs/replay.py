@@ -141,7 +141,7 @@ class ReplayEnv(gym.Wrapper[Any, Any, Any, Any]):
         self._digest.begin_episode()
 
     def _anchor_is_due(self) -> bool:
-        if len(self._actions) < min(FIRST_ANCHOR_STEPS * 2 ** min(self._anchors, 10), LONGEST_ANCHOR_STEPS):
+        if len(self._actions) < anchor_steps(self._anchors):
             return False
         return not (self._may_go_on and self.env.get_wrapper_attr("reset_goes_on"))
 
@@ -237,4 +237,14 @@ class ReplayEnv(gym.Wrapper[Any, Any, Any, Any]):
                 )
 
     def _anchor_seed(self) -> int:
-        return self._first_seed if self._anchors == 0 else derive_seed(self._first_seed, self._anchors)
+        return anchor_seed(self._first_seed, self._anchors)
+
+
+def anchor_steps(anchors: int) -> int:
+    """Steps after which an episode's end becomes an anchor, if there have been so many."""
+    return min(FIRST_ANCHOR_STEPS * 2 ** min(anchors, 10), LONGEST_ANCHOR_STEPS)
+
+
+def anchor_seed(first_seed: int, anchors: int) -> int:
+    """The seed of an anchor, given that from outside and how many came before."""
+    return first_seed if anchors == 0 else derive_seed(first_seed, anchors)

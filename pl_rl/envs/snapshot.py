@@ -7,10 +7,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pl_rl.envs.faults import closing
 from pl_rl.envs.native import SameStepCartPoleVectorEnv
 from pl_rl.envs.native_atari import NativeAtariEnvs
+from pl_rl.envs.native_mujoco import NativeMujocoEnvs
 from pl_rl.envs.parallel import SyncEnvs
-from pl_rl.envs.replay import Window
+from pl_rl.envs.replay import ReplayEnv, Window
 from pl_rl.envs.vector import AnyVectorEnv
 from pl_rl.envs.workers import AsyncEnvs
 from pl_rl.networks.records import entries, leaves, tree_map
@@ -32,8 +34,8 @@ class Snapshot(NamedTuple):
 class Restored(NamedTuple):
     """What can be compared with the saved state."""
 
-    obs: Any
-    """Current observations ``[N, ...]``, an array or a dictionary of them."""
+    obs: Any = None
+    """Current observations ``[N, ...]``, an array or a dictionary of them; ``None`` if they are not in the state."""
     open_returns: npt.NDArray[np.float64] | None = None
     """Rewards so far in each open episode ``[N]``, if replayed."""
     faults: Sequence[str | None] | None = None
@@ -114,12 +116,12 @@ def _restore_replays(env: SyncEnvs | AsyncEnvs, saved: list[dict[str, Any]]) -> 
     return Restored(obs, np.array(env.get_attr("replayed_return")), env.get_attr("replay_fault"))
 
 
-def _split_replays(saved: list[dict[str, Any]], shards: int) -> list[list[dict[str, Any]]]:
+def _split_list(saved: list[dict[str, Any]], shards: int) -> list[list[dict[str, Any]]]:
     size = len(saved) // shards
     return [saved[first : first + size] for first in range(0, len(saved), size)]
 
 
-def _join_replays(parts: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+def _join_list(parts: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
     return [replay for part in parts for replay in part]
 
 
@@ -135,11 +137,25 @@ def _window(saved: Mapping[str, Any], sums: list[list[int]] | None) -> Window:
     }
 
 
+def _restore_mujoco(env: NativeMujocoEnvs, saved: list[dict[str, Any]]) -> Restored | None:
+    if all("simulation" in state for state in saved):
+        return Restored() if env.load_states(saved) else None
+    # They were stepped by another class, one by one.
+    single = SyncEnvs([lambda: ReplayEnv(env.make)] * len(saved))
+    with closing(single):
+        restored = _restore_replays(single, saved)
+        if len(saved) != env.num_envs:
+            return None
+        env.take_over(single.envs)
+        return restored
+
+
 SNAPSHOTS: dict[type[AnyVectorEnv], Snapshot] = {
     SameStepCartPoleVectorEnv: Snapshot(_save_cartpole, _restore_cartpole, _split_cartpole, _join_cartpole),
-    SyncEnvs: Snapshot(_save_replays, _restore_replays, _split_replays, _join_replays),
-    AsyncEnvs: Snapshot(_save_replays, _restore_replays, _split_replays, _join_replays),
-    NativeAtariEnvs: Snapshot(_save_replays, _restore_replays, _split_replays, _join_replays),
+    SyncEnvs: Snapshot(_save_replays, _restore_replays, _split_list, _join_list),
+    AsyncEnvs: Snapshot(_save_replays, _restore_replays, _split_list, _join_list),
+    NativeAtariEnvs: Snapshot(_save_replays, _restore_replays, _split_list, _join_list),
+    NativeMujocoEnvs: Snapshot(NativeMujocoEnvs.states, _restore_mujoco, _split_list, _join_list),
 }
 """By class; add your own vector environment's here."""
 
@@ -163,7 +179,7 @@ def join_shards(env: AnyVectorEnv, parts: list[dict[str, Any] | None]) -> dict[s
     snapshot, there = SNAPSHOTS.get(type(env)), [part for part in parts if part is not None]
     if len(there) < len(parts) or snapshot is None or snapshot.join is None:
         return None
-    if len({_kind(part["class"]) for part in [*there, {"class": type(env).__name__}]}) > 1:
+    if len({_kind(part["class"]) for part in there}) > 1 or not _takes(env, there[0]["class"]):
         return there[0]  # of another class, which is said
     return {**there[0], "state": snapshot.join([part["state"] for part in there])}
 
@@ -193,7 +209,7 @@ def restore_envs(
     snapshot = SNAPSHOTS.get(type(env))
     if saved is None or snapshot is None:
         return f"the state of a {type(env).__name__} cannot be saved"
-    if _kind(saved["class"]) != _kind(type(env).__name__):
+    if not _takes(env, saved["class"]):
         return f"they were stepped by a {saved['class']}, and are by a {type(env).__name__}"
     restored = snapshot.restore(env, saved["state"])
     saved_envs = len(leaves(obs)[0])
@@ -203,7 +219,7 @@ def restore_envs(
         return "they could not be brought into the state that was saved"
     for i in range(env.num_envs):
         fault = None if restored.faults is None else restored.faults[i]
-        if fault is None and not _same(restored.obs, obs, i):
+        if fault is None and restored.obs is not None and not _same(restored.obs, obs, i):
             fault = "led elsewhere, by the observation in the end"
         elif fault is None and restored.open_returns is not None and restored.open_returns[i] != open_returns[i]:
             fault = "led elsewhere, by the rewards of the open episode"
@@ -220,6 +236,12 @@ def _same(one: Any, other: Any, i: int) -> bool:
     if isinstance(one, dict) != isinstance(other, dict) or entries(one).keys() != entries(other).keys():
         return False
     return all(leaves(tree_map(lambda a, b: np.array_equal(a[i], b[i], equal_nan=True), one, other)))
+
+
+def _takes(env: AnyVectorEnv, class_name: str) -> bool:
+    """Whether environments can be brought into a state that was saved of this class."""
+    kinds = {_kind(type(env).__name__)} | ({SyncEnvs.__name__} if isinstance(env, NativeMujocoEnvs) else set())
+    return _kind(class_name) in kinds
 
 
 def _kind(class_name: str) -> str:

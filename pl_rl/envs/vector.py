@@ -13,8 +13,10 @@ from gymnasium.vector import VectorEnv
 from pl_rl.envs.auto_vectorization import workers_pay
 from pl_rl.envs.config import EnvConfig
 from pl_rl.envs.make import import_modules, make_env
+from pl_rl.envs.mujoco_tasks import TASKS
 from pl_rl.envs.native import NATIVE_VECTOR_ENVS, NoNativeVectorization
 from pl_rl.envs.native_atari import ATARI_ENTRY_POINT, NativeAtariEnvs, atari_game_fn
+from pl_rl.envs.native_mujoco import native_mujoco
 from pl_rl.envs.parallel import SyncEnvs
 from pl_rl.envs.replay import ReplayEnv
 from pl_rl.envs.workers import AsyncEnvs
@@ -65,6 +67,8 @@ def _make_native(config: EnvConfig, num_envs: int, training: bool, shards: int) 
     if registered.entry_point == ATARI_ENTRY_POINT:
         make_game = atari_game_fn(config, training)
         return NativeAtariEnvs([lambda: ReplayEnv(make_game)] * num_envs, config.info_keys)
+    if registered.entry_point in TASKS:
+        return native_mujoco(config, num_envs, training, registered.entry_point)
     entry_point = registered.vector_entry_point
     native = NATIVE_VECTOR_ENVS.get(entry_point) if isinstance(entry_point, str) else None
     if native is None:

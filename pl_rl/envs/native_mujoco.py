@@ -1,0 +1,229 @@
+"""Gymnasium's MuJoCo tasks: simulations in a thread for each processor core, all else of all environments at once.
+
+MuJoCo releases the interpreter's lock while it simulates. Its own pool, ``mujoco.rollout``, does not give back the
+state that the constraint solver starts from (``qacc_warmstart``), nor what observations and rewards are made of.
+
+Shapes: ``N`` environments.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+import torch
+from gymnasium.utils.seeding import np_random
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
+
+from pl_rl.envs.config import EnvConfig
+from pl_rl.envs.faults import STOPS, as_fault, close_each, failure
+from pl_rl.envs.make import AnyEnv, close_single, make_env
+from pl_rl.envs.mujoco_tasks import TASKS, Floats, Task
+from pl_rl.envs.native import NoNativeVectorization
+from pl_rl.envs.parallel import Step, in_words
+from pl_rl.envs.processors import cores
+from pl_rl.envs.replay import ReplayEnv, anchor_seed, anchor_steps
+
+# Gymnasium's own, which do nothing that is not done here.
+MAKING_WRAPPERS = (OrderEnforcing, PassiveEnvChecker, TimeLimit)
+
+
+class NativeMujocoEnvs(VectorEnv[Any, Any, Any]):
+    """Steps MuJoCo tasks with the numbers that :class:`~pl_rl.envs.replay.ReplayEnv` around each gives, bit for bit.
+
+    Resets are gymnasium's own, with their seeds at anchors.
+
+    Args:
+        single: Gymnasium's environment, which from now on belongs to this one.
+        num_envs: ``N``.
+        task: What its steps give.
+        make: Makes further single environments, to take over their state.
+    """
+
+    def __init__(self, single: AnyEnv, num_envs: int, task: type[Task], make: Callable[[], AnyEnv]) -> None:
+        import mujoco
+
+        self.make, self.num_envs = make, num_envs
+        self._env: Any = single.unwrapped
+        self._limit = single.spec.max_episode_steps if single.spec is not None else None
+        self.metadata = {**single.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}
+        self.single_observation_space, self.single_action_space = single.observation_space, single.action_space
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._mujoco, self._model = mujoco, self._env.model
+        self._data = [mujoco.MjData(self._model) for _ in range(num_envs)]
+        self._task = task(self._env, self._data)
+        self._generators = [np_random()[0] for _ in range(num_envs)]
+        self._position = np.zeros(num_envs)
+        # Steps of the open episodes, and as in ReplayEnv since the last anchor; anchors, and seeds of the first.
+        self._elapsed, self._since, self._anchors = np.zeros((3, num_envs), np.int64)
+        self._first_seeds = [0] * num_envs
+        first, *self._shares = np.array_split(np.arange(num_envs), min(num_envs, cores()))
+        self._own_share = first
+        self._threads = ThreadPoolExecutor(max(1, len(self._shares)), "simulation")
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Floats, dict[str, Any]]:
+        """Begin an episode in each; the ``i``-th with the seed ``seed + i``.
+
+        Raises:
+            EnvironmentFailure: If one raises an exception.
+        """
+        begun = [self._begin(i, None if seed is None else seed + i, "in a reset") for i in range(self.num_envs)]
+        self._position = self._task.position()
+        return np.stack(begun), {}
+
+    def step(self, actions: npt.NDArray[Any]) -> Step:
+        """One step of all; ``infos["final_obs"][i]`` is the last observation of an ended episode.
+
+        Raises:
+            EnvironmentFailure: If one raises an exception.
+        """
+        self._simulate(actions)
+        before, self._position = self._position, self._task.position()
+        obs, rewards, terminated = self._task.outcome(self._position - before, actions)
+        self._elapsed += 1
+        self._since += 1
+        truncated = self._elapsed >= (self._limit or np.inf)
+        ended = terminated | truncated
+        infos: dict[str, Any] = {}
+        if ended.any():
+            final_obs = np.full(self.num_envs, None, dtype=object)
+            for i in np.flatnonzero(ended):
+                final_obs[i] = obs[i].copy()
+                obs[i] = self._begin(i, None, "in the reset after an episode")
+            infos = {"final_obs": final_obs, "_final_obs": ended, "episode_info": {}}
+            self._position = self._task.position()
+        return obs, rewards, terminated, truncated, infos
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """End the threads.
+
+        Raises:
+            EnvironmentFailure: If gymnasium's environment raises an exception.
+        """
+        self.closed = True  # not again when this object is deleted
+        self._threads.shutdown()
+        fault = close_each([(0, self._env)])
+        if fault is not None:
+            raise failure(fault)
+
+    def states(self) -> list[dict[str, Any]]:
+        """All that a simulation and its resets depend on, of each environment, as plain data."""
+        return [
+            {
+                "simulation": torch.from_numpy(self._simulation(data)),
+                "position": float(self._position[i]),
+                "elapsed": int(self._elapsed[i]),
+                "since_anchor": int(self._since[i]),
+                "anchors": int(self._anchors[i]),
+                "first_seed": self._first_seeds[i],
+                "generator": self._generators[i].bit_generator.state,
+            }
+            for i, data in enumerate(self._data)
+        ]
+
+    def load_states(self, states: Sequence[dict[str, Any]]) -> bool:
+        """The inverse of :meth:`states`; whether they are of as many environments of this model."""
+        sizes = {len(state["simulation"]) for state in states}
+        if len(states) != self.num_envs or sizes != {len(self._simulation(self._data[0]))}:
+            return False
+        for i, (state, data) in enumerate(zip(states, self._data, strict=True)):
+            self._mujoco.mj_setState(self._model, data, state["simulation"].numpy(), self._signature)
+            self._generators[i].bit_generator.state = state["generator"]
+            self._position[i], self._first_seeds[i] = state["position"], state["first_seed"]
+            self._elapsed[i], self._since[i] = state["elapsed"], state["since_anchor"]
+            self._anchors[i] = state["anchors"]
+        return True
+
+    def take_over(self, replayed: Sequence[ReplayEnv]) -> None:
+        """Go on from the states of as many environments that were stepped one by one."""
+        for i, env in enumerate(replayed):
+            single: Any = env.unwrapped
+            self._mujoco.mj_copyData(self._data[i], self._model, single.data)
+            self._generators[i] = single.np_random
+            replay = env.replay
+            window = replay["window"]
+            self._first_seeds[i], self._anchors[i] = replay["first_seed"], window["anchors"]
+            self._since[i] = len(window["actions"])
+            self._elapsed[i] = self._since[i] - (window["resets"][-1] if window["resets"] else 0)
+        self._position = self._task.position()
+
+    @property
+    def _signature(self) -> int:
+        return int(self._mujoco.mjtState.mjSTATE_INTEGRATION)
+
+    def _simulation(self, data: Any) -> Floats:
+        state = np.empty(self._mujoco.mj_stateSize(self._model, self._signature))
+        self._mujoco.mj_getState(self._model, data, state, self._signature)
+        return state
+
+    def _simulate(self, actions: npt.NDArray[Any]) -> None:
+        waiting = [self._threads.submit(self._simulate_share, share, actions) for share in self._shares]
+        try:
+            self._simulate_share(self._own_share, actions)
+        finally:
+            wait(waiting)  # before anybody touches their data
+        for future in waiting:
+            future.result()
+
+    def _simulate_share(self, share: npt.NDArray[Any], actions: npt.NDArray[Any]) -> None:
+        mujoco, model, frames, forces = self._mujoco, self._model, self._env.frame_skip, self._task.needs_forces
+        for i in share:
+            try:
+                data = self._data[i]
+                data.ctrl[:] = actions[i]
+                mujoco.mj_step(model, data, frames)
+                if forces:
+                    mujoco.mj_rnePostConstraint(model, data)
+            except STOPS:
+                raise
+            except BaseException as error:
+                raise failure(as_fault(int(i), in_words("step", actions[i]), error)) from error
+
+    def _begin(self, i: int, seed: int | None, doing: str) -> npt.NDArray[Any]:
+        """Begin an episode, with the seed of an anchor if one is due; returns its observation."""
+        if seed is not None:
+            self._first_seeds[i], self._anchors[i], self._since[i] = seed, 0, 0
+        elif self._since[i] >= anchor_steps(int(self._anchors[i])):
+            self._anchors[i] += 1
+            self._since[i] = 0
+            seed = anchor_seed(self._first_seeds[i], int(self._anchors[i]))
+        self._elapsed[i] = 0
+        env = self._env
+        env.data, env.np_random = self._data[i], self._generators[i]
+        try:
+            obs, _ = env.reset(seed=seed)
+        except STOPS:
+            raise
+        except BaseException as error:
+            raise failure(as_fault(i, doing, error)) from error
+        self._generators[i] = env.np_random
+        return obs
+
+
+def native_mujoco(config: EnvConfig, num_envs: int, training: bool, entry_point: str) -> NativeMujocoEnvs:
+    """As many environments of a task in ``TASKS``.
+
+    Raises:
+        NoNativeVectorization: With the first setting that it does not support.
+        UsageError: If the environment cannot be made.
+    """
+    for what, given in (("wrappers", config.wrapped(training)), ("info_keys", config.info_keys)):
+        if given:
+            raise NoNativeVectorization(config.id, what)
+    single = env = make_env(config, training)
+    try:
+        if env.render_mode is not None:
+            raise NoNativeVectorization(config.id, f"render_mode={env.render_mode!r}")
+        while isinstance(env, gym.Wrapper):
+            if type(env) not in MAKING_WRAPPERS:
+                raise NoNativeVectorization(config.id, f"the wrapper {type(env).__name__}")
+            env = env.env
+    except NoNativeVectorization:
+        close_single(single, config.id)
+        raise
+    return NativeMujocoEnvs(single, num_envs, TASKS[entry_point], lambda: make_env(config, training))
