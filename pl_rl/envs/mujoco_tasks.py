@@ -129,7 +129,8 @@ class Ant(Task):
         return super().cost(actions) + contacts
 
     def _forces(self) -> Floats:
-        return np.clip(self.now("cfrc_ext"), *self.env._contact_force_range)
+        low, high = self.env._contact_force_range
+        return np.clip(self.now("cfrc_ext"), low, high)
 
 
 class Humanoid(Task):
@@ -139,9 +140,10 @@ class Humanoid(Task):
 
     def position(self) -> Floats:
         """Of the centre of mass."""
-        from gymnasium.envs.mujoco.humanoid_v5 import mass_center
+        from gymnasium.envs.mujoco import humanoid_v5
 
-        return np.array([mass_center(self.env.model, data)[0] for data in self.data])
+        centre: Any = humanoid_v5.mass_center
+        return np.array([centre(self.env.model, data)[0] for data in self.data])
 
     def observed(self) -> list[Floats]:
         """What the environment includes, of bodies but the world and of joints but the root."""

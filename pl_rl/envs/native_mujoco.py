@@ -7,8 +7,9 @@ Shapes: ``N`` environments.
 """
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from typing import Any
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -20,16 +21,77 @@ from gymnasium.vector.utils import batch_space
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
 from pl_rl.envs.config import EnvConfig
-from pl_rl.envs.faults import STOPS, as_fault, close_each, failure
+from pl_rl.envs.faults import STOPS, Fault, as_fault, close_each, failure
 from pl_rl.envs.make import AnyEnv, close_single, make_env
 from pl_rl.envs.mujoco_tasks import TASKS, Floats, Task
 from pl_rl.envs.native import NoNativeVectorization
 from pl_rl.envs.parallel import Step, in_words
 from pl_rl.envs.processors import cores
-from pl_rl.envs.replay import ReplayEnv, anchor_seed, anchor_steps
+from pl_rl.envs.replay import anchor_seed, anchor_steps
 
 # Gymnasium's own, which do nothing that is not done here.
 MAKING_WRAPPERS = (OrderEnforcing, PassiveEnvChecker, TimeLimit)
+
+
+class Simulations:
+    """Steps simulations in a thread for each processor core, of which the caller's is one.
+
+    Args:
+        model: MuJoCo's.
+        data: Of each environment ``[N]``.
+        frames: Steps of the simulation in one of an environment.
+        with_forces: Whether external forces are computed, too.
+    """
+
+    def __init__(self, model: Any, data: Sequence[Any], frames: int, with_forces: bool) -> None:
+        import mujoco
+
+        self._mujoco, self._model, self._data = mujoco, model, data
+        self._frames, self._with_forces = frames, with_forces
+        self._share, *others = np.array_split(np.arange(len(data)), min(len(data), cores()))
+        self._asked: list[SimpleQueue[Any]] = [SimpleQueue() for _ in others]
+        self._answers: SimpleQueue[Fault | None] = SimpleQueue()
+        for share, asked in zip(others, self._asked, strict=True):
+            # A pool of concurrent.futures takes more time for the errand than a simulation does.
+            Thread(target=self._work, args=(share, asked), daemon=True).start()
+
+    def step(self, actions: npt.NDArray[Any]) -> None:
+        """One step of each, with actions ``[N, A]``.
+
+        Raises:
+            EnvironmentFailure: If MuJoCo raises an exception.
+        """
+        for asked in self._asked:
+            asked.put(actions)
+        try:
+            faults = [self._step_share(self._share, actions)]
+        finally:
+            others = [self._answers.get() for _ in self._asked]  # before anybody touches their data
+        for fault in filter(None, [*faults, *others]):
+            raise failure(fault)
+
+    def close(self) -> None:
+        """End the threads."""
+        for asked in self._asked:
+            asked.put(None)
+
+    def _work(self, share: npt.NDArray[np.int64], asked: "SimpleQueue[Any]") -> None:
+        while (actions := asked.get()) is not None:
+            self._answers.put(self._step_share(share, actions))
+
+    def _step_share(self, share: npt.NDArray[np.int64], actions: npt.NDArray[Any]) -> Fault | None:
+        for i in share:
+            try:
+                data = self._data[i]
+                data.ctrl[:] = actions[i]
+                self._mujoco.mj_step(self._model, data, self._frames)
+                if self._with_forces:
+                    self._mujoco.mj_rnePostConstraint(self._model, data)
+            except STOPS:
+                raise
+            except BaseException as error:
+                return as_fault(int(i), in_words("step", actions[i]), error)
+        return None
 
 
 class NativeMujocoEnvs(VectorEnv[Any, Any, Any]):
@@ -48,7 +110,7 @@ class NativeMujocoEnvs(VectorEnv[Any, Any, Any]):
         import mujoco
 
         self.make, self.num_envs = make, num_envs
-        self._env: Any = single.unwrapped
+        self._env = cast(Any, single.unwrapped)
         self._limit = single.spec.max_episode_steps if single.spec is not None else None
         self.metadata = {**single.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}
         self.single_observation_space, self.single_action_space = single.observation_space, single.action_space
@@ -62,9 +124,7 @@ class NativeMujocoEnvs(VectorEnv[Any, Any, Any]):
         # Steps of the open episodes, and as in ReplayEnv since the last anchor; anchors, and seeds of the first.
         self._elapsed, self._since, self._anchors = np.zeros((3, num_envs), np.int64)
         self._first_seeds = [0] * num_envs
-        first, *self._shares = np.array_split(np.arange(num_envs), min(num_envs, cores()))
-        self._own_share = first
-        self._threads = ThreadPoolExecutor(max(1, len(self._shares)), "simulation")
+        self._simulations = Simulations(self._model, self._data, self._env.frame_skip, task.needs_forces)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Floats, dict[str, Any]]:
         """Begin an episode in each; the ``i``-th with the seed ``seed + i``.
@@ -82,7 +142,7 @@ class NativeMujocoEnvs(VectorEnv[Any, Any, Any]):
         Raises:
             EnvironmentFailure: If one raises an exception.
         """
-        self._simulate(actions)
+        self._simulations.step(actions)
         before, self._position = self._position, self._task.position()
         obs, rewards, terminated = self._task.outcome(self._position - before, actions)
         self._elapsed += 1
@@ -94,7 +154,7 @@ class NativeMujocoEnvs(VectorEnv[Any, Any, Any]):
             final_obs = np.full(self.num_envs, None, dtype=object)
             for i in np.flatnonzero(ended):
                 final_obs[i] = obs[i].copy()
-                obs[i] = self._begin(i, None, "in the reset after an episode")
+                obs[i] = self._begin(int(i), None, "in the reset after an episode")
             infos = {"final_obs": final_obs, "_final_obs": ended, "episode_info": {}}
             self._position = self._task.position()
         return obs, rewards, terminated, truncated, infos
@@ -106,7 +166,7 @@ class NativeMujocoEnvs(VectorEnv[Any, Any, Any]):
             EnvironmentFailure: If gymnasium's environment raises an exception.
         """
         self.closed = True  # not again when this object is deleted
-        self._threads.shutdown()
+        self._simulations.close()
         fault = close_each([(0, self._env)])
         if fault is not None:
             raise failure(fault)
@@ -139,13 +199,13 @@ class NativeMujocoEnvs(VectorEnv[Any, Any, Any]):
             self._anchors[i] = state["anchors"]
         return True
 
-    def take_over(self, replayed: Sequence[ReplayEnv]) -> None:
-        """Go on from the states of as many environments that were stepped one by one."""
+    def take_over(self, replayed: Sequence[AnyEnv]) -> None:
+        """Go on from the states of as many environments, each in a :class:`~pl_rl.envs.replay.ReplayEnv`."""
         for i, env in enumerate(replayed):
-            single: Any = env.unwrapped
+            single = cast(Any, env.unwrapped)
             self._mujoco.mj_copyData(self._data[i], self._model, single.data)
             self._generators[i] = single.np_random
-            replay = env.replay
+            replay = env.get_wrapper_attr("replay")
             window = replay["window"]
             self._first_seeds[i], self._anchors[i] = replay["first_seed"], window["anchors"]
             self._since[i] = len(window["actions"])
@@ -161,30 +221,7 @@ class NativeMujocoEnvs(VectorEnv[Any, Any, Any]):
         self._mujoco.mj_getState(self._model, data, state, self._signature)
         return state
 
-    def _simulate(self, actions: npt.NDArray[Any]) -> None:
-        waiting = [self._threads.submit(self._simulate_share, share, actions) for share in self._shares]
-        try:
-            self._simulate_share(self._own_share, actions)
-        finally:
-            wait(waiting)  # before anybody touches their data
-        for future in waiting:
-            future.result()
-
-    def _simulate_share(self, share: npt.NDArray[Any], actions: npt.NDArray[Any]) -> None:
-        mujoco, model, frames, forces = self._mujoco, self._model, self._env.frame_skip, self._task.needs_forces
-        for i in share:
-            try:
-                data = self._data[i]
-                data.ctrl[:] = actions[i]
-                mujoco.mj_step(model, data, frames)
-                if forces:
-                    mujoco.mj_rnePostConstraint(model, data)
-            except STOPS:
-                raise
-            except BaseException as error:
-                raise failure(as_fault(int(i), in_words("step", actions[i]), error)) from error
-
-    def _begin(self, i: int, seed: int | None, doing: str) -> npt.NDArray[Any]:
+    def _begin(self, i: int, seed: int | None, doing: str) -> Floats:
         """Begin an episode, with the seed of an anchor if one is due; returns its observation."""
         if seed is not None:
             self._first_seeds[i], self._anchors[i], self._since[i] = seed, 0, 0
@@ -196,7 +233,7 @@ class NativeMujocoEnvs(VectorEnv[Any, Any, Any]):
         env = self._env
         env.data, env.np_random = self._data[i], self._generators[i]
         try:
-            obs, _ = env.reset(seed=seed)
+            obs: Floats = env.reset(seed=seed)[0]
         except STOPS:
             raise
         except BaseException as error:

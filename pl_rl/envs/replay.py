@@ -242,7 +242,7 @@ class ReplayEnv(gym.Wrapper[Any, Any, Any, Any]):
 
 def anchor_steps(anchors: int) -> int:
     """Steps after which an episode's end becomes an anchor, if there have been so many."""
-    return min(FIRST_ANCHOR_STEPS * 2 ** min(anchors, 10), LONGEST_ANCHOR_STEPS)
+    return min(FIRST_ANCHOR_STEPS << min(anchors, 10), LONGEST_ANCHOR_STEPS)
 
 
 def anchor_seed(first_seed: int, anchors: int) -> int:
