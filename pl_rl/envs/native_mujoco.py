@@ -6,6 +6,7 @@ state that the constraint solver starts from (``qacc_warmstart``), nor what obse
 Shapes: ``N`` environments.
 """
 
+import weakref
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from threading import Thread
@@ -125,6 +126,7 @@ class NativeMujocoEnvs(VectorEnv[Any, Any, Any]):
         self._elapsed, self._since, self._anchors = np.zeros((3, num_envs), np.int64)
         self._first_seeds = [0] * num_envs
         self._simulations = Simulations(self._model, self._data, self._env.frame_skip, task.needs_forces)
+        weakref.finalize(self, self._simulations.close)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Floats, dict[str, Any]]:
         """Begin an episode in each; the ``i``-th with the seed ``seed + i``.
