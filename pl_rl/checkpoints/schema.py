@@ -91,11 +91,11 @@ _CARTPOLE = record(
 )
 _MUJOCO = record(
     {
-        "simulation": array(torch.float64, ndim=1),
-        "position": number(),
-        **dict.fromkeys(("elapsed", "since_anchor", "anchors"), whole()),
-        "first_seed": whole(0, 2**64 - 1),
-        "generator": that(_bit_generator_state, "a state of NumPy's PCG64"),
+        "simulation": array(torch.float64, ndim=2),
+        "position": array(torch.float64, ndim=1),
+        **dict.fromkeys(("elapsed", "since_anchor", "anchors"), array(torch.int64, ndim=1)),
+        "first_seeds": sequence(whole(0, 2**64 - 1)),
+        "generators": sequence(that(_bit_generator_state, "a state of NumPy's PCG64")),
     }
 )
 # By the class of the environments; what others save is known to them alone.
@@ -104,7 +104,7 @@ _ENVIRONMENTS: Mapping[str, Schema] = {
     "SyncEnvs": sequence(_REPLAY),
     "AsyncEnvs": sequence(_REPLAY),
     "NativeAtariEnvs": sequence(_REPLAY),
-    "NativeMujocoEnvs": sequence(_MUJOCO),
+    "NativeMujocoEnvs": _MUJOCO,
 }
 
 
@@ -351,6 +351,8 @@ def _check_collector(collector: Mapping[str, Any], scaled: bool) -> int:
         state = environments["state"]
         parts |= {f"environments.state.{name}": state[name] for name in ("steps", "prev_done")}
         parts["environments.state.state"] = state["state"].T
+    elif environments is not None and environments["class"] == "NativeMujocoEnvs":
+        parts |= {f"environments.state.{name}": part for name, part in environments["state"].items()}
     episodes = collector["episodes"]
     if len(episodes.get("info", episodes["recent"])) != len(episodes["recent"]):
         raise Misfit("pl_rl.collector.episodes.info", episodes["info"], "of as many episodes as recent is")

@@ -173,32 +173,29 @@ class NativeMujocoEnvs(VectorEnv[Any, Any, Any]):
         if fault is not None:
             raise failure(fault)
 
-    def states(self) -> list[dict[str, Any]]:
-        """All that a simulation and its resets depend on, of each environment, as plain data."""
-        return [
-            {
-                "simulation": torch.from_numpy(self._simulation(data)),
-                "position": float(self._position[i]),
-                "elapsed": int(self._elapsed[i]),
-                "since_anchor": int(self._since[i]),
-                "anchors": int(self._anchors[i]),
-                "first_seed": self._first_seeds[i],
-                "generator": self._generators[i].bit_generator.state,
-            }
-            for i, data in enumerate(self._data)
-        ]
+    def state_dict(self) -> dict[str, Any]:
+        """All that simulations and resets depend on, as plain data, the environments' one after another."""
+        counts = {"elapsed": self._elapsed, "since_anchor": self._since, "anchors": self._anchors}
+        return {
+            "simulation": torch.from_numpy(np.stack([self._simulation(data) for data in self._data])),
+            "position": torch.from_numpy(self._position.copy()),
+            **{name: torch.from_numpy(count.copy()) for name, count in counts.items()},
+            "first_seeds": list(self._first_seeds),
+            "generators": [generator.bit_generator.state for generator in self._generators],
+        }
 
-    def load_states(self, states: Sequence[dict[str, Any]]) -> bool:
-        """The inverse of :meth:`states`; whether they are of as many environments of this model."""
-        sizes = {len(state["simulation"]) for state in states}
-        if len(states) != self.num_envs or sizes != {len(self._simulation(self._data[0]))}:
+    def load_state_dict(self, state: dict[str, Any]) -> bool:
+        """The inverse of :meth:`state_dict`; whether it is of as many environments of this model."""
+        simulations = state["simulation"].numpy()
+        if simulations.shape != (self.num_envs, len(self._simulation(self._data[0]))):
             return False
-        for i, (state, data) in enumerate(zip(states, self._data, strict=True)):
-            self._mujoco.mj_setState(self._model, data, state["simulation"].numpy(), self._signature)
-            self._generators[i].bit_generator.state = state["generator"]
-            self._position[i], self._first_seeds[i] = state["position"], state["first_seed"]
-            self._elapsed[i], self._since[i] = state["elapsed"], state["since_anchor"]
-            self._anchors[i] = state["anchors"]
+        for data, simulation in zip(self._data, simulations, strict=True):
+            self._mujoco.mj_setState(self._model, data, simulation, self._signature)
+        for generator, saved in zip(self._generators, state["generators"], strict=True):
+            generator.bit_generator.state = saved
+        names = ("position", "elapsed", "since_anchor", "anchors")
+        self._position, self._elapsed, self._since, self._anchors = (state[name].numpy().copy() for name in names)
+        self._first_seeds = list(state["first_seeds"])
         return True
 
     def take_over(self, replayed: Sequence[AnyEnv]) -> None:

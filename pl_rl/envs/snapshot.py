@@ -1,11 +1,13 @@
 """Saving and restoring the state of vector environments, as plain data."""
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from pl_rl.envs.faults import closing
 from pl_rl.envs.native import SameStepCartPoleVectorEnv
@@ -116,12 +118,12 @@ def _restore_replays(env: SyncEnvs | AsyncEnvs, saved: list[dict[str, Any]]) -> 
     return Restored(obs, np.array(env.get_attr("replayed_return")), env.get_attr("replay_fault"))
 
 
-def _split_list(saved: list[dict[str, Any]], shards: int) -> list[list[dict[str, Any]]]:
+def _split_replays(saved: list[dict[str, Any]], shards: int) -> list[list[dict[str, Any]]]:
     size = len(saved) // shards
     return [saved[first : first + size] for first in range(0, len(saved), size)]
 
 
-def _join_list(parts: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+def _join_replays(parts: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
     return [replay for part in parts for replay in part]
 
 
@@ -137,9 +139,28 @@ def _window(saved: Mapping[str, Any], sums: list[list[int]] | None) -> Window:
     }
 
 
-def _restore_mujoco(env: NativeMujocoEnvs, saved: list[dict[str, Any]]) -> Restored | None:
-    if all("simulation" in state for state in saved):
-        return Restored() if env.load_states(saved) else None
+def _split_mujoco(saved: dict[str, Any], shards: int) -> list[dict[str, Any]]:
+    size = len(saved["position"]) // shards
+    blocks = [slice(first, first + size) for first in range(0, len(saved["position"]), size)]
+    return [
+        {name: part[block].clone() if isinstance(part, Tensor) else part[block] for name, part in saved.items()}
+        for block in blocks
+    ]
+
+
+def _join_mujoco(parts: list[Any]) -> Any:
+    if isinstance(parts[0], list):
+        return _join_replays(parts)
+    each = {name: [part[name] for part in parts] for name in parts[0]}
+    return {
+        name: torch.cat(blocks) if isinstance(blocks[0], Tensor) else list(chain(*blocks))
+        for name, blocks in each.items()
+    }
+
+
+def _restore_mujoco(env: NativeMujocoEnvs, saved: dict[str, Any] | list[dict[str, Any]]) -> Restored | None:
+    if isinstance(saved, dict):
+        return Restored() if env.load_state_dict(saved) else None
     # They were stepped by another class, one by one.
     single = SyncEnvs([lambda: ReplayEnv(env.make)] * len(saved))
     with closing(single):
@@ -152,10 +173,10 @@ def _restore_mujoco(env: NativeMujocoEnvs, saved: list[dict[str, Any]]) -> Resto
 
 SNAPSHOTS: dict[type[AnyVectorEnv], Snapshot] = {
     SameStepCartPoleVectorEnv: Snapshot(_save_cartpole, _restore_cartpole, _split_cartpole, _join_cartpole),
-    SyncEnvs: Snapshot(_save_replays, _restore_replays, _split_list, _join_list),
-    AsyncEnvs: Snapshot(_save_replays, _restore_replays, _split_list, _join_list),
-    NativeAtariEnvs: Snapshot(_save_replays, _restore_replays, _split_list, _join_list),
-    NativeMujocoEnvs: Snapshot(NativeMujocoEnvs.states, _restore_mujoco, _split_list, _join_list),
+    SyncEnvs: Snapshot(_save_replays, _restore_replays, _split_replays, _join_replays),
+    AsyncEnvs: Snapshot(_save_replays, _restore_replays, _split_replays, _join_replays),
+    NativeAtariEnvs: Snapshot(_save_replays, _restore_replays, _split_replays, _join_replays),
+    NativeMujocoEnvs: Snapshot(NativeMujocoEnvs.state_dict, _restore_mujoco, _split_mujoco, _join_mujoco),
 }
 """By class; add your own vector environment's here."""
 

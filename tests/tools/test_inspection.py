@@ -37,6 +37,11 @@ def test_the_length_of_a_replay_is_told():
     assert "seeds and actions to replay, " in dict(describe_checkpoint(checkpoint("Acrobot-v1")))["environment state"]
 
 
+def test_environments_that_are_saved_whole_one_by_one_are_said_to_be():
+    rows = dict(describe_checkpoint(checkpoint("InvertedPendulum-v5")))
+    assert rows["environment state"] == "saved whole (NativeMujocoEnvs)"
+
+
 def test_a_damaged_file_is_refused_in_a_sentence():
     path = checkpoint()
     path.write_bytes(path.read_bytes()[:-100])

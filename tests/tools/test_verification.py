@@ -65,6 +65,7 @@ def test_a_killed_run_is_proved_to_go_on_bit_for_bit(capsys):
         ["--config", "pendulum.yaml"],
         ["--config", "pendulum.yaml", "--model.norm_obs", "true", "--model.norm_reward", "true"],
         ["--config", "halfcheetah.yaml"],
+        ["--config", "hopper.yaml"],
         ["--config", "cartpole-fast.yaml"],
         ["--model.env", "tests.uncertain_environments:PlRlTest/NoisyWalk-v0", *SMALL_RUN],
     ],
@@ -110,7 +111,7 @@ def test_native_atari_goes_on_bit_for_bit(game, warm):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("vectorization", ["sync", "async"])
+@pytest.mark.parametrize("vectorization", ["sync", "async", "native"])
 @pytest.mark.parametrize("env", ["HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Humanoid-v5"])
 def test_mujoco_goes_on_bit_for_bit(env, vectorization, warm):
     run = ["--model.env.id", env, *SHORT, "--model.eval_freq", "0", "--model.env.vectorization", vectorization]
