@@ -158,6 +158,7 @@ def test_what_the_readme_shows_works(folder):
 PYTHON = [block.code for block in blocks_of(README) if block.language == "python"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [code for code in PYTHON if "load_policy" not in code])
 def test_python_of_the_readme_that_needs_no_run_works(code):
     exec(compile(code, "README.md", "exec"), {"__name__": "page"})
