@@ -2,6 +2,8 @@
 
 import gc
 import os
+import subprocess
+from types import SimpleNamespace
 
 import hypothesis
 import pytest
@@ -77,6 +79,13 @@ def warm_server():
     server = Server()
     yield server
     server.close()
+
+
+@pytest.fixture
+def warm(warm_server, monkeypatch):
+    """Runs that ``verify`` kills begin in processes in which everything has been imported."""
+    in_place = SimpleNamespace(Popen=warm_server.popen, PIPE=subprocess.PIPE)
+    monkeypatch.setattr("pl_rl.tools.verification.subprocess", in_place)
 
 
 @pytest.fixture

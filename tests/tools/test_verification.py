@@ -1,16 +1,13 @@
 """``verify`` proves what holds, and finds what does not."""
 
 import math
-import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 import tests.uncertain_environments as uncertain
 from pl_rl.cli import main
-from pl_rl.tools import verification
 from pl_rl.tools.verification import first_difference
 
 SMALL_RUN = [
@@ -26,12 +23,6 @@ def verify(*args):
     except SystemExit as end:
         return end.code
     return 0
-
-
-@pytest.fixture
-def warm(warm_server, monkeypatch):
-    """Runs that are killed begin in processes in which everything has been imported."""
-    monkeypatch.setattr(verification, "subprocess", SimpleNamespace(Popen=warm_server.popen, PIPE=subprocess.PIPE))
 
 
 def test_differences_are_found_at_zero_tolerance():
