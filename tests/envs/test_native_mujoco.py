@@ -74,7 +74,11 @@ ARGUMENTS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "kwargs"), [*((name, {}) for name in NAMES), *ARGUMENTS], ids=str)
+LONG = pytest.param("HumanoidStandup", {}, marks=pytest.mark.slow)  # it lies, in contact with the ground
+CASES = [LONG if name == "HumanoidStandup" else (name, {}) for name in NAMES]
+
+
+@pytest.mark.parametrize(("name", "kwargs"), [*CASES, *ARGUMENTS], ids=str)
 def test_the_numbers_are_those_of_gymnasium(name, kwargs):
     """Over ends of episodes, and resets with and without seeds (anchors)."""
     native, single = pair(name, 3, **kwargs)
@@ -152,8 +156,14 @@ def test_a_state_is_all_that_the_future_depends_on(name, tmp_path):
         other.close()
 
 
-@pytest.mark.parametrize("vectorization", ["sync", "async"])
-@pytest.mark.parametrize("name", ["HalfCheetah", "Humanoid"])
+@pytest.mark.parametrize(
+    ("name", "vectorization"),
+    [
+        ("HalfCheetah", "sync"),
+        pytest.param("HalfCheetah", "async", marks=pytest.mark.slow),
+        pytest.param("Humanoid", "sync", marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_that_was_stepped_one_by_one_goes_on_natively(name, vectorization, tmp_path):
     """Old checkpoints of runs with ``auto``, bit for bit, over further anchors."""
     for steps in (10, 130):
