@@ -156,8 +156,8 @@ def check_processes(trainer: L.Trainer, shards: int) -> None:
     if shards == 1:
         power = 1 << (world - 1).bit_length()
         raise UsageError(
-            f"{world} processes share out the shards of a run, and this one has one; begin a run with --model.shards "
-            f"{power}, or use --trainer.devices 1 (under SLURM --ntasks=1)"
+            f"{world} processes share out the shards of a run, and this one has one; use --model.shards {power}, "
+            f"or --trainer.devices 1 (under SLURM --ntasks=1)"
         )
     if shards % world:
         raise UsageError(
