@@ -3,6 +3,9 @@
 import errno
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 from unittest.mock import patch
 
 import lightning as L
@@ -211,6 +214,35 @@ def test_an_exception_in_one_process_is_a_sentence_in_the_others(tmp_path):
     assert failed == "ValueError: of a user's callback"
     assert said.startswith("RunFailure: another process of the run has ended") and "--ckpt_path last" in said
     assert read_checkpoint(last_of(tmp_path))["pl_rl"]["counters"]["iteration"] == 2
+
+
+FAMILY = """
+import os, signal, sys, time
+from pathlib import Path
+from types import SimpleNamespace
+from pl_rl.distributed import processes
+from pl_rl.signals import Interruption
+
+trainer = SimpleNamespace(world_size=2, strategy=SimpleNamespace(launcher=None))
+if os.fork():
+    if sys.argv[1] == "stopped":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    os.wait()
+else:
+    os.environ |= {processes.TOLD: "{}", "LOCAL_RANK": "1"}
+    while sys.argv[1] == "stopped" and ") T" not in Path(f"/proc/{os.getppid()}/stat").read_text():
+        time.sleep(0.1)
+    with processes.ending_together(trainer, Interruption()):
+        raise RuntimeError("[gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 60000ms for recv operation")
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="Linux tells who is stopped")
+@pytest.mark.parametrize(("state", "status"), [("stopped", -signal.SIGKILL), ("running", 0)])
+def test_a_first_process_that_is_stopped_for_ever_is_killed_by_those_that_it_has_started(state, status):
+    done = subprocess.run([sys.executable, "-c", FAMILY, state], stderr=subprocess.PIPE, text=True, timeout=300)
+    assert done.returncode == status
+    assert "RunFailure: another process of the run has ended, or does not answer" in done.stderr
 
 
 class ChangeWeightsIn(L.Callback):
