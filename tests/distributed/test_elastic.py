@@ -157,6 +157,17 @@ def test_environments_of_another_class_or_one_that_cannot_be_dealt_begin_afresh(
     assert account(capsys)[-1] == "fidelity: exact"
 
 
+def test_environments_of_another_shape_are_refused(tmp_path):
+    train(tmp_path, 1, **dealt(4, 1))
+    checkpoint = torch.load(last_of(tmp_path), weights_only=True)
+    checkpoint["pl_rl"]["collector"]["obs"] = torch.zeros(4, 3)
+    torch.save(checkpoint, tmp_path / "other.ckpt")
+    with pytest.raises(
+        pl_rl.UsageError, match=r"are of the shapes \[\(3,\), .* and those here of \[\(4,\), .*; use another"
+    ):
+        train(tmp_path, 2, tmp_path / "other.ckpt", **dealt(8, 1))
+
+
 def test_samples_that_no_longer_go_into_minibatches_are_refused_before_anything_is_touched(tmp_path):
     train(tmp_path, 1, **dealt(4, 1))
     files = {path: path.read_bytes() for path in run_of(tmp_path).rglob("*") if path.is_file()}
