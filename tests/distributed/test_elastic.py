@@ -32,7 +32,8 @@ KINDS = {
 CHANGES = [
     *(("native", *change) for change in [((4, 1), (8, 2)), ((8, 2), (4, 1)), ((4, 2), (8, 2))]),
     *(("sync", *change) for change in [((4, 1), (8, 1)), ((8, 2), (4, 4)), ((4, 1), (4, 2))]),
-    *(("memory", (4, 2), (8, 4)), ("async", (4, 1), (8, 2))),
+    pytest.param("memory", (4, 2), (8, 4), marks=pytest.mark.slow),
+    pytest.param("async", (4, 1), (8, 2), marks=pytest.mark.slow),
 ]
 
 
@@ -95,6 +96,7 @@ def generators(root):
     return [shard["generator"].tolist() for shard in shards_of(read_checkpoint(last_of(root))["pl_rl"]["collector"])]
 
 
+@pytest.mark.slow
 def test_what_goes_on_and_what_is_new_is_said(tmp_path, capsys):
     train(tmp_path, 1, **dealt(4, 1))
     for until, num_envs, shards, said in [
@@ -114,7 +116,9 @@ def test_what_goes_on_and_what_is_new_is_said(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("settings", [KINDS["native"], BOTH_NORMS], ids=["native", "both norms"])
+@pytest.mark.parametrize(
+    "settings", [KINDS["native"], pytest.param(BOTH_NORMS, marks=pytest.mark.slow)], ids=["native", "both norms"]
+)
 def test_a_run_that_was_dealt_again_is_resumed_exactly_with_any_number_of_processes(tmp_path, settings, world, capfd):
     train(tmp_path / "whole", 2, **dealt(4, 1, **settings))
     shutil.copytree(tmp_path / "whole", tmp_path / "parts")
@@ -127,6 +131,7 @@ def test_a_run_that_was_dealt_again_is_resumed_exactly_with_any_number_of_proces
     assert differences(tmp_path / "whole", tmp_path / "parts") == {}
 
 
+@pytest.mark.slow
 def test_shards_that_are_dealt_twice_repeat_no_random_numbers(tmp_path):
     seen = []
     for until, shards in enumerate([2, 1, 2, 1, 2, 4], start=1):
@@ -138,6 +143,7 @@ def test_shards_that_are_dealt_twice_repeat_no_random_numbers(tmp_path):
     assert all(one != other for i, one in enumerate(seen) for other in seen[:i])
 
 
+@pytest.mark.slow
 def test_environments_of_another_class_or_one_that_cannot_be_dealt_begin_afresh(tmp_path, capsys, monkeypatch):
     train(tmp_path, 1, **dealt(4, 1, env=pl_rl.EnvConfig("CartPole-v1", "native")))
     capsys.readouterr()
