@@ -439,9 +439,14 @@ def test_a_setting_that_cannot_work_is_named_with_its_value(settings, message):
 @pytest.mark.parametrize(
     ("num_envs", "num_steps", "minibatch_size", "message"),
     [
-        (8, 128, 300, "num_envs*num_steps=1024 is not divisible by minibatch_size=300; use 256 or 512"),
-        (4, 16, 65, "num_envs*num_steps=64 is not divisible by minibatch_size=65; use 64"),
-        (1, 7, 3, "num_envs*num_steps=7 is not divisible by minibatch_size=3; use 7"),
+        (
+            8,
+            128,
+            300,
+            "num_envs*num_steps=1024 is not divisible by minibatch_size=300; use --model.minibatch_size 256 or 512",
+        ),
+        (4, 16, 65, "num_envs*num_steps=64 is not divisible by minibatch_size=65; use --model.minibatch_size 64"),
+        (1, 7, 3, "num_envs*num_steps=7 is not divisible by minibatch_size=3; use --model.minibatch_size 7"),
     ],
 )
 def test_sizes_that_do_not_divide_are_answered_with_sizes_that_do(num_envs, num_steps, minibatch_size, message):

@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from bisect import bisect
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast, get_args
 
 import numpy as np
@@ -30,7 +31,7 @@ FIXED_IN_FIT = {
     "env_config": "its environments have been made; set it before fit",
     "network": "the optimizer trains the parameters of the one that it began with; set it before fit",
     "num_envs": f"its environments have been made; {_ELSEWHERE}",
-    "shards": "a run keeps them, as all its random numbers belong to one; set them before fit",
+    "shards": f"its environments and random numbers have been dealt to them; {_ELSEWHERE}",
     "num_steps": f"memory for its rollouts has been laid out; {_ELSEWHERE}",
     "minibatch_size": f"updates may be compiled for one size; {_ELSEWHERE}",
     "compile_update": f"it is decided when a run begins; {_ELSEWHERE}",
@@ -206,25 +207,29 @@ def _check_parts_of_samples(ppo: Any) -> None:
     if ppo.shards & (ppo.shards - 1):
         below = 1 << (ppo.shards.bit_length() - 1)
         raise UsageError(f"shards={ppo.shards} is no power of two; use {below} or {2 * below}")
-    for name in ("num_envs", "minibatch_size"):
-        if getattr(ppo, name) % ppo.shards:
-            raise UsageError(f"{name}={getattr(ppo, name)} is not divisible by shards={ppo.shards}; make it a multiple")
-    length = ppo.network.sequence_length or 1
-    for name, parts in (("num_steps", 1), ("minibatch_size", ppo.shards)):
-        if getattr(ppo, name) % (parts * length):
-            of_shards = f" times shards={parts}" if parts > 1 else ""
-            raise UsageError(
-                f"{name}={getattr(ppo, name)} is not divisible by sequence_length={length}{of_shards}; use a multiple"
-            )
+    length, shards = ppo.network.sequence_length or 1, ppo.shards
+    for name, *parts in (("num_envs", 1, shards), ("num_steps", length, 1), ("minibatch_size", length, shards)):
+        value, factor = getattr(ppo, name), math.prod(parts)
+        if value % factor:
+            named = zip(("sequence_length", "shards"), parts, strict=True)
+            by = " times ".join(f"{part}={count}" for part, count in named if count > 1)
+            choices = _nearest(value, range(0, value + factor, factor))
+            raise UsageError(f"{name}={value} is not divisible by {by}; use --model.{name} {choices}")
     samples = ppo.num_envs * ppo.num_steps
     if samples % ppo.minibatch_size:
-        divisors = [size for size in range(2, samples + 1) if samples % size == 0]
-        below = max((size for size in divisors if size < ppo.minibatch_size), default=None)
-        above = min((size for size in divisors if size > ppo.minibatch_size), default=None)
-        choices = " or ".join(str(size) for size in (below, above) if size is not None)
+        sizes = range(0, samples + 1, length * shards)
+        choices = _nearest(ppo.minibatch_size, (size for size in sizes if size > 1 and samples % size == 0))
         raise UsageError(
-            f"num_envs*num_steps={samples} is not divisible by minibatch_size={ppo.minibatch_size}; use {choices}"
+            f"num_envs*num_steps={samples} is not divisible by minibatch_size={ppo.minibatch_size}; use "
+            f"--model.minibatch_size {choices}"
         )
+
+
+def _nearest(value: int, choices: Iterable[int]) -> str:
+    """The positive ones below and above, in words."""
+    positive = sorted(choice for choice in choices if choice > 0)
+    place = bisect(positive, value)
+    return " or ".join(map(str, positive[max(0, place - 1) : place + 1]))
 
 
 def _check_kinds(ppo: Any) -> None:

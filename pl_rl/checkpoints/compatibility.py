@@ -55,12 +55,6 @@ def check_fit(agent: Agent, checkpoint: Mapping[str, Any], branch: bool = False,
         UsageError: With the first setting or tensor that does not fit.
     """
     _check_tensors(agent.state_dict(), checkpoint["state_dict"])
-    shards = checkpoint["hyper_parameters"].get("shards", 1)
-    if agent.shards != shards:
-        raise UsageError(
-            f"shards={agent.shards} is not the checkpoint's {shards}, which a run keeps, as each has random numbers of "
-            f"its own; use --model.shards {shards}, or begin a run from its weights with --pretrained.path"
-        )
     if not branch:
         _check_network(agent, checkpoint, fitting)
 

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from pl_rl.agent import Agent
 from pl_rl.checkpoints.schema import shards_of
+from pl_rl.distributed.elastic import account, deal, is_dealt
 from pl_rl.envs import SNAPSHOTS, replayed_steps
 from pl_rl.envs.spaces import describe_spaces
 from pl_rl.seeding.random_state import restore_random_state, save_random_state
@@ -75,14 +76,7 @@ def restore_training_state(agent: Agent, state: dict[str, Any], branch: bool) ->
         for name, there in state["platform"].items()
         if here.get(name) != there
     ]
-    fresh_episodes = derive_seed(agent.run_seed, Stream.ENVIRONMENTS, agent.train_iter)
-    saved = [shard["environments"] for shard in shards_of(state["collector"])]
-    with _progress(sum(map(replayed_steps, saved))), agent.asking_environments():
-        failure = agent.collector.load_state_dict(state["collector"], fresh_episodes)
-    if failure is not None:
-        if None in saved and type(agent.collector.env) in SNAPSHOTS:
-            failure = "they were left in the middle of a step"
-        losses.append(f"environments: restarted, as {failure}")
+    losses += _restore_collector(agent, state["collector"])
     agent.parent = state["parent"]
     if branch:
         agent.run_seed = derive_seed(agent.shards_here.of_first(torch.initial_seed()), Stream.BRANCH, agent.train_iter)
@@ -90,6 +84,27 @@ def restore_training_state(agent: Agent, state: dict[str, Any], branch: bool) ->
     else:
         # Last, as a replay may draw numbers too.
         restore_random_state(state["random"])
+    return losses
+
+
+def _restore_collector(agent: Agent, state: dict[str, Any]) -> list[str]:
+    """Bring environments, shards and their random numbers into a saved state; returns what does not go on, in words."""
+    fresh_episodes = derive_seed(agent.run_seed, Stream.ENVIRONMENTS, agent.train_iter)
+    shards, not_dealt = shards_of(state), None
+    environments = [shard["environments"] for shard in shards]
+    with _progress(sum(map(replayed_steps, environments))), agent.asking_environments():
+        if not is_dealt(shards, agent.num_envs, agent.shards):
+            agent.collector.reseed(derive_seed(agent.run_seed, Stream.DEALING, agent.train_iter, agent.shards))
+            agent.collector.reset(fresh_episodes)
+            fresh = agent.collector.state_dict()
+            dealt, not_dealt = deal(agent.collector.env, shards, shards_of(fresh))
+            state = {"shards": dealt} if "shards" in fresh else dealt[0]
+        failure = agent.collector.load_state_dict(state, fresh_episodes) or not_dealt
+    losses = account(shards, agent.num_envs, agent.shards, keeps=failure is None)
+    if failure is not None:
+        if None in environments and type(agent.collector.env) in SNAPSHOTS:
+            failure = "they were left in the middle of a step"
+        losses.insert(0, f"environments: restarted, as {failure}")
     return losses
 
 

@@ -124,7 +124,7 @@ class ShardedCollector(RolloutCollector):
     def episode_scalars(self) -> dict[str, float]:
         """Of all shards, of all processes, which must all ask for them."""
         states = self._shards.gather_plain([part.episodes.state_dict() for part in self._parts])
-        return _joined(list(chain(*states))).scalars()
+        return join_episodes(list(chain(*states))).scalars()
 
     def shared(self) -> list[Tensor]:
         """What the other processes must know of each shard after a rollout.
@@ -196,7 +196,7 @@ class ShardedCollector(RolloutCollector):
         return [tree_map(np.copy, part) for part in split(arrays, self.num_envs)]
 
     def _join_episodes(self) -> None:
-        self.episodes = _joined([part.episodes.state_dict() for part in self._parts])
+        self.episodes = join_episodes([part.episodes.state_dict() for part in self._parts])
 
 
 def make_collector(
@@ -228,7 +228,7 @@ def _next(steps: _Steps, given: Any = None) -> Any:
         return end.value
 
 
-def _joined(states: Sequence[dict[str, Any]]) -> EpisodeStatistics:
+def join_episodes(states: Sequence[dict[str, Any]]) -> EpisodeStatistics:
     """The statistics of all shards' episodes, from their states."""
     recent = [episode for state in states for episode in state["recent"]]
     info = [said for state in states for said in state.get("info") or [{} for _ in state["recent"]]]

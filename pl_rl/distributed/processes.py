@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -156,8 +157,8 @@ def check_processes(trainer: L.Trainer, shards: int) -> None:
     if shards == 1:
         power = 1 << (world - 1).bit_length()
         raise UsageError(
-            f"{world} processes share out the shards of a run, and this one has one; begin a run with --model.shards "
-            f"{power}, or use --trainer.devices 1 (under SLURM --ntasks=1)"
+            f"{world} processes share out the shards of a run, and this one has one; use --model.shards {power}, "
+            f"or --trainer.devices 1 (under SLURM --ntasks=1)"
         )
     if shards % world:
         raise UsageError(
@@ -201,6 +202,7 @@ def ending_together(trainer: L.Trainer, interruption: Interruption) -> Iterator[
         fate = _end(children)
         if _is_lost(error):
             interruption.leave()
+            _end_stopped_parent()
             raise RunFailure(f"{fate or SILENT}; go on from the last checkpoint with --ckpt_path last") from error
         raise
 
@@ -255,6 +257,13 @@ def _environment_of_many() -> ClusterEnvironment | None:
             environment: ClusterEnvironment = kind()
             return environment if environment.world_size() > 1 else None
     return None
+
+
+def _end_stopped_parent() -> None:
+    """Kill the first process, if it has started this one and was stopped, so that its run can go on elsewhere."""
+    state = Path(f"/proc/{os.getppid()}/stat")  # in Linux alone
+    if _is_child() and state.is_file() and state.read_text().rpartition(")")[2].split()[0] == "T":
+        os.kill(os.getppid(), signal.SIGKILL)
 
 
 def _end(children: list[subprocess.Popen[bytes]]) -> str | None:

@@ -31,6 +31,9 @@ class Snapshot(NamedTuple):
     """Takes a state and a number of shards, and returns the states of these; ``None`` where that cannot be done."""
     join: Callable[[list[Any]], Any] | None = None
     """The inverse of ``split``."""
+    keep: Callable[[Any, Any], Any] | None = None
+    """Takes a state and one of other environments, and returns the latter with as many of the former as it has room
+    for; ``None`` where that cannot be done."""
 
 
 class Restored(NamedTuple):
@@ -68,6 +71,16 @@ def _join_cartpole(parts: list[dict[str, Any]]) -> dict[str, Any]:
         name: torch.cat([part[name] for part in parts], -1) for name in ("state", "steps", "prev_done")
     }
     return {**joined, "generator": [part["generator"] for part in parts]}
+
+
+def _keep_cartpole(saved: dict[str, Any], fresh: dict[str, Any]) -> dict[str, Any]:
+    kept = saved["steps"].shape[0]
+    joined: dict[str, Any] = {
+        name: torch.cat([saved[name], fresh[name][..., kept:]], -1)[..., : fresh[name].shape[-1]]
+        for name in ("state", "steps", "prev_done")
+    }
+    same_shards = len(saved["generator"]) == len(fresh["generator"])
+    return {**joined, "generator": (saved if same_shards else fresh)["generator"]}
 
 
 def _restore_cartpole(env: SameStepCartPoleVectorEnv, saved: dict[str, Any]) -> Restored | None:
@@ -127,6 +140,10 @@ def _join_replays(parts: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
     return [replay for part in parts for replay in part]
 
 
+def _keep_replays(saved: list[dict[str, Any]], fresh: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [*saved[: len(fresh)], *fresh[len(saved) :]]
+
+
 def _window(saved: Mapping[str, Any], sums: list[list[int]] | None) -> Window:
     """The inverse of :func:`_saved_window`."""
     return {
@@ -171,12 +188,21 @@ def _restore_mujoco(env: NativeMujocoEnvs, saved: dict[str, Any] | list[dict[str
         return restored
 
 
+def _keep_mujoco(saved: dict[str, Any], fresh: dict[str, Any]) -> dict[str, Any]:
+    num_saved, num_envs = len(saved["position"]), len(fresh["position"])
+    kept = {name: part[:num_envs] for name, part in saved.items()}
+    joined: dict[str, Any] = _join_mujoco([kept, {name: part[num_saved:] for name, part in fresh.items()}])
+    return joined
+
+
+_CARTPOLE = Snapshot(_save_cartpole, _restore_cartpole, _split_cartpole, _join_cartpole, _keep_cartpole)
+_REPLAYS = Snapshot(_save_replays, _restore_replays, _split_replays, _join_replays, _keep_replays)
 SNAPSHOTS: dict[type[AnyVectorEnv], Snapshot] = {
-    SameStepCartPoleVectorEnv: Snapshot(_save_cartpole, _restore_cartpole, _split_cartpole, _join_cartpole),
-    SyncEnvs: Snapshot(_save_replays, _restore_replays, _split_replays, _join_replays),
-    AsyncEnvs: Snapshot(_save_replays, _restore_replays, _split_replays, _join_replays),
-    NativeAtariEnvs: Snapshot(_save_replays, _restore_replays, _split_replays, _join_replays),
-    NativeMujocoEnvs: Snapshot(NativeMujocoEnvs.state_dict, _restore_mujoco, _split_mujoco, _join_mujoco),
+    SameStepCartPoleVectorEnv: _CARTPOLE,
+    SyncEnvs: _REPLAYS,
+    AsyncEnvs: _REPLAYS,
+    NativeAtariEnvs: _REPLAYS,
+    NativeMujocoEnvs: Snapshot(NativeMujocoEnvs.state_dict, _restore_mujoco, _split_mujoco, _join_mujoco, _keep_mujoco),
 }
 """By class; add your own vector environment's here."""
 
@@ -205,6 +231,29 @@ def join_shards(env: AnyVectorEnv, parts: list[dict[str, Any] | None]) -> dict[s
     return {**there[0], "state": snapshot.join([part["state"] for part in there])}
 
 
+def keep_envs(
+    env: AnyVectorEnv, saved: list[dict[str, Any] | None], fresh: list[dict[str, Any] | None]
+) -> list[dict[str, Any] | None] | str:
+    """The states of new shards with as many environments of the saved ones as there is room for, or why not, in words.
+
+    Args:
+        env: Of the class that the new shards are of.
+        saved: From :func:`save_shards`, by shard.
+        fresh: Likewise, of other shards or other numbers of environments.
+    """
+    there, here, snapshot = join_shards(env, saved), join_shards(env, fresh), SNAPSHOTS.get(type(env))
+    if there is None or here is None or snapshot is None or snapshot.split is None or snapshot.keep is None:
+        return f"the state of a {type(env).__name__} cannot be dealt to others"
+    if _kind(there["class"]) != _kind(here["class"]):
+        return _of_another_class(there, env)
+    state = snapshot.keep(there["state"], here["state"])
+    return [{**here, "state": part} for part in snapshot.split(state, len(fresh))]
+
+
+def _of_another_class(saved: dict[str, Any], env: AnyVectorEnv) -> str:
+    return f"they were stepped by a {saved['class']}, and are by a {type(env).__name__}"
+
+
 def replayed_steps(saved: dict[str, Any] | None) -> int:
     """How many steps, over all environments, restoring replays."""
     if saved is None or saved["class"] not in (SyncEnvs.__name__, NativeAtariEnvs.__name__):
@@ -231,11 +280,8 @@ def restore_envs(
     if saved is None or snapshot is None:
         return f"the state of a {type(env).__name__} cannot be saved"
     if not _takes(env, saved["class"]):
-        return f"they were stepped by a {saved['class']}, and are by a {type(env).__name__}"
+        return _of_another_class(saved, env)
     restored = snapshot.restore(env, saved["state"])
-    saved_envs = len(leaves(obs)[0])
-    if saved_envs != env.num_envs:
-        return f"the state of {saved_envs} environments does not fit {env.num_envs}"
     if restored is None:
         return "they could not be brought into the state that was saved"
     for i in range(env.num_envs):

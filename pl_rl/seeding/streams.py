@@ -19,6 +19,7 @@ class Stream(IntEnum):
     PREDICTION = 4
     BRANCH = 5
     VIDEO = 6
+    DEALING = 7
 
 
 def derive_seed(run_seed: int, *key: int) -> int:

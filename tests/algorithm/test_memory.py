@@ -85,5 +85,5 @@ def test_a_policy_by_itself_remembers_until_it_is_told_to_forget(tmp_path):
 
 @pytest.mark.parametrize(("name", "value"), [("num_steps", 12), ("minibatch_size", 4)])
 def test_sequences_have_to_fit(name, value):
-    with pytest.raises(UsageError, match=f"{name}={value} is not divisible by sequence_length=8; use a multiple"):
+    with pytest.raises(UsageError, match=f"{name}={value} is not divisible by sequence_length=8; use --model.{name} 8"):
         small_ppo(network=RECURRENT, **{name: value})

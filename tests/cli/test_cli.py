@@ -248,7 +248,7 @@ FIT = ["fit", "--config", "small.yaml"]
         ([*FIT, "--seed_everything", "-1"], "seed_everything=-1 is no seed; use a number from 0 to 4294967295"),
         ([*FIT, "--model.gamma", "2"], "gamma=2.0 must lie between 0 and 1"),
         ([*FIT, "--model.num_envs", "2.5"], "--model.num_envs is '2.5' and must be a whole number"),
-        ([*FIT, "--model.minibatch_size", "60"], "64 is not divisible by minibatch_size=60; use 32 or 64"),
+        ([*FIT, "--model.minibatch_size", "60"], "by minibatch_size=60; use --model.minibatch_size 32 or 64"),
         ([*FIT, "--model.network.class_path", "no_such_module.Net"], "model.network.*no_such_module"),
         ([*FIT, "--model.network.init_args.widths", "[3]"], "widths"),
         ([*FIT, "--model.env.vectorization", "fast"], "is 'fast' and must be one of 'auto', 'sync', 'async'"),
@@ -350,7 +350,9 @@ def test_bad_input_ends_a_process_with_status_2(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     done = module("fit", "--model.env", "CartPole-v1", "--model.minibatch_size", "300")
     assert done.returncode == 2
-    assert done.stderr == ("error: num_envs*num_steps=1024 is not divisible by minibatch_size=300; use 256 or 512\n")
+    assert done.stderr == (
+        "error: num_envs*num_steps=1024 is not divisible by minibatch_size=300; use --model.minibatch_size 256 or 512\n"
+    )
     assert done.stdout == ""
 
 

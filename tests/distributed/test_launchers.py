@@ -137,9 +137,10 @@ def _children(pid):
         (signal.SIGKILL, True, 1, "error: process 1 was ended by SIGKILL; go on from the last checkpoint"),
         (signal.SIGKILL, False, -9, "error: another process of the run has ended"),
         (signal.SIGSTOP, True, 1, "error: process 1 did not answer, and was killed; go on from the last checkpoint"),
+        (signal.SIGSTOP, False, -9, "error: another process of the run has ended"),
         (signal.SIGTERM, True, 143, "Stopped by SIGTERM at iteration"),
     ],
-    ids=["killed", "first-killed", "stopped", "terminated"],
+    ids=["killed", "first-killed", "stopped", "first-stopped", "terminated"],
 )
 def test_a_run_whose_process_dies_leaves_nobody_and_goes_on(tmp_path, signum, of_child, status, words):
     ended, out, child = killed(tmp_path / "run", signum, of_child)

@@ -3,6 +3,9 @@
 import errno
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 from unittest.mock import patch
 
 import lightning as L
@@ -105,18 +108,16 @@ def test_a_sharded_run_is_resumed_exactly(tmp_path, capsys):
     assert differences(tmp_path / "whole", tmp_path / "parts") == {}
 
 
-def test_a_run_keeps_its_shards(tmp_path):
-    train_in(1, tmp_path, 1)
-    with pytest.raises(pl_rl.UsageError, match=r"shards=2 is not the checkpoint's 4.* use --model.shards 4"):
-        train_in(1, tmp_path, 2, last_of(tmp_path), shards=2)
-
-
 @pytest.mark.parametrize(
     ("settings", "world", "words"),
     [
         ({"shards": 3}, 1, "shards=3 is no power of two; use 2 or 4"),
-        ({"shards": 16}, 1, "num_envs=8 is not divisible by shards=16"),
-        ({"shards": 8, "minibatch_size": 4}, 1, "minibatch_size=4 is not divisible by shards=8"),
+        ({"shards": 16}, 1, "num_envs=8 is not divisible by shards=16; use --model.num_envs 16"),
+        (
+            {"shards": 8, "minibatch_size": 4},
+            1,
+            "minibatch_size=4 is not divisible by shards=8; use --model.minibatch_size 8",
+        ),
         ({"shards": 1}, 2, "2 processes share out the shards .* --model.shards 2"),
         ({"shards": 4}, 3, "3 processes cannot share out shards=4 equally; use 2"),
     ],
@@ -220,6 +221,35 @@ def test_an_exception_in_one_process_is_a_sentence_in_the_others(tmp_path):
     assert failed == "ValueError: of a user's callback"
     assert said.startswith("RunFailure: another process of the run has ended") and "--ckpt_path last" in said
     assert read_checkpoint(last_of(tmp_path))["pl_rl"]["counters"]["iteration"] == 2
+
+
+FAMILY = """
+import os, signal, sys, time
+from pathlib import Path
+from types import SimpleNamespace
+from pl_rl.distributed import processes
+from pl_rl.signals import Interruption
+
+trainer = SimpleNamespace(world_size=2, strategy=SimpleNamespace(launcher=None))
+if os.fork():
+    if sys.argv[1] == "stopped":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    os.wait()
+else:
+    os.environ |= {processes.TOLD: "{}", "LOCAL_RANK": "1"}
+    while sys.argv[1] == "stopped" and ") T" not in Path(f"/proc/{os.getppid()}/stat").read_text():
+        time.sleep(0.1)
+    with processes.ending_together(trainer, Interruption()):
+        raise RuntimeError("[gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 60000ms for recv operation")
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="Linux tells who is stopped")
+@pytest.mark.parametrize(("state", "status"), [("stopped", -signal.SIGKILL), ("running", 0)])
+def test_a_first_process_that_is_stopped_for_ever_is_killed_by_those_that_it_has_started(state, status):
+    done = subprocess.run([sys.executable, "-c", FAMILY, state], stderr=subprocess.PIPE, text=True, timeout=300)
+    assert done.returncode == status
+    assert "RunFailure: another process of the run has ended, or does not answer" in done.stderr
 
 
 class ChangeWeightsIn(L.Callback):

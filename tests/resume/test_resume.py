@@ -397,13 +397,6 @@ def test_restarted_environments_do_not_repeat_the_first_episodes(tmp_path):
     assert torch.equal(restarted, again)
 
 
-def test_another_number_of_environments_is_said_to_restart_them(tmp_path, capsys):
-    train(tmp_path, 4)
-    capsys.readouterr()
-    train(tmp_path, 5, last_of(tmp_path), num_envs=8)
-    assert account(capsys)[-1] == "not exact: environments: restarted, as the state of 4 environments does not fit 8"
-
-
 def test_another_network_is_refused_and_the_log_left_alone(tmp_path):
     train(tmp_path, 4)
     files = {path: path.read_bytes() for path in run_of(tmp_path).rglob("*") if path.is_file()}
