@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pl_rl.algorithm.loss import Coefficients, Minibatch, PPOLoss
 from pl_rl.compiled.module_state import ModuleWatch
+from pl_rl.networks.records import tree_map
 from pl_rl.signals import held_back
 
 # Minibatches are split into chunks, for cache blocking and as the unit of threading: of CHUNK_SIZE samples, or of fewer
@@ -29,7 +30,7 @@ def count_flops(loss: PPOLoss, minibatch: Minibatch) -> int:
         with held_back(), FakeTensorMode() as mode, FlopCounterMode(display=False) as counter:
             tensors = [*loss.named_parameters(), *loss.named_buffers()]
             state: dict[str, Tensor] = {name: mode.from_tensor(tensor) for name, tensor in tensors}
-            example = Minibatch(*map(mode.from_tensor, minibatch))
+            example: Minibatch = tree_map(mode.from_tensor, minibatch)
             value, _ = functional_call(
                 loss, state, (example, Coefficients(mode.from_tensor(torch.tensor(0.2)), 0.5, 0.01))
             )
