@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from pl_rl.algorithm.acting import ActionSelector
-from pl_rl.compiled.function import Compiled
+from pl_rl.compiled.function import Compiled, StepCalls
 from pl_rl.compiled.module_state import call_with, places_of
-from pl_rl.errors import CompilationError
 from pl_rl.networks.actor_critic import ActorCritic
 from pl_rl.networks.modes import evaluation_mode
 from pl_rl.networks.records import Observations, leaves, leaves_as, tree_map
@@ -76,27 +75,16 @@ class CompiledActionSelector(ActionSelector):
         return cast(tuple[Tensor, ...], call_with(self._decision, state, (seen, noise)))
 
     def begin(self, obs: Observations, noise: Tensor) -> None:
-        """Prepare the call of the first step; those of the other steps differ in their addresses alone."""
-        read = [*leaves_as(self._seen, obs), noise]
+        """Bind the calls of all steps."""
         self._decided = [torch.empty(len(noise), *like.shape, dtype=like.dtype) for like in self._compiled.results]
-        if not all(steps.is_contiguous() for steps in read):  # machine code would read other elements
-            raise CompilationError("observations or noise are not contiguous")
-        first = [[steps[0] for steps in tensors] for tensors in (read, self._decided)]
-        self._call = self._compiled.bind([*first[0], *self._tensors()], first[1])
-        self._read, self._written = (
-            [(steps.data_ptr(), steps[0].nbytes) for steps in tensors] for tensors in (read, self._decided)
-        )
+        read = [*leaves_as(self._seen, obs), noise]
+        self._calls = StepCalls(self._compiled, read, self._tensors(), self._decided, [])
         self._actions, *states = (steps.unbind() for steps in self._decided[2:])
         self._states = states[0] if states else None
 
     def act(self, t: int) -> Tensor:
         """One call."""
-        call = self._call
-        for i, (address, size) in enumerate(self._read):
-            call.arguments[i] = address + t * size
-        for i, (address, size) in enumerate(self._written):
-            call.results[i] = address + t * size
-        call()
+        self._calls(t)
         if self._states is not None:
             self.state = self._states[t]
         return self._actions[t]

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,11 +15,13 @@ from torch import Tensor
 
 from pl_rl.algorithm.loss import Coefficients, Minibatch, PPOLoss
 from pl_rl.algorithm.updates import PartUpdater
+from pl_rl.compiled import sequences
 from pl_rl.compiled.adam import CompiledAdam, check_optimizer, split_like
 from pl_rl.compiled.flops import count_flops, number_of_chunks
 from pl_rl.compiled.function import Compiled, describe_machine_code
 from pl_rl.compiled.module_state import call_with, has_hook, places_of
 from pl_rl.compiled.rounding import MOST_ROUNDING, perturbed, relative_error
+from pl_rl.compiled.sequences import SequenceGradient
 from pl_rl.envs.processors import cores
 from pl_rl.errors import CompilationError
 from pl_rl.networks.records import leaves, leaves_as, rows, tree_map
@@ -57,15 +60,15 @@ class CompiledUpdater(PartUpdater):
         chunks = number_of_chunks(len(example.actions), count_flops(loss, example))
         self._threads = min(chunks, cores())
         self._minibatch = tree_map(lambda field: (field.shape, field.dtype), example)
-        part = [field[: len(field) // chunks].contiguous() for field in leaves(example)]
-        self._chunk_bytes = [field.nbytes for field in part]
+        part = tree_map(Tensor.contiguous, rows(example, slice(len(example.actions) // chunks)))
+        self._chunk_bytes = [field.nbytes for field in leaves(part)]
         values = [param.detach() for param in self._parameters]
         numbers = torch.zeros(len(Coefficients._fields)).unbind()
-        inputs = [*part, *numbers, *values, *(place.tensor.detach() for place in self._others)]
+        inputs = [*leaves(part), *numbers, *values, *(place.tensor.detach() for place in self._others)]
         self._gradients = torch.zeros(chunks, sum(param.numel() for param in self._parameters))
         self._mean_gradient = self._gradients[0] if chunks == 1 else torch.zeros_like(self._gradients[0])
         # Both are compiled in parallel.
-        compiled = Compiled(self._gradient, inputs, self._threads)
+        compiled = self._compiled(part, numbers, inputs)
         self._adam = CompiledAdam(optimizer, self._mean_gradient)
         self._adam.load()
         compiled.load()
@@ -76,6 +79,18 @@ class CompiledUpdater(PartUpdater):
         ]
         self._pool = ThreadPoolExecutor(max(1, self._threads - 1))
         self._compare(example)
+
+    def _compiled(
+        self, part: Minibatch, numbers: Sequence[Tensor], inputs: Sequence[Tensor]
+    ) -> Compiled | SequenceGradient:
+        """The gradient of a chunk; a network without a memory needs no steps."""
+        if self.loss.network.sequence_length is None:
+            return Compiled(self._gradient, inputs, self._threads)
+        self.description = describe_machine_code(Path(sequences.__file__))
+        trained, others = (
+            {place.name: place.tensor.detach() for place in places} for places in (self._places, self._others)
+        )
+        return SequenceGradient(self.loss, part, numbers, trained, others, self._threads)
 
     def _gradient(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """The function that is compiled: the gradient of each parameter, and the metrics.

@@ -8,17 +8,12 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
 from pl_rl import MultiInputActorCritic, RecurrentActorCritic
 from pl_rl.algorithm.acting import EagerActionSelector
 from pl_rl.algorithm.updates import EagerUpdater
-from pl_rl.compiled import generator as codegen
-from pl_rl.compiled import tracing
 from pl_rl.compiled.acting import CompiledActionSelector
 from pl_rl.compiled.backend import make_example
-from pl_rl.compiled.function import compile_function
-from pl_rl.compiled.generator import outlining
 from pl_rl.compiled.updates import CompiledUpdater
 from pl_rl.errors import CompilationError
 from pl_rl.networks.records import MASK, ActionMask, next_memory, rows, tree_map
 from tests.example_updates import make_updates, run
-from tests.support import fit, small_ppo
 
 VECTOR = Box(-1.0, 1.0, (3,), np.float32)
 ENTRIES = {
@@ -101,7 +96,8 @@ def test_compiled_updates_do_what_eager_ones_do(kind):
     for updates_class in (EagerUpdater, CompiledUpdater):
         network, minibatch = make(kind)
         updates = make_updates(updates_class, network, minibatch)
-        results.append((run(updates, minibatch._replace(obs=turned(minibatch.obs))), network.state_dict()))
+        minibatch = minibatch._replace(obs=turned(minibatch.obs))
+        results.append((run(updates, minibatch), network.state_dict()))
         assert not all(map(torch.equal, network.parameters(), make(kind)[0].parameters()))
     torch.testing.assert_close(*results, rtol=1e-3, atol=1e-4)
 
@@ -125,62 +121,3 @@ def test_a_minibatch_whose_entries_are_others_is_refused():
     other = {**minibatch.obs, "joints": minibatch.obs["joints"].double()}
     with pytest.raises(CompilationError, match="another shape or type"):
         run(updates, minibatch._replace(obs=other))
-
-
-@pytest.mark.parametrize("memory", ["lstm", "gru"])
-def test_a_compiled_run_with_a_memory_acts_and_learns_by_compiled_functions(memory):
-    def network(*spaces):
-        return RecurrentActorCritic(*spaces, memory=memory, memory_size=4, sequence_length=8)
-
-    model = small_ppo(network=network, compile_update=True)
-    ways = []
-    model.on_train_epoch_end = lambda: ways.append((type(model.collector.acting), model.numerics()["updates"][:8]))
-    fit(model, max_epochs=2)
-    assert ways == [(CompiledActionSelector, "compiled")] * 2
-
-
-def steps_of(length):
-    """A function of a sequence, and its arguments."""
-
-    def function(sequence, weight):
-        state, sums = sequence[:, 0], []
-        for step in sequence.unbind(1):
-            state = (step + state @ weight).tanh()
-            sums.append(state.sum(-1))
-        return torch.stack(sums, 1), state
-
-    generator = torch.Generator().manual_seed(0)
-    return function, [torch.randn(3, length, 4, generator=generator), torch.randn(4, 4, generator=generator)]
-
-
-def test_the_steps_of_a_sequence_are_written_once(monkeypatch):
-    function, inputs = steps_of(64)
-    source = codegen.generate(tracing.trace(function, inputs)).text
-    assert source.count("multiply(") == 2 and source.count("for (") < 20  # the first step reads another tensor
-    outputs = compile_function(function, inputs)(*inputs)
-    monkeypatch.setattr(outlining, "OFTEN", 1000)
-    written_out = codegen.generate(tracing.trace(function, inputs)).text
-    assert written_out.count("multiply(") == 64 and "step0" not in written_out
-    for ours, whole, expected in zip(
-        outputs, compile_function(function, inputs)(*inputs), function(*inputs), strict=True
-    ):
-        assert torch.equal(ours, whole)
-        torch.testing.assert_close(ours, expected)
-
-
-def test_places_in_memory_become_parameters():
-    buffers = [outlining.Buffer(f"b{number}", torch.float32, 99) for number in range(12)]
-    steps = [
-        [f"b{t}[{t} + i0 * 4] = b{t + 1}[{t}] + b{t}[i0] + b{t + 1}[0];", f"multiply(b{t} + {t}, 4, b{t + 1} + 0);"]
-        for t in range(10)
-    ]
-    assert outlining.outline(steps, buffers) == ([], steps)
-    same = [[line.replace("b0", "b3") for line in steps[0]] for _ in range(16)]
-    left = [["return 1;"]] * 16  # of the whole function
-    (function,), calls = outlining.outline([*same, *left], buffers)
-    assert calls == [["step0(b3 + 0, b1 + 0, panel);"]] * 16 + left
-    assert function.splitlines()[1:] == [
-        "  p0[i0 * 4] = p1[0] + p0[i0] + p1[0];",
-        "  multiply(p0, 4, p1);",
-        "}",
-    ]

@@ -51,7 +51,6 @@ from pl_rl.compiled.generator.elements import Elements
 from pl_rl.compiled.generator.loops import Buffer, Element, Loop, Node, type_name
 from pl_rl.compiled.generator.nodes import element_of, nodes_in, storage_of, unsupported, values_of
 from pl_rl.compiled.generator.operations import EXTREMES, PRODUCTS, SUMS
-from pl_rl.compiled.generator.outlining import outline
 
 aten = torch.ops.aten
 INCLUDE = '#include "kernels.h"'
@@ -113,15 +112,13 @@ class _Generator(Elements):
             f"{type_name(buffer.dtype)}* const {buffer.name} = ({type_name(buffer.dtype)}*)({buffer.place});"
             for buffer in self.buffers
         ]
-        functions, written = outline(self.steps, self.buffers)
-        steps = [f"  {line}" for step in written for line in ["{", *(f"  {line}" for line in step), "}"]]
+        steps = [f"  {line}" for step in self.steps for line in ["{", *(f"  {line}" for line in step), "}"]]
         head = 'extern "C" int run(void* const* arguments, void* const* results, char* block) {'
         panel = f"float* const panel = (float*)(block + {block_size});"
         convolves = any(node.target in CONVOLUTIONS for node in self.nodes)
         lines = [
             convolutions.INCLUDE if convolves else INCLUDE,
             *self.constants,
-            *functions,
             head,
             *(f"  {line}" for line in [*declared, panel]),
             *steps,
