@@ -72,8 +72,8 @@ FUNCTIONS = {
         [ROWS, MASK],
     ),
     "one-hot": (
-        lambda i, w: (torch.cat([c == torch.arange(5) for c in i.split(1, -1)], -1).float() @ w, (i == 3).long()),
-        [CHOICES, torch.randn(10, 3, generator=torch.Generator().manual_seed(0))],
+        lambda i, of, w: (torch.cat([choice == of for choice in i.split(1, -1)], -1).float() @ w, (i == 3).long()),
+        [CHOICES, torch.arange(5), torch.randn(10, 3, generator=torch.Generator().manual_seed(0))],
     ),
     "cells": (
         lambda x, *state: (*cells(x, *state), gradient_of(lambda y: torch.cat(cells(y, *state), 1), x)),

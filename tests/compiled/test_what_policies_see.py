@@ -8,6 +8,7 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
 from pl_rl import MultiInputActorCritic, RecurrentActorCritic
 from pl_rl.algorithm.acting import EagerActionSelector
 from pl_rl.algorithm.updates import EagerUpdater
+from pl_rl.compiled import flops
 from pl_rl.compiled.acting import CompiledActionSelector
 from pl_rl.compiled.backend import make_example
 from pl_rl.compiled.updates import CompiledUpdater
@@ -100,6 +101,23 @@ def test_compiled_updates_do_what_eager_ones_do(kind):
         results.append((run(updates, minibatch), network.state_dict()))
         assert not all(map(torch.equal, network.parameters(), make(kind)[0].parameters()))
     torch.testing.assert_close(*results, rtol=1e-3, atol=1e-4)
+
+
+def test_sequences_are_learnt_from_in_chunks(monkeypatch):
+    """A chunk is of whole sequences, and the number of threads changes no bit."""
+    monkeypatch.setattr(flops, "CHUNK_SIZE", 2)
+    monkeypatch.setattr(flops, "LEAST_CHUNK_SIZE", 2)
+    results = []
+    for threads in (1, 2):
+        monkeypatch.setattr("pl_rl.compiled.updates.cores", lambda threads=threads: threads)
+        network, minibatch = make("LSTM")
+        updates = make_updates(CompiledUpdater, network, minibatch)
+        results.append((run(updates, minibatch), network.state_dict()))
+    assert len(updates._calls) == 4
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+    network, minibatch = make("LSTM")
+    eager = run(make_updates(EagerUpdater, network, minibatch), minibatch), network.state_dict()
+    torch.testing.assert_close(results[0], eager, rtol=1e-3, atol=1e-4)
 
 
 def test_choices_that_are_ruled_out_stay_out():

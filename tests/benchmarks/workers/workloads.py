@@ -118,7 +118,7 @@ MEMORY = Workload(  # configs/cartpole-memory.yaml
     num_steps=128,
     update_epochs=4,
     minibatch_size=256,
-    total_env_steps=51_200,
+    total_env_steps=102_400,
     encoder_sizes=(),
     memory_size=64,
     head_sizes=(64,),
@@ -152,7 +152,7 @@ MINIGRID = dataclasses.replace(  # configs/minigrid-dict.yaml
     masked=False,
     keys=("direction", "image"),
     num_steps=64,
-    total_env_steps=51_200,
+    total_env_steps=102_400,
     head_sizes=(64, 64),
 )
 WORKLOADS = {
