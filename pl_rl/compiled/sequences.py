@@ -177,12 +177,13 @@ class SequenceCall:
 
     def __call__(self) -> None:
         """Forth, the loss, and back."""
-        state, num_seen = self.arguments[-self._num_state :], len(self._by_step.arguments)
-        self._by_step.arguments[:] = self.arguments[:num_seen]
-        self._end.arguments[2:] = self.arguments[num_seen:]
+        given: list[Any] = self.arguments[:]
+        num_seen = len(self._by_step.arguments)
+        self._by_step.arguments[:] = given[:num_seen]
+        self._end.arguments[2:] = given[num_seen:]
         self._end.results[len(self._end.results) - 1] = self.results[len(self.results) - 1]
         for steps in (self._forth, self._back):
-            steps.call.arguments[-self._num_state :] = state
+            steps.call.arguments[-self._num_state :] = given[-self._num_state :]
         self._by_step()
         for t in range(self._forth.count):
             self._forth(t)
