@@ -76,6 +76,7 @@ def decide(acting, seen, noise, order=lambda obs: obs):
     return acting.decisions()
 
 
+@pytest.mark.slow
 @each_kind
 @torch.no_grad()
 def test_a_compiled_function_decides_what_the_network_does(kind):
@@ -91,6 +92,7 @@ def test_a_compiled_function_decides_what_the_network_does(kind):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @each_kind
 def test_compiled_updates_do_what_eager_ones_do(kind):
     results = []
@@ -103,6 +105,7 @@ def test_compiled_updates_do_what_eager_ones_do(kind):
     torch.testing.assert_close(*results, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_sequences_are_learnt_from_in_chunks(monkeypatch):
     """A chunk is of whole sequences, and the number of threads changes no bit."""
     monkeypatch.setattr(flops, "CHUNK_SIZE", 2)
@@ -133,6 +136,7 @@ def test_choices_that_are_ruled_out_stay_out():
     assert network.distribution.log_prob(*acting.decisions()[::2]).eq(0).all()
 
 
+@pytest.mark.slow
 def test_a_minibatch_whose_entries_are_others_is_refused():
     network, minibatch = make("dictionary")
     updates = make_updates(CompiledUpdater, network, minibatch)

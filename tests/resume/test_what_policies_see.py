@@ -42,7 +42,8 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["eager", "compiled"])
+@pytest.mark.slow
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("settings", KINDS.values(), ids=KINDS)
 def test_a_run_that_is_stopped_several_times_is_the_same_run(tmp_path, settings, compiled, capsys):
     settings = {**settings, "compile_update": compiled}
@@ -99,6 +100,7 @@ def test_a_policy_that_acts_needs_no_entries_of_the_critic(tmp_path):
         policy.act(whole)
 
 
+@pytest.mark.slow
 def test_a_policy_with_a_dictionary_is_exported(tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     settings = {"env": pl_rl.EnvConfig(MASKED, kwargs={"sizes": (2, 3)}, action_mask="info.action_mask")}
