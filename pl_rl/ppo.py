@@ -361,7 +361,7 @@ class PPO(ResumableAgent):
         """
         if not self.learner.audit_is_due(self.iteration, evaluates):
             return
-        minibatch: Minibatch = rows(samples, slice(self.minibatch_size // self.shards))
+        minibatch: Minibatch = rows(samples, slice(self.learner.part_size(self.minibatch_size)))
         if self.norm_adv:
             minibatch = minibatch._replace(advantages=F.normalize(minibatch.advantages))
         last = rows(obs, (-1, slice(self.collector.num_envs)))

@@ -64,10 +64,18 @@ class PPOLoss(nn.Module):
         self.network = network
         self.clip_vloss = clip_vloss
 
-    def forward(self, minibatch: Minibatch, coefficients: Coefficients) -> tuple[Tensor, Tensor]:
-        """The loss, a scalar, and ``METRICS``, ``[5]`` without gradient."""
+    def forward(
+        self, minibatch: Minibatch, coefficients: Coefficients, said: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The loss, a scalar, and ``METRICS``, ``[5]`` without gradient.
+
+        Args:
+            minibatch: What is learnt from.
+            coefficients: Of the terms.
+            said: Policy outputs and values, where the network has computed them already.
+        """
         clip_coef, vf_coef, ent_coef = coefficients
-        outputs, values = self.network(minibatch.obs)
+        outputs, values = self.network(minibatch.obs) if said is None else said
         values = values.to(minibatch.values.dtype)
         distribution = self.network.distribution
         log_ratio = distribution.log_prob(outputs, minibatch.actions) - minibatch.log_probs

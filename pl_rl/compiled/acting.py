@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from pl_rl.algorithm.acting import ActionSelector
-from pl_rl.compiled.function import Compiled
+from pl_rl.compiled.function import Compiled, StepCalls
 from pl_rl.compiled.module_state import call_with, places_of
-from pl_rl.errors import CompilationError
 from pl_rl.networks.actor_critic import ActorCritic
 from pl_rl.networks.modes import evaluation_mode
+from pl_rl.networks.records import Observations, leaves, leaves_as, tree_map
 
 
 class _Decision(nn.Module):
@@ -23,10 +23,11 @@ class _Decision(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Outputs of the policy, values and actions."""
-        outputs, values = self.network(obs)
-        return outputs, values, self.network.distribution.sample(outputs, noise)
+    def forward(self, seen: Observations, noise: Tensor) -> tuple[Tensor, ...]:
+        """Outputs of the policy, values and actions, and the state of a memory if there is one."""
+        outputs, values, state = self.network.step(seen)
+        decided = outputs, values, self.network.distribution.sample(outputs, noise)
+        return decided if state is None else (*decided, state)
 
 
 class CompiledActionSelector(ActionSelector):
@@ -34,19 +35,21 @@ class CompiledActionSelector(ActionSelector):
 
     Args:
         network: The policy and the value function.
-        obs: Observations ``[N, ...]``, for their shape and type.
+        seen: What the network takes ``[N, ...]``, for its shapes and types.
 
     Raises:
         CompilationError: If this network or this machine does not allow it.
     """
 
-    def __init__(self, network: ActorCritic, obs: Tensor) -> None:
+    def __init__(self, network: ActorCritic, seen: Observations) -> None:
         super().__init__(network)
-        noise = network.distribution.noise((len(obs),), torch.Generator())
+        self._seen = tree_map(lambda rows: None, seen)
+        inputs = leaves(seen)
+        noise = network.distribution.noise((len(inputs[0]),), torch.Generator())
         self._decision = _Decision(network)
         self._places = places_of(self._decision)
         with evaluation_mode(network):
-            self._compiled = Compiled(self._act, [obs, noise, *self._tensors()])
+            self._compiled = Compiled(self._act, [*inputs, noise, *self._tensors()])
 
     def load(self) -> None:
         """Wait for the compiler.
@@ -64,34 +67,29 @@ class CompiledActionSelector(ActionSelector):
         """
         return [place.current() for place in self._places]
 
-    def _act(self, obs: Tensor, noise: Tensor, *state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The function that is compiled."""
-        names = [place.name for place in self._places]
-        decided = call_with(self._decision, dict(zip(names, state, strict=True)), (obs, noise))
-        return cast(tuple[Tensor, Tensor, Tensor], decided)
+    def _act(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The function that is compiled, of what the network takes, the noise, and parameters and buffers."""
+        given = iter(tensors)
+        seen, noise = tree_map(lambda _: next(given), self._seen), next(given)
+        state = {place.name: next(given) for place in self._places}
+        return cast(tuple[Tensor, ...], call_with(self._decision, state, (seen, noise)))
 
-    def begin(self, obs: Tensor, noise: Tensor) -> None:
-        """Prepare the call of the first step; those of the other steps differ in their addresses alone."""
-        steps = len(obs)
-        self._decided = tuple(torch.empty(steps, *like.shape, dtype=like.dtype) for like in self._compiled.results)
-        if not (obs.is_contiguous() and noise.is_contiguous()):  # machine code would read other elements
-            raise CompilationError("observations or noise are not contiguous")
-        rows = [tensor[0] for tensor in self._decided]
-        self._call = self._compiled.bind([obs[0], noise[0], *self._tensors()], rows)
-        self._moving = [(tensor.data_ptr(), tensor[0].nbytes) for tensor in (obs, noise, *self._decided)]
-        self._actions = self._decided[2].unbind()
+    def begin(self, obs: Observations, noise: Tensor) -> None:
+        """Bind the calls of all steps."""
+        self._decided = [torch.empty(len(noise), *like.shape, dtype=like.dtype) for like in self._compiled.results]
+        read = [*leaves_as(self._seen, obs), noise]
+        self._calls = StepCalls(self._compiled, read, self._tensors(), self._decided, [])
+        self._actions, *states = (steps.unbind() for steps in self._decided[2:])
+        self._states = states[0] if states else None
 
     def act(self, t: int) -> Tensor:
         """One call."""
-        call = self._call
-        (obs, obs_bytes), (noise, noise_bytes), *written = self._moving
-        call.arguments[0], call.arguments[1] = obs + t * obs_bytes, noise + t * noise_bytes
-        for i, (address, size) in enumerate(written):
-            call.results[i] = address + t * size
-        call()
+        self._calls(t)
+        if self._states is not None:
+            self.state = self._states[t]
         return self._actions[t]
 
     def decisions(self) -> tuple[Tensor, Tensor, Tensor]:
         """The tensors that the calls wrote into."""
-        outputs, values, actions = self._decided
+        outputs, values, actions = self._decided[:3]
         return outputs, values, actions

@@ -18,6 +18,7 @@ from pl_rl.compiled.updates import CompiledUpdater
 from pl_rl.errors import CompilationError, RunFailure
 from pl_rl.networks.actor_critic import ActorCritic
 from pl_rl.networks.modes import evaluation_mode, training_mode
+from pl_rl.networks.records import Memory, Observations, leaves, rows, space_tree, tree_map, with_memory
 from pl_rl.seeding.random_state import restore_random_state, save_random_state
 
 # Compiling takes a few seconds, once per network and machine. It saves about 1 ms per update of a small network, and
@@ -52,26 +53,26 @@ def flops_of(loss: PPOLoss, obs_dtype: Any, minibatch_size: int) -> int:
 
 
 def make_example(network: ActorCritic, obs_dtype: Any, minibatch_size: int) -> Minibatch:
-    """A minibatch of random numbers in the shapes and types of a run's, whose gradient is not zero.
+    """A minibatch of random numbers in the shapes and types of a run's, whose gradient is not zero."""
+    generator, length = torch.Generator().manual_seed(0), network.sequence_length
+    batch = (minibatch_size,) if length is None else (minibatch_size // length, length)
 
-    Raises:
-        CompilationError: For observations that are a dictionary, and a network with a memory.
-    """
-    if network.sequence_length is not None:
-        raise CompilationError("the network has a memory, and machine code learns from single steps")
-    if isinstance(obs_dtype, dict):
-        raise CompilationError("observations are a dictionary, and machine code takes one array of them")
-    generator = torch.Generator().manual_seed(0)
-    # Black images, or switches that are all off, would give no gradient.
-    largest = 1 if obs_dtype.is_floating_point else 256 if obs_dtype == torch.uint8 else 2
-    shape = (minibatch_size, *cast(tuple[int, ...], network.observation_space.shape))
-    obs = (largest * torch.rand(shape, generator=generator)).to(obs_dtype)
+    def random(like: Any, dtype: torch.dtype) -> Tensor:
+        # Black images, or switches that are all off, would give no gradient.
+        largest = 1 if dtype.is_floating_point else 256 if dtype == torch.uint8 else 2
+        return (largest * torch.rand(*batch, *like.shape, generator=generator)).to(dtype)
+
+    obs = tree_map(random, space_tree(network.observation_space), obs_dtype)
+    memory = network.first_memory(1)
+    if memory is not None:
+        memory = Memory(*(random(of_one, of_one.dtype) for of_one in rows(memory, 0)))
     distribution = network.distribution
     with torch.no_grad():
-        outputs = torch.zeros(minibatch_size, distribution.num_outputs)
-        actions = distribution.sample(outputs, distribution.noise((minibatch_size,), generator))
+        outputs = network.masked(torch.zeros(*batch, distribution.num_outputs), obs)
+        actions = distribution.sample(outputs, distribution.noise(batch, generator))
         log_probs = distribution.log_prob(outputs, actions)
-    return Minibatch(obs, actions, log_probs, *torch.randn(3, minibatch_size, generator=generator).unbind())
+    others = torch.randn(3, *batch, generator=generator).unbind()
+    return Minibatch(with_memory(obs, memory), actions, log_probs, *others)
 
 
 class CompiledLearner:
@@ -123,7 +124,8 @@ class CompiledLearner:
         hook = find_hook(self._loss) or _find_step_hook(optimizer)
         if hook is not None:
             raise CompilationError(f"{hook}, which would not run")
-        obs = example.obs[torch.arange(num_envs) % len(example.obs)]
+        numbers = torch.arange(num_envs) % len(example.actions)
+        obs = rows(example.obs, numbers if self._network.sequence_length is None else (numbers, 0))
         # Both are compiled in parallel.
         self.acting = CompiledActionSelector(self._network, obs)
         try:
@@ -148,7 +150,9 @@ class CompiledLearner:
         """Whether the last audit was ``ITERATIONS_BETWEEN_AUDITS`` ago, or there was none."""
         return self._iteration is None or iteration - self._iteration >= ITERATIONS_BETWEEN_AUDITS
 
-    def audit(self, minibatch: Minibatch | None, obs: Tensor, coefficients: Coefficients, iteration: int) -> str | None:
+    def audit(
+        self, minibatch: Minibatch | None, obs: Observations, coefficients: Coefficients, iteration: int
+    ) -> str | None:
         """Compare a gradient, policy outputs, values and actions with PyTorch's; it changes nothing in training.
 
         Args:
@@ -178,10 +182,10 @@ class CompiledLearner:
         return None if difference is None else f"the gradient differs from PyTorch's by {difference:.1e} of its length"
 
     @torch.no_grad()
-    def _audit_acting(self, obs: Tensor, repeats: int = 4) -> str | None:
+    def _audit_acting(self, obs: Observations, repeats: int = 4) -> str | None:
         distribution, generator = self._network.distribution, torch.Generator().manual_seed(0)
-        noise = distribution.noise((repeats, len(obs)), generator)
-        self.acting.begin(obs.expand(repeats, *obs.shape).contiguous(), noise)
+        noise = distribution.noise((repeats, len(leaves(obs)[0])), generator)
+        self.acting.begin(tree_map(lambda now: now.expand(repeats, *now.shape).contiguous(), obs), noise)
         for step in range(repeats):
             self.acting.act(step)
         outputs, values, actions = self.acting.decisions()
@@ -202,7 +206,7 @@ class CompiledLearner:
             wrong = int((actions != sampled).sum()) > 1
         return "the actions differ from those that PyTorch samples" if wrong else None
 
-    def _decide_nearby(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+    def _decide_nearby(self, obs: Observations) -> tuple[Tensor, Tensor]:
         """Policy outputs and values at slightly perturbed parameters."""
         parameters = dict(self._network.named_parameters())
         moved = dict(zip(parameters, perturbed(list(parameters.values())), strict=True))

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pl_rl.algorithm.loss import Coefficients, Minibatch, PPOLoss
 from pl_rl.compiled.module_state import ModuleWatch
+from pl_rl.networks.records import rows, tree_map
 from pl_rl.signals import held_back
 
 # Minibatches are split into chunks, for cache blocking and as the unit of threading: of CHUNK_SIZE samples, or of fewer
@@ -24,12 +25,14 @@ def count_flops(loss: PPOLoss, minibatch: Minibatch) -> int:
 
     A measure of cost that is the same in each run. It is counted on fake tensors: nothing is computed or changed.
     """
-    watch = ModuleWatch(loss)
+    watch, length = ModuleWatch(loss), loss.network.sequence_length or 1
+    if length > 1:  # of one step, as all cost the same
+        minibatch = rows(minibatch, (slice(None), slice(1)))
     try:
         with held_back(), FakeTensorMode() as mode, FlopCounterMode(display=False) as counter:
             tensors = [*loss.named_parameters(), *loss.named_buffers()]
             state: dict[str, Tensor] = {name: mode.from_tensor(tensor) for name, tensor in tensors}
-            example = Minibatch(*map(mode.from_tensor, minibatch))
+            example: Minibatch = tree_map(mode.from_tensor, minibatch)
             value, _ = functional_call(
                 loss, state, (example, Coefficients(mode.from_tensor(torch.tensor(0.2)), 0.5, 0.01))
             )
@@ -39,7 +42,7 @@ def count_flops(loss: PPOLoss, minibatch: Minibatch) -> int:
         return 0
     finally:
         watch.undo()
-    return int(counter.get_total_flops())
+    return length * int(counter.get_total_flops())
 
 
 def number_of_chunks(minibatch_size: int, flops: int) -> int:

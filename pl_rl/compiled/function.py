@@ -167,6 +167,53 @@ class Call:
             )
 
 
+class StepCalls:
+    """A compiled function that is called for one step after another, whose rows follow each other in memory.
+
+    Args:
+        compiled: The function.
+        moving: Its first arguments, of all steps ``[T, ...]``.
+        fixed: Its other arguments.
+        moving_results: Its first results, of all steps ``[T, ...]``.
+        fixed_results: Its other results.
+        instance: Whose scratch memory it uses.
+
+    Attributes:
+        call: Bound to the fixed tensors.
+        count: ``T``.
+
+    Raises:
+        CompilationError: If a tensor is not as the function was compiled for.
+    """
+
+    def __init__(
+        self,
+        compiled: Compiled,
+        moving: Sequence[Tensor],
+        fixed: Sequence[Tensor],
+        moving_results: Sequence[Tensor],
+        fixed_results: Sequence[Tensor],
+        instance: int = 0,
+    ) -> None:
+        if not all(steps.is_contiguous() for steps in moving):  # machine code would read other elements
+            raise CompilationError("observations or noise are not contiguous")
+        first = [[steps[0] for steps in tensors] for tensors in (moving, moving_results)]
+        self.call = compiled.bind([*first[0], *fixed], [*first[1], *fixed_results], instance)
+        self.count = len(moving[0])
+        self._read, self._written = (
+            [(steps.data_ptr(), steps[0].nbytes) for steps in tensors] for tensors in (moving, moving_results)
+        )
+
+    def __call__(self, t: int) -> None:
+        """Compute step ``t``; the calls differ in addresses alone."""
+        call = self.call
+        for i, (address, size) in enumerate(self._read):
+            call.arguments[i] = address + t * size
+        for i, (address, size) in enumerate(self._written):
+            call.results[i] = address + t * size
+        call()
+
+
 def compile_function(
     function: Callable[..., Sequence[Tensor]], example: Sequence[Tensor], instances: int = 1
 ) -> Compiled:
@@ -177,12 +224,15 @@ def compile_function(
     return Compiled(function, example, instances).load()
 
 
-def describe_machine_code() -> str:
+def describe_machine_code(*callers: Path) -> str:
     """What the bits of results depend on: the compiler, and a digest of generator, kernels, flags and processor.
 
     Comments and docstrings do not count.
+
+    Args:
+        callers: Files that decide on bits, too, by what they compile.
     """
-    writers = [Path(tracing.__file__), *sorted(Path(codegen.__file__).parent.glob("*.py"))]
+    writers = [Path(tracing.__file__), *sorted(Path(codegen.__file__).parent.glob("*.py")), *callers]
     parts = [*(strip_python(path.read_text()) for path in writers), _included(), compiler.flags(), compiler.processor()]
     return f"compiled by {find_compiler()}, code {_digest(parts)[:8]}"
 

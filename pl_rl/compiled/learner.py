@@ -1,7 +1,6 @@
 """The choice between eager and compiled updates, for the length of a fit."""
 
 import torch
-from torch import Tensor
 
 from pl_rl.algorithm.acting import EagerActionSelector
 from pl_rl.algorithm.loss import Coefficients, Minibatch, PPOLoss
@@ -12,6 +11,7 @@ from pl_rl.compiled.backend import CompiledLearner, flops_of, is_worth_compiling
 from pl_rl.distributed.experience import pooling_pays
 from pl_rl.distributed.shards import Shards
 from pl_rl.distributed.updates import ShardedUpdater
+from pl_rl.networks.records import Observations
 
 
 class Learner:
@@ -96,8 +96,11 @@ class Learner:
         """The updater of the current iteration, of minibatches of all shards."""
         if self._shards.count == 1:
             return self._of_shard
-        size = minibatch_size // self._shards.count // (self._collector.network.sequence_length or 1)
-        return ShardedUpdater(self._of_shard, self._shards, size)
+        return ShardedUpdater(self._of_shard, self._shards, self.part_size(minibatch_size))
+
+    def part_size(self, minibatch_size: int) -> int:
+        """How many samples of a minibatch are of one shard, or sequences for a network with a memory."""
+        return minibatch_size // self._shards.count // (self._collector.network.sequence_length or 1)
 
     @property
     def _of_shard(self) -> PartUpdater:
@@ -112,7 +115,7 @@ class Learner:
         """Whether an audit is due: before each evaluation, and every 100 iterations."""
         return self._compiled is not None and (evaluates or self._compiled.audit_is_due(iteration))
 
-    def audit(self, minibatch: Minibatch, obs: Tensor, coefficients: Coefficients, iteration: int) -> str | None:
+    def audit(self, minibatch: Minibatch, obs: Observations, coefficients: Coefficients, iteration: int) -> str | None:
         """See :meth:`CompiledLearner.audit`; ``None`` if nothing is compiled."""
         if self._compiled is None:
             return None

@@ -4,9 +4,10 @@ Shapes: ``B`` samples of a minibatch, ``P`` trained parameters.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,13 +15,16 @@ from torch import Tensor
 
 from pl_rl.algorithm.loss import Coefficients, Minibatch, PPOLoss
 from pl_rl.algorithm.updates import PartUpdater
+from pl_rl.compiled import sequences
 from pl_rl.compiled.adam import CompiledAdam, check_optimizer, split_like
 from pl_rl.compiled.flops import count_flops, number_of_chunks
 from pl_rl.compiled.function import Compiled, describe_machine_code
 from pl_rl.compiled.module_state import call_with, has_hook, places_of
 from pl_rl.compiled.rounding import MOST_ROUNDING, perturbed, relative_error
+from pl_rl.compiled.sequences import SequenceGradient
 from pl_rl.envs.processors import cores
 from pl_rl.errors import CompilationError
+from pl_rl.networks.records import leaves, leaves_as, rows, tree_map
 
 
 class CompiledUpdater(PartUpdater):
@@ -53,18 +57,18 @@ class CompiledUpdater(PartUpdater):
             raise CompilationError("the optimizer has parameters that are frozen")
         self._places = [places[param] for param in self._parameters]
         self._others = [place for tensor, place in places.items() if tensor not in trained]
-        chunks = number_of_chunks(len(example.obs), count_flops(loss, example))
+        chunks = number_of_chunks(len(example.actions), count_flops(loss, example))
         self._threads = min(chunks, cores())
-        self._minibatch = [(field.shape, field.dtype) for field in example]
-        part = [field[: len(field) // chunks].contiguous() for field in example]
-        self._chunk_bytes = [field.nbytes for field in part]
+        self._minibatch = tree_map(lambda field: (field.shape, field.dtype), example)
+        part = tree_map(Tensor.contiguous, rows(example, slice(len(example.actions) // chunks)))
+        self._chunk_bytes = [field.nbytes for field in leaves(part)]
         values = [param.detach() for param in self._parameters]
         numbers = torch.zeros(len(Coefficients._fields)).unbind()
-        inputs = [*part, *numbers, *values, *(place.tensor.detach() for place in self._others)]
+        inputs = [*leaves(part), *numbers, *values, *(place.tensor.detach() for place in self._others)]
         self._gradients = torch.zeros(chunks, sum(param.numel() for param in self._parameters))
         self._mean_gradient = self._gradients[0] if chunks == 1 else torch.zeros_like(self._gradients[0])
         # Both are compiled in parallel.
-        compiled = Compiled(self._gradient, inputs, self._threads)
+        compiled = self._compiled(part, numbers, inputs)
         self._adam = CompiledAdam(optimizer, self._mean_gradient)
         self._adam.load()
         compiled.load()
@@ -76,6 +80,18 @@ class CompiledUpdater(PartUpdater):
         self._pool = ThreadPoolExecutor(max(1, self._threads - 1))
         self._compare(example)
 
+    def _compiled(
+        self, part: Minibatch, numbers: Sequence[Tensor], inputs: Sequence[Tensor]
+    ) -> Compiled | SequenceGradient:
+        """The gradient of a chunk; a network without a memory needs no steps."""
+        if self.loss.network.sequence_length is None:
+            return Compiled(self._gradient, inputs, self._threads)
+        self.description = describe_machine_code(Path(sequences.__file__))
+        trained, others = (
+            {place.name: place.tensor.detach() for place in places} for places in (self._places, self._others)
+        )
+        return SequenceGradient(self.loss, part, numbers, trained, others, self._threads)
+
     def _gradient(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """The function that is compiled: the gradient of each parameter, and the metrics.
 
@@ -83,7 +99,7 @@ class CompiledUpdater(PartUpdater):
             tensors: The minibatch, the coefficients, the trained parameters, then all other parameters and buffers.
         """
         given = iter(tensors)
-        minibatch = Minibatch(*itertools.islice(given, len(Minibatch._fields)))
+        minibatch = tree_map(lambda _: next(given), self._minibatch)
         coefficients = Coefficients(*itertools.islice(given, len(Coefficients._fields)))
         parameters = [next(given).detach().requires_grad_() for _ in self._places]
         names = [place.name for place in [*self._places, *self._others]]
@@ -114,18 +130,19 @@ class CompiledUpdater(PartUpdater):
         """As :meth:`eager_gradient`, at slightly perturbed parameters."""
         values = perturbed([param.detach() for param in self._parameters])
         numbers = [torch.as_tensor(number) for number in coefficients]
-        *gradients, _ = self._gradient(*minibatch, *numbers, *values, *(place.current() for place in self._others))
+        inputs = [*self._fields(minibatch), *numbers, *values]
+        *gradients, _ = self._gradient(*inputs, *(place.current() for place in self._others))
         return torch.cat([gradient.flatten() for gradient in gradients])
 
     def chunk_gradient(self, minibatch: Minibatch, coefficients: Coefficients) -> tuple[Minibatch, Tensor]:
         """The first chunk of a minibatch and its gradient ``[P]``; called between iterations, it changes neither."""
-        self._check(minibatch)
+        fields = self._fields(minibatch)
+        self._check(fields)
         self._bind_state(coefficients)
         metrics = torch.empty(len(PPOLoss.METRICS))
-        self._bind_chunk(0, minibatch, metrics)
+        self._bind_chunk(0, fields, metrics)
         self._calls[0]()
-        size = len(minibatch.obs) // len(self._calls)
-        return Minibatch(*(field[:size] for field in minibatch)), self._gradients[0]
+        return rows(minibatch, slice(len(minibatch.actions) // len(self._calls))), self._gradients[0]
 
     def change(self) -> str | None:
         """What has changed since this was compiled so that it no longer applies, in words; ``None`` if nothing."""
@@ -162,16 +179,17 @@ class CompiledUpdater(PartUpdater):
         self._arguments = [*numbers, *(place.current() for place in places)]  # kept alive
         addresses: list[Any] = [tensor.data_ptr() for tensor in self._arguments]
         for call in self._calls:
-            call.arguments[len(self._minibatch) :] = addresses
+            call.arguments[len(self._chunk_bytes) :] = addresses
 
     def gradient(self, minibatch: Minibatch) -> Tensor:
         """Chunk by chunk, on several threads."""
+        fields = self._fields(minibatch)
         if not self._checked:  # the minibatches of an iteration are alike
-            self._check(minibatch)
+            self._check(fields)
             self._checked = True
         metrics = torch.empty(len(self._calls), len(PPOLoss.METRICS))
         for i in range(len(self._calls)):
-            self._bind_chunk(i, minibatch, metrics[i])
+            self._bind_chunk(i, fields, metrics[i])
         if len(self._calls) == 1:
             self._calls[0]()
             return metrics[0]
@@ -187,21 +205,25 @@ class CompiledUpdater(PartUpdater):
         self._adam.average(self._gradients)
         return metrics.mean(0)
 
-    def _check(self, minibatch: Minibatch) -> None:
+    def _fields(self, minibatch: Minibatch) -> list[Tensor]:
+        """The tensors of a minibatch, in the order of the example's."""
+        return [*leaves_as(self._minibatch.obs, minibatch.obs), *minibatch[1:]]
+
+    def _check(self, fields: Sequence[Tensor]) -> None:
         """Refuse a minibatch past whose end machine code would read.
 
         Raises:
             CompilationError: If it has another shape or type, or is not contiguous.
         """
-        if [(field.shape, field.dtype) for field in minibatch] != self._minibatch:
+        if [(field.shape, field.dtype) for field in fields] != leaves(self._minibatch):
             raise CompilationError("a minibatch has another shape or type than it was compiled for")
-        if not all(field.is_contiguous() for field in minibatch):
+        if not all(field.is_contiguous() for field in fields):
             raise CompilationError("a minibatch is not contiguous")
 
-    def _bind_chunk(self, chunk: int, minibatch: Minibatch, metrics: Tensor) -> None:
+    def _bind_chunk(self, chunk: int, fields: Sequence[Tensor], metrics: Tensor) -> None:
         """Write the addresses of a chunk of the minibatch and of its metrics ``[5]`` into its call."""
         call = self._calls[chunk]
-        for argument, (field, size) in enumerate(zip(minibatch, self._chunk_bytes, strict=True)):
+        for argument, (field, size) in enumerate(zip(fields, self._chunk_bytes, strict=True)):
             call.arguments[argument] = field.data_ptr() + chunk * size
         call.results[len(self._parameters)] = metrics.data_ptr()
 

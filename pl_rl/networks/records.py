@@ -63,6 +63,11 @@ def leaves(tree: Any) -> list[Any]:
     return [tree]
 
 
+def leaves_as(like: Any, tree: Any) -> list[Any]:
+    """All arrays of a tree, in the order of another one of the same structure, whose dictionaries may have another."""
+    return leaves(tree_map(lambda _, leaf: leaf, like, tree))
+
+
 def split(tree: Any, size: int) -> list[Any]:
     """A tree of tensors in parts of ``size`` rows."""
     return [rows(tree, slice(start, start + size)) for start in range(0, len(leaves(tree)[0]), size)]

@@ -19,12 +19,26 @@ from pl_rl.errors import CompilationError
 ROWS = torch.linspace(-3, 3, 15).view(3, 5)
 SQUARE = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
 CHOICES = torch.tensor([[0, 4], [3, 3], [1, 2]])
+MASK = torch.tensor([[1, 0, 1, 1, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0, 0]], dtype=torch.bool)
+CELL = [torch.randn(shape, generator=torch.Generator().manual_seed(len(shape))) for shape in [(3, 2), (3, 2), (8, 5)]]
+CELL += [torch.randn(shape, generator=torch.Generator().manual_seed(1)) for shape in [(8, 2), (8,), (8,)]]
 
 
 def gradient_of(function, x):
     """Of a sum, so that backward operations are compiled too."""
     x = x.detach().requires_grad_()
     return torch.autograd.grad(function(x).float().square().sum(), x)[0]
+
+
+def masked(x, mask):
+    return x.masked_fill(mask == 0, torch.finfo(x.dtype).min)
+
+
+def cells(x, hidden, inner, *weights):
+    """Two steps of an LSTM and of a GRU, which has three gates of an LSTM's four."""
+    of_gru = [weight[:6] for weight in weights]
+    hidden, inner = torch.lstm_cell(x, torch.lstm_cell(x, (hidden, inner), *weights), *weights)
+    return hidden, inner, torch.gru_cell(x, torch.gru_cell(x, hidden, *of_gru), *of_gru)
 
 
 FUNCTIONS = {
@@ -49,6 +63,21 @@ FUNCTIONS = {
     "choices": (
         lambda x, i: (x.gather(1, i), gradient_of(lambda y: y.gather(1, i), x), x.scatter(1, i[:, :1], 7.0)),
         [ROWS, CHOICES],
+    ),
+    "masks": (
+        lambda x, mask: (
+            *(masked(x, mask), masked(x, mask).log_softmax(1), (masked(x, mask) + x).argmax(1)),
+            gradient_of(lambda y: masked(y, mask).softmax(1), x),
+        ),
+        [ROWS, MASK],
+    ),
+    "one-hot": (
+        lambda i, of, w: (torch.cat([choice == of for choice in i.split(1, -1)], -1).float() @ w, (i == 3).long()),
+        [CHOICES, torch.arange(5), torch.randn(10, 3, generator=torch.Generator().manual_seed(0))],
+    ),
+    "cells": (
+        lambda x, *state: (*cells(x, *state), gradient_of(lambda y: torch.cat(cells(y, *state), 1), x)),
+        [ROWS, *CELL],
     ),
     "constants": (lambda x: (x + torch.tensor([1.0, torch.inf, -1.0, 0.1, 2.0]), torch.full((2,), 3), x * 0.1), [ROWS]),
     "broadcasting": (lambda x: (x[:, :1] * x[:1] + x.sum(), x.expand(2, 3, 5) - x[0], x.t() + x.t()), [ROWS]),

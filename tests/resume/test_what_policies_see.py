@@ -43,8 +43,10 @@ KINDS = {
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("settings", KINDS.values(), ids=KINDS)
-def test_a_run_that_is_stopped_several_times_is_the_same_run(tmp_path, settings, capsys):
+def test_a_run_that_is_stopped_several_times_is_the_same_run(tmp_path, settings, compiled, capsys):
+    settings = {**settings, "compile_update": compiled}
     train(tmp_path / "whole", 4, **settings)
     train(tmp_path / "parts", 1, **settings)
     for until in (2, 4):

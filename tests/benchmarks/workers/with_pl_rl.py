@@ -34,6 +34,26 @@ if workload.atari:
     config = yaml.safe_load((Path(__file__).parents[3] / "configs" / "pong.yaml").read_text())
     env = pl_rl.EnvConfig(**{**config["model"]["env"], "id": workload.env_id})
     network = pl_rl.CNNActorCritic
+elif workload.memory_size or workload.masked or workload.keys:
+    wrappers = []
+    if workload.components:
+        keep = {"components": list(workload.components)}
+        wrappers = [{"class_path": "pl_rl.envs.partial.KeepComponents", "init_args": keep}]
+    if workload.keys:
+        keep = {"filter_keys": list(workload.keys)}
+        wrappers = [{"class_path": "gymnasium.wrappers.FilterObservation", "init_args": keep}]
+    env = pl_rl.EnvConfig(
+        workload.env_id,
+        imports=["minigrid"] if workload.env_id.startswith("MiniGrid") else [],
+        wrappers=wrappers,
+        action_mask="info.action_mask" if workload.masked else None,
+    )
+    sizes = {"actor_sizes": workload.head_sizes, "critic_sizes": workload.head_sizes, "activation": workload.activation}
+    if workload.memory_size:
+        memory = {"memory_size": workload.memory_size, "sequence_length": workload.sequence_length}
+        network = functools.partial(pl_rl.RecurrentActorCritic, **memory, **sizes)
+    else:
+        network = functools.partial(pl_rl.MultiInputActorCritic, cnn_keys=(), **sizes)
 else:
     env = pl_rl.EnvConfig(workload.env_id)
     network = functools.partial(

@@ -3,6 +3,7 @@
 import itertools
 from functools import partial
 
+import gymnasium
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
@@ -31,7 +32,46 @@ class Encoder(BaseFeaturesExtractor):
         return self.layers(observations)
 
 
-class TimedPPO(PPO):
+class Joined(BaseFeaturesExtractor):
+    """All entries of a dictionary as one vector."""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space, sum(map(gymnasium.spaces.flatdim, observation_space.values())))
+
+    def forward(self, observations):
+        return torch.cat([entry.flatten(1) for entry in observations.values()], 1)
+
+
+def make():
+    """One environment, with what of it is seen."""
+    if workload.env_id.startswith("MiniGrid"):
+        import minigrid  # noqa: F401 it registers them
+    env = gymnasium.make(workload.env_id)
+    if workload.components:
+        space, kept = env.observation_space, list(workload.components)
+        seen = gymnasium.spaces.Box(space.low[kept], space.high[kept], dtype=space.dtype)
+        env = gymnasium.wrappers.TransformObservation(env, lambda obs: obs[kept], seen)
+    if workload.keys:
+        env = gymnasium.wrappers.FilterObservation(env, workload.keys)
+    if workload.masked:
+        from sb3_contrib.common.wrappers import ActionMasker
+
+        env = ActionMasker(env, lambda env: env.unwrapped.action_mask(env.unwrapped.s))
+    return env
+
+
+algorithm, policy_name = PPO, "CnnPolicy" if workload.atari else "MultiInputPolicy" if workload.keys else "MlpPolicy"
+if workload.memory_size:
+    from sb3_contrib import RecurrentPPO
+
+    algorithm, policy_name = RecurrentPPO, "MlpLstmPolicy"
+elif workload.masked:
+    from sb3_contrib import MaskablePPO
+
+    algorithm = MaskablePPO
+
+
+class TimedPPO(algorithm):
     """Tells the clock of each iteration."""
 
     def train(self):
@@ -52,13 +92,17 @@ if workload.atari:
     )
     policy = {}
 else:
-    env = make_vec_env(workload.env_id, workload.num_envs, seed=task.seed)
+    env = make_vec_env(make, workload.num_envs, seed=task.seed)
     sizes = list(workload.head_sizes)
     policy = {"net_arch": {"pi": sizes, "vf": sizes}, "activation_fn": activation}
     if workload.encoder_sizes:
         policy |= {"features_extractor_class": Encoder, "features_extractor_kwargs": {"sizes": workload.encoder_sizes}}
+    if workload.keys:  # two networks that share nothing, as pl_rl's
+        policy |= {"features_extractor_class": Joined, "normalize_images": False}
+    if workload.memory_size:
+        policy["lstm_hidden_size"] = workload.memory_size
 model = TimedPPO(
-    "CnnPolicy" if workload.atari else "MlpPolicy",
+    policy_name,
     env,
     n_steps=workload.num_steps,
     n_epochs=workload.update_epochs,

@@ -9,7 +9,10 @@ class Workload:
 
     ``encoder_sizes`` are hidden layers that policy and value function share, ``head_sizes`` those that each has of its
     own; an ``atari`` game has the wrappers of configs/pong.yaml and the convolutional network of deep Q-learning
-    instead. ``vf_coef`` weighs the mean squared error of the values. ``peers`` are the libraries that can do the same.
+    instead. ``components`` of the observation are seen, all if there are none; of a dictionary the entries ``keys``, as
+    one vector. With ``memory_size`` policy and value function have an LSTM each, before their own layers; ``masked``
+    takes the environment's action mask. ``vf_coef`` weighs the mean squared error of the values. ``peers`` are the
+    libraries that can do the same.
     """
 
     env_id: str
@@ -32,6 +35,11 @@ class Workload:
     anneal_lr: bool = False
     clip_vloss: bool = False
     atari: bool = False
+    components: tuple[int, ...] = ()
+    keys: tuple[str, ...] = ()
+    memory_size: int = 0
+    sequence_length: int = 16
+    masked: bool = False
     peers: tuple[str, ...] = ("sb3", "skrl", "sheeprl")
 
     @property
@@ -103,4 +111,56 @@ PONG = Workload(
     atari=True,
     peers=("sb3",),
 )
-WORKLOADS = {"cartpole": CARTPOLE, "cartpole-wide": CARTPOLE_WIDE, "halfcheetah": HALFCHEETAH, "pong": PONG}
+MEMORY = Workload(  # configs/cartpole-memory.yaml
+    env_id="CartPole-v1",
+    components=(0, 2),
+    num_envs=8,
+    num_steps=128,
+    update_epochs=4,
+    minibatch_size=256,
+    total_env_steps=102_400,
+    encoder_sizes=(),
+    memory_size=64,
+    head_sizes=(64,),
+    activation="tanh",
+    learning_rate=1e-3,
+    anneal_lr=True,
+    gamma=0.98,
+    ent_coef=0.0,
+    peers=("sb3",),
+)
+TAXI = Workload(  # configs/taxi.yaml
+    env_id="Taxi-v4",
+    masked=True,
+    num_envs=16,
+    num_steps=128,
+    update_epochs=4,
+    minibatch_size=256,
+    total_env_steps=102_400,
+    encoder_sizes=(),
+    head_sizes=(64,),
+    activation="tanh",
+    learning_rate=1e-3,
+    anneal_lr=True,
+    gamma=0.99,
+    ent_coef=0.01,
+    peers=("sb3",),
+)
+MINIGRID = dataclasses.replace(  # configs/minigrid-dict.yaml
+    TAXI,
+    env_id="MiniGrid-DoorKey-5x5-v0",
+    masked=False,
+    keys=("direction", "image"),
+    num_steps=64,
+    total_env_steps=102_400,
+    head_sizes=(64, 64),
+)
+WORKLOADS = {
+    "cartpole": CARTPOLE,
+    "cartpole-wide": CARTPOLE_WIDE,
+    "halfcheetah": HALFCHEETAH,
+    "pong": PONG,
+    "memory": MEMORY,
+    "taxi": TAXI,
+    "minigrid": MINIGRID,
+}
