@@ -11,6 +11,7 @@ CACHE = Path.home() / ".cache" / "pl_rl_benchmarks"
 COMMON = ["torch==2.13.0", "gymnasium[mujoco]==1.4.0", "mujoco==4.0.0", "numpy==2.4.6"]
 REQUIREMENTS = {
     "sb3": [*COMMON, "stable_baselines3==2.9.2", "ale-py==0.12.1", "opencv-python-headless==5.0.0.93"],
+    "sb3_contrib": [*COMMON, "stable_baselines3==2.9.2", "sb3_contrib==2.9.2", "minigrid==3.2.0"],
     "skrl": [*COMMON, "skrl==2.1.0"],
     "sheeprl": [*COMMON, "sheeprl==0.8.4"],
 }
