@@ -52,8 +52,8 @@ class StateDependentExploration(StateDependentGaussian):
         if not steps:
             return torch.randn(shape, generator=generator, device=device)
         length = steps[0] if self.sde_sample_freq == -1 else self.sde_sample_freq
-        matrices = torch.randn((-(-steps[0] // length), 1, *shape), generator=generator, device=device)
-        return matrices.expand(-1, length, *shape).flatten(0, 1)[: steps[0]]
+        matrices = torch.randn((-(-steps[0] // length), *shape), generator=generator, device=device)
+        return matrices.repeat_interleave(length, 0)[: steps[0]]
 
     def sample(self, outputs: Tensor, noise: Tensor) -> Tensor:
         """Actions ``[..., A]``."""
