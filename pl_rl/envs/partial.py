@@ -43,8 +43,9 @@ class SplitComponents(gym.ObservationWrapper[Any, Any, Any]):
 
     def __init__(self, env: gym.Env[Any, Any], entries: Mapping[str, Sequence[int]]) -> None:
         super().__init__(env)
-        parts = {name: _part(self, env.observation_space, components) for name, components in entries.items()}
-        self.observation_space = gym.spaces.Dict(parts)
+        self.observation_space = gym.spaces.Dict(
+            {name: _part(self, env.observation_space, components) for name, components in entries.items()}
+        )
         self._entries = {name: list(components) for name, components in entries.items()}
 
     def observation(self, observation: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
