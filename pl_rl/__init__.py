@@ -6,6 +6,7 @@ from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
 
 from pl_rl.errors import RunFailure, UsageError
+from pl_rl.imports import quick_imports
 
 if TYPE_CHECKING:
     from pl_rl.agent import Agent
@@ -51,7 +52,8 @@ _LATE = {
 
 def __getattr__(name: str) -> Any:
     if name in _LATE:
-        globals()[name] = getattr(import_module(_LATE[name]), name)
+        with quick_imports():
+            globals()[name] = getattr(import_module(_LATE[name]), name)
         return globals()[name]
     if name in _modules():
         return import_module(f"{__name__}.{name}")

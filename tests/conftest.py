@@ -2,15 +2,21 @@
 
 import gc
 import os
+import subprocess
+from types import SimpleNamespace
 
 import hypothesis
 import pytest
-import torch
-from xdist.scheduler import WorkStealingScheduling
 
-import tests.environments  # noqa: F401  (registers the small environments)
-from pl_rl.envs.processors import cores
-from tests.warm import Server
+from pl_rl.imports import quick_imports
+
+with quick_imports():
+    import torch
+    from xdist.scheduler import WorkStealingScheduling
+
+    import tests.environments  # noqa: F401  (registers the small environments)
+    from pl_rl.envs.processors import cores
+    from tests.warm import Server
 
 hypothesis.settings.register_profile("quick", max_examples=25, deadline=None, derandomize=True, database=None)
 hypothesis.settings.register_profile("nightly", max_examples=1000, deadline=None)
@@ -40,7 +46,12 @@ def pytest_xdist_make_scheduler(config, log):
     return WorkStealingScheduling(config, log)
 
 
+def pytest_collection():
+    gc.disable()  # the modules of tests import more, and all of it stays
+
+
 def pytest_collection_finish():
+    gc.enable()
     gc.freeze()  # all that has been imported, which every collection would look through
 
 
@@ -68,6 +79,13 @@ def warm_server():
     server = Server()
     yield server
     server.close()
+
+
+@pytest.fixture
+def warm(warm_server, monkeypatch):
+    """Runs that ``verify`` kills begin in processes in which everything has been imported."""
+    in_place = SimpleNamespace(Popen=warm_server.popen, PIPE=subprocess.PIPE)
+    monkeypatch.setattr("pl_rl.tools.verification.subprocess", in_place)
 
 
 @pytest.fixture

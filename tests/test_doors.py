@@ -82,6 +82,7 @@ def test_every_module_that_reads_files_is_behind_a_door():
     assert reading <= set(MODULES_THAT_READ)
 
 
+@pytest.mark.slow
 def test_what_makes_things_of_plain_data_asks_the_guard():
     importing = {module for module in MODULES if any(name in IMPORTING for name, _ in calls_in(module))}
     # What pl_rl imports by name is its own.
@@ -132,6 +133,7 @@ WRITING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_no_verb_writes_through_a_link_in_a_strangers_run(tmp_path, monkeypatch):
     def fresh(name):

@@ -115,6 +115,7 @@ def test_model_checkpoint_saves_on_an_exception(hook, tmp_path, capsys):
     assert (middle in said) == (hook == "on_train_batch_start") and ("fidelity: exact" in said) == (middle not in said)
 
 
+@pytest.mark.slow
 def test_environments_that_were_left_in_a_step_are_not_asked(tmp_path, capsys, monkeypatch):
     """An exception from within a request would be followed by the answer to it, and be taken for another one's."""
     answers = pl_rl.envs.workers.AsyncEnvs._answers
@@ -135,6 +136,7 @@ def test_environments_that_were_left_in_a_step_are_not_asked(tmp_path, capsys, m
     assert "not exact: environments: restarted, as they were left in the middle of a step" in account(capsys)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error", [KeyboardInterrupt(), SystemExit(7), UsersOwn()], ids=lambda error: type(error).__name__
 )

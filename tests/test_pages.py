@@ -128,7 +128,7 @@ NEEDED = {
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("page", OTHERS, ids=name_of)
-def test_what_a_page_shows_works(page, folder):
+def test_what_a_page_shows_works(page, folder, warm):
     for package in NEEDED.get(name_of(page), []):
         pytest.importorskip(package)
     for block in blocks_of(page):
@@ -138,7 +138,7 @@ def test_what_a_page_shows_works(page, folder):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_what_the_readme_shows_works(folder):
+def test_what_the_readme_shows_works(folder, warm):
     for package in NEEDED["README.md"]:
         pytest.importorskip(package)
     for block in blocks_of(README):
@@ -158,6 +158,7 @@ def test_what_the_readme_shows_works(folder):
 PYTHON = [block.code for block in blocks_of(README) if block.language == "python"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [code for code in PYTHON if "load_policy" not in code])
 def test_python_of_the_readme_that_needs_no_run_works(code):
     exec(compile(code, "README.md", "exec"), {"__name__": "page"})

@@ -102,6 +102,7 @@ def test_the_same_seed_gives_the_same_bits(settings):
     assert not same_bits(one.state_dict(), other.state_dict())
 
 
+@pytest.mark.slow
 def test_another_seed_samples_other_actions():
     def policy(seed):
         # Nothing but the actions is random: neither the environment nor the initial weights.
@@ -121,6 +122,7 @@ def test_a_model_can_be_trained_again_from_the_start():
     assert (model.env_steps, model.iteration, model.train_iter) == (512, 8, 32)
 
 
+@pytest.mark.slow
 def test_how_often_is_evaluated_changes_nothing_in_training():
     never, often, sampled = (
         trained(eval_freq=eval_freq, eval_deterministic=deterministic)[0]
@@ -308,6 +310,7 @@ def test_the_standard_deviation_of_continuous_actions_is_logged():
     assert logger.values("policy/std") == [pytest.approx(math.exp(-1), rel=1e-4)] * 8
 
 
+@pytest.mark.slow
 def test_tensorboard_has_a_group_of_charts_for_each_question(tmp_path):
     logger = TensorBoardLogger(tmp_path)
     fit(small_ppo(env="Pendulum-v1", eval_freq=8, norm_obs=True), logger=logger)
@@ -447,6 +450,7 @@ def test_sizes_that_do_not_divide_are_answered_with_sizes_that_do(num_envs, num_
     assert str(error.value) == message
 
 
+@pytest.mark.slow
 def test_edge_values_that_do_work():
     settings = {"gamma": 1.0, "gae_lambda": 0.0, "max_grad_norm": None, "num_envs": 1, "minibatch_size": 16}
     assert trained(**settings)[0].env_steps == 512
@@ -625,6 +629,7 @@ def test_only_sound_releases_of_lightning_are_installed():
     assert "lightning>=2.6.6,<2.7" in project["dependencies"]
 
 
+@pytest.mark.slow
 def test_long_runs_compile_their_updates_and_short_ones_do_not(monkeypatch):
     def description(**settings):
         model = small_ppo(**settings)
@@ -645,6 +650,7 @@ def test_long_runs_compile_their_updates_and_short_ones_do_not(monkeypatch):
     assert description(total_env_steps=10**6) == "eager"
 
 
+@pytest.mark.slow
 def test_shorter_runs_of_larger_networks_compile_too(monkeypatch):
     def compiles(**settings):
         model = small_ppo(**settings)
@@ -686,6 +692,7 @@ def test_a_compilation_that_was_asked_for_and_cannot_be_had_is_an_error(monkeypa
         fit(small_ppo(compile_update=True), precision="bf16-mixed")
 
 
+@pytest.mark.slow
 def test_compiled_updates_learn_what_eager_ones_do():
     # One iteration of few updates: rounding has no time to grow.
     eager, compiled = (small_ppo(compile_update=compile_update) for compile_update in (False, True))

@@ -84,6 +84,7 @@ def test_configurations_are_plain_data(tag, capsys):
     assert "not valid YAML" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_runs_own_configuration_is_plain_data(tmp_path):
     train(tmp_path, 1)
     run = run_of(tmp_path)

@@ -81,6 +81,7 @@ def interrupted(root, signum, callback, **settings):
     assert end.value.code == STATUS[signum]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signum", STATUS)
 def test_a_short_iteration_is_finished_and_saved(tmp_path, signum, capfd):
     train(tmp_path / "whole", 10, callbacks=rarely())
@@ -95,6 +96,7 @@ def test_a_short_iteration_is_finished_and_saved(tmp_path, signum, capfd):
     assert differences(tmp_path / "whole", tmp_path / "parts") == {}
 
 
+@pytest.mark.slow
 def test_a_long_iteration_is_left_and_done_again(tmp_path, long, capfd):
     train(tmp_path / "whole", 10, callbacks=rarely())
     interrupted(tmp_path / "parts", signal.SIGTERM, SignalAt(4, signal.SIGTERM))
@@ -104,6 +106,7 @@ def test_a_long_iteration_is_left_and_done_again(tmp_path, long, capfd):
     assert differences(tmp_path / "whole", tmp_path / "parts") == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("iteration", [0, 2])
 def test_no_copy_is_kept_of_what_has_just_been_saved(tmp_path, long, iteration):
     train(tmp_path / "whole", 10)
@@ -114,6 +117,7 @@ def test_no_copy_is_kept_of_what_has_just_been_saved(tmp_path, long, iteration):
     assert differences(tmp_path / "whole", tmp_path / "parts") == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vectorization", ["native", "async"])
 @pytest.mark.parametrize("where", ["collect", "step", "evaluate", "save", "measure_logs"])
 def test_an_iteration_can_be_left_anywhere(tmp_path, long, where, vectorization, monkeypatch):
@@ -222,6 +226,7 @@ def test_an_iteration_that_a_long_evaluation_may_follow_counts_as_long(tmp_path,
 # --- max_time --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`:UserWarning")
 def test_a_time_limit_ends_a_long_iteration_and_the_model_is_what_was_saved(tmp_path, long, capsys):
     class Slow(L.Callback):

@@ -5,6 +5,7 @@ process that has computed something has threads, which do not live through a for
 """
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -17,6 +18,7 @@ import sys
 from pathlib import Path
 
 import pl_rl
+from pl_rl.imports import quick_imports
 
 LONGEST = 1 << 20
 """Bytes of a request."""
@@ -83,10 +85,12 @@ class Process:
 
 
 def _serve(requests):
-    for module in pkgutil.walk_packages(pl_rl.__path__, "pl_rl."):
-        if not module.name.endswith("__main__"):
-            importlib.import_module(module.name)
-    importlib.import_module("torch.utils.tensorboard")
+    with quick_imports():
+        for module in pkgutil.walk_packages(pl_rl.__path__, "pl_rl."):
+            if not module.name.endswith("__main__"):
+                importlib.import_module(module.name)
+        importlib.import_module("torch.utils.tensorboard")
+    gc.freeze()  # or collections in the forked processes would copy all that they share
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who wait for the processes
     while True:
         request, streams, _, _ = socket.recv_fds(requests, LONGEST, 3)

@@ -6,6 +6,7 @@ What does not: what a verb does (``trainer``, ``tools/``, ``deploy/``), which is
 
 import argparse
 import errno
+import gc
 import logging
 import re
 import signal
@@ -22,6 +23,7 @@ from pl_rl.cli.parsing import PROG, Parser, fail, option, setting
 from pl_rl.cli.sentences import said_by_library
 from pl_rl.cli.verbs import OWN_VERBS
 from pl_rl.errors import RunFailure, UsageError
+from pl_rl.imports import quick_imports
 from pl_rl.runs.output import lasting_output, open_standard_descriptors
 
 # Of the disk rather than of the program.
@@ -66,9 +68,10 @@ def _run(args: list[str]) -> None:
             _print_completion(option(args, "--print_completion"))
             return
         # Late, as Lightning takes seconds.
-        with _loading():
+        with _loading(), quick_imports():
             from pl_rl.cli.trainer_verbs import run
 
+        gc.freeze()  # all that has been imported, which every collection in training would look through
         run(args, DESCRIPTION)
     except UsageError as error:
         fail(error, status=2)

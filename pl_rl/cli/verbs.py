@@ -14,6 +14,7 @@ from pl_rl.cli.parsing import PROG, Parser
 from pl_rl.deploy import Format
 from pl_rl.errors import RunFailure, UsageError
 from pl_rl.files.terminal import printable
+from pl_rl.imports import quick_imports
 from pl_rl.tools import Aggregate, Axis, PictureFormat, Returns
 
 
@@ -57,8 +58,9 @@ def _plot_parser() -> Parser:
 def _plot(args: list[str]) -> None:
     config = _plot_parser().parse_args(args)
 
-    from pl_rl.runs.directory import display_path
-    from pl_rl.tools import plotting
+    with quick_imports():
+        from pl_rl.runs.directory import display_path
+        from pl_rl.tools import plotting
 
     runs = plotting.find_runs(config.runs)
     drawing = plotting.Drawing(config.aggregate, config.returns, config.axis, config.smooth, config.format)
@@ -102,11 +104,12 @@ def _verify(args: list[str]) -> None:
     if not fit_args:
         raise UsageError("verify needs what fit would be given; add --config FILE")
 
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
+    with quick_imports():
+        from rich.console import Console
+        from rich.markup import escape
+        from rich.table import Table
 
-    from pl_rl.tools.verification import verify
+        from pl_rl.tools.verification import verify
 
     result = verify(fit_args, options.iterations, options.kills, options.devices)
     table = Table("component", *result.differences, title="against a run left alone")
@@ -137,12 +140,13 @@ def _inspect_parser() -> Parser:
 def _inspect(args: list[str]) -> None:
     config = _inspect_parser().parse_args(args)
 
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
+    with quick_imports():
+        from rich.console import Console
+        from rich.markup import escape
+        from rich.table import Table
 
-    from pl_rl.runs.directory import find_checkpoint
-    from pl_rl.tools.inspection import describe_checkpoint
+        from pl_rl.runs.directory import find_checkpoint
+        from pl_rl.tools.inspection import describe_checkpoint
 
     table = Table(show_header=False)
     for name, value in describe_checkpoint(find_checkpoint(config.checkpoint)):
@@ -170,9 +174,10 @@ def _export_parser() -> Parser:
 def _export(args: list[str]) -> None:
     config = _export_parser().parse_args(args)
 
-    from pl_rl.deploy.export import export
-    from pl_rl.runs.directory import find_checkpoint
-    from pl_rl.runs.trust import by_trust_option
+    with quick_imports():
+        from pl_rl.deploy.export import export
+        from pl_rl.runs.directory import find_checkpoint
+        from pl_rl.runs.trust import by_trust_option
 
     written = export(find_checkpoint(config.checkpoint), config.to, config.output, config.trust, by_trust_option)
     print(printable(written))

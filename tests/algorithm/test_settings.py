@@ -213,6 +213,7 @@ def set_weights_of_terms(model):
     model.ent_coef, model.vf_coef, model.max_grad_norm = 0.2, 2.0, None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("annealed", [False, True], ids=["constant", "annealed"])
 @pytest.mark.parametrize("change", [set_rate_of_group, set_rate, set_weights_of_terms])
 def test_a_resume_goes_on_with_what_a_callback_changed(tmp_path, change, annealed):
@@ -348,6 +349,7 @@ def test_another_rate_on_a_resume_scales_an_optimizers_own_rates(tmp_path, monke
     assert model.learning_rate == 1e-3
 
 
+@pytest.mark.slow
 def test_a_rate_that_is_a_tensor_stays_one(tmp_path, monkeypatch):
     monkeypatch.setattr(pl_rl, "PPO", TensorRate)
     settings = {"anneal_lr": True, "total_env_steps": 64 * 8}
@@ -360,6 +362,7 @@ def test_a_rate_that_is_a_tensor_stays_one(tmp_path, monkeypatch):
     assert differences(tmp_path / "whole", tmp_path / "parts") == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [True, None], ids=["asked for", "automatic"])
 def test_a_run_that_a_setting_made_eager_is_resumed_so(tmp_path, compiled):
     def callbacks():

@@ -48,6 +48,7 @@ def train(root, until, ckpt_path=None):
     return model
 
 
+@pytest.mark.slow
 def test_a_run_whose_rate_has_moved_is_continued_bit_for_bit(tmp_path, capsys):
     one, other = (tmp_path / name / "lightning_logs/version_0" for name in ("whole", "parts"))
     whole = train(tmp_path / "whole", 8)

@@ -78,6 +78,7 @@ def test_the_stop_value_is_a_mean_return_that_is_reached_or_passed():
     assert missed.stop_reason == "total_env_steps=512 reached"
 
 
+@pytest.mark.slow
 def test_a_trained_policy_that_reaches_the_stop_value_is_not_trained_further():
     logger = MemoryLogger()
     settings = {"total_env_steps": 20_000, "num_steps": 64, "minibatch_size": 64, "learning_rate": 2e-3, "gamma": 0.9}

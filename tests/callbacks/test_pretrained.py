@@ -91,6 +91,7 @@ def test_the_optimizer_is_fresh_and_has_the_parameters_that_were_loaded():
     assert tied == {id(parameter) for parameter in model.network.parameters()}
 
 
+@pytest.mark.slow
 def test_a_resume_needs_no_file_and_goes_on_bit_for_bit(tmp_path, capsys):
     path = tmp_path / "weights.zip"
     path.write_bytes(MODEL.read_bytes())
@@ -111,6 +112,7 @@ def test_a_resume_needs_no_file_and_goes_on_bit_for_bit(tmp_path, capsys):
     assert not run_of(tmp_path / "parts", version=1).exists()
 
 
+@pytest.mark.slow
 def test_the_lineage_is_told_survives_a_resume_and_is_inspected(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "400")
     sha256 = reference_of(MODEL)["sha256"]

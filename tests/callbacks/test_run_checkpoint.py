@@ -62,6 +62,7 @@ def test_the_last_is_saved_every_so_many_iterations():
     assert counters_in(checkpoint.last_model_path)["iteration"] == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_best_holds_the_weights_that_achieved_the_best_evaluation(seed):
     checkpoint = RunCheckpoint()
@@ -112,6 +113,7 @@ def test_a_number_out_of_range_is_refused(settings):
         RunCheckpoint(**settings)
 
 
+@pytest.mark.slow
 def test_lightnings_own_checkpoints_work_too():
     def own_checkpoint():
         return ModelCheckpoint("own", monitor="evaluator/return_mean", mode="max", every_n_epochs=1)

@@ -77,6 +77,7 @@ def commands_of(out):
     return {purpose: shlex.split(command) for purpose, command in found.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "ending", [["--model.total_env_steps", "128"], ["--model.stop_value", "1"], ["--trainer.max_epochs", "1"]]
 )
@@ -96,6 +97,7 @@ ROOT = ["--trainer.default_root_dir", "else where"]
 SHORT = [*RUN, "--model.eval_freq", "4", "--model.eval_episodes", "1", "--model.total_env_steps", "128"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "place",
     [

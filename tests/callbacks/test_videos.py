@@ -101,6 +101,7 @@ def test_no_bit_of_the_run_hangs_on_videos(filmed, tmp_path):
     assert not any(differences.values()), differences
 
 
+@pytest.mark.slow
 def test_a_resume_goes_on_with_the_schedule(filmed, tmp_path):
     train(tmp_path, video_freq=2, until=5)
     last = tmp_path / "lightning_logs/version_0/checkpoints/last.ckpt"

@@ -228,6 +228,7 @@ def test_a_sound_file_is_read_by_torch_alone_mapped_or_not(tmp_path):
         assert torch.equal(torch.load(tmp_path / "last.ckpt", weights_only=True, mmap=mapped)["a"], torch.arange(5))
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_is_found(tmp_path):
     path = tmp_path / "last.ckpt"
     save(path, a=torch.arange(5))

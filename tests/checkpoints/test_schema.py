@@ -166,6 +166,7 @@ def test_what_older_formats_lack_is_there_in_the_present_one(name):
         check_content("cut.ckpt", content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [1, FORMAT_VERSION])
 @pytest.mark.parametrize("env", ENVS)
 def test_whatever_is_missing_is_one_sentence_or_not_needed(env, number):
@@ -349,6 +350,7 @@ def test_checkpoints_of_other_precisions_pass(precision):
     quiet(pl_rl.Trainer, until=2, **settings).fit(small_ppo(), ckpt_path="last.ckpt")
 
 
+@pytest.mark.slow
 def test_statistics_are_whole_and_of_one_number():
     trainer = quiet(pl_rl.Trainer, until=1, enable_checkpointing=False)
     trainer.fit(small_ppo(env="Pendulum-v1", norm_obs=True, norm_reward=True))

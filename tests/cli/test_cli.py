@@ -58,6 +58,7 @@ def test_fit_leaves_a_run_behind(config, capsys):
     assert "total_env_steps=128 reached" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_shipped_config_is_found_by_its_name_from_any_folder():
     for name in ("cartpole.yaml", "cartpole"):
         cli.main(["fit", "--config", name, "--trainer.max_epochs", "1", "--model.eval_freq", "0"])
@@ -126,6 +127,7 @@ def test_validate_shows_the_number_that_fit_logged(run, capsys):
     assert float(shown[1]) == pytest.approx(max(returns), abs=0.005)
 
 
+@pytest.mark.slow
 def test_a_bare_name_means_the_newest_run(run, config, capsys):
     cli.main(["fit", "--config", config])
     capsys.readouterr()
@@ -148,6 +150,7 @@ def test_predict_plays_as_many_episodes_as_asked_for(run, capsys):
     assert returns[3] == pytest.approx(sum(returns[:3]) / 3, abs=0.005)
 
 
+@pytest.mark.slow
 def test_predict_writes_a_video_of_each_episode(run, capsys):
     cli.main(["predict", "--ckpt_path", "last", "--video", "clips"])
     assert "videos: clips" in capsys.readouterr().out
@@ -159,6 +162,7 @@ def test_predict_writes_a_video_of_each_episode(run, capsys):
         assert len(content) > 1000
 
 
+@pytest.mark.slow
 def test_predict_writes_an_animated_picture_of_each_episode(run, capsys):
     cli.main(["predict", "--ckpt_path", "last", "--gif", "pictures", "--model.eval_episodes", "1"])
     assert "videos: pictures" in capsys.readouterr().out
@@ -210,6 +214,7 @@ def test_help_is_written_from_the_docstrings(args, words, capsys):
         assert word in text
 
 
+@pytest.mark.slow
 def test_help_has_first_what_is_asked_for_most_and_lightning_s_options_on_request():
     texts = {}
     for option in ("--help", "--help_trainer"):
@@ -318,6 +323,7 @@ def test_a_checkpoint_that_is_cut_off_is_named(run, capsys):
     assert re.fullmatch(r"error: '.*last\.ckpt' is no checkpoint, or a damaged one: [^\n]+\n", capsys.readouterr().err)
 
 
+@pytest.mark.slow
 def test_plot_writes_pictures_of_a_run(run, capsys):
     cli.main(["plot", str(run), "--output", "pictures"])
     assert files_in("pictures") == ["evaluator_iter.png", "evaluator_step.png"]
@@ -328,6 +334,7 @@ def module(*args):
     return subprocess.run([sys.executable, "-m", "pl_rl", *args], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_the_module_runs_as_a_process(config, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     done = module("fit", "--config", config, "--model.total_env_steps", "64", "--trainer.limit_val_batches", "1")

@@ -82,6 +82,31 @@ print(*sorted(more - sys.stdlib_module_names))
     assert python(code).split() == ["farama_notifications", "gymnasium", "pl_rl"]
 
 
+@pytest.mark.slow  # processes
+@pytest.mark.parametrize("imports", ["pl_rl.PPO", "main(['fit', '--help'])", "main(['inspect', 'nothing.ckpt'])"])
+def test_no_garbage_is_collected_while_libraries_are_imported(imports):
+    code = f"""
+import gc, sys
+import pl_rl
+from pl_rl.cli import main
+def note(phase, info):
+    if phase == "start" and "torch" in sys.modules and not loaded():
+        print("collected")
+def loaded():
+    return "lightning.pytorch" in sys.modules and not sys.modules["lightning.pytorch"].__spec__._initializing
+gc.callbacks.append(note)
+try:
+    {imports}
+except SystemExit:
+    pass
+gc.callbacks.clear()
+print("loaded:", loaded(), gc.isenabled())
+"""
+    printed = python(code)
+    assert "collected" not in printed
+    assert printed.endswith("loaded: True True\n")
+
+
 def test_each_public_name_is_what_its_module_has():
     everything = {}
     exec("from pl_rl import *", everything)

@@ -30,6 +30,7 @@ def fit(*args):
     cli.main(["fit", *map(str, args), "--trainer.enable_progress_bar", "false"])
 
 
+@pytest.mark.slow
 def test_the_file_is_where_a_new_run_begins(config, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "400")
     for number in (0, 1):
@@ -44,6 +45,7 @@ def test_the_file_is_where_a_new_run_begins(config, capsys, monkeypatch):
     assert "started from" in out and "Stable-Baselines3 2.9.2 PPO" in out
 
 
+@pytest.mark.slow
 def test_a_run_can_begin_with_the_weights_of_another_run_of_ours(config):
     fit("--config", config)
     first = RUN / "checkpoints/last.ckpt"
@@ -54,6 +56,7 @@ def test_a_run_can_begin_with_the_weights_of_another_run_of_ours(config):
     assert same_bits(*weights)
 
 
+@pytest.mark.slow
 def test_patterns_are_given_as_lists(config):
     fit("--config", config, "--pretrained.path", MODEL, "--pretrained.include", '["actor.*"]')
     saved = read_checkpoint(RUN / "checkpoints/last.ckpt")["callbacks"]["PretrainedCheckpoint"]
@@ -61,6 +64,7 @@ def test_patterns_are_given_as_lists(config):
     assert saved["skipped"].keys() == {name for name in read_weights(MODEL).tensors if name.startswith("critic.")}
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_and_is_evaluated_without_the_file(config, capsys):
     path = Path("weights.zip")
     path.write_bytes(MODEL.read_bytes())
@@ -122,6 +126,7 @@ def test_a_file_that_cannot_be_used_is_refused_before_a_run_begins(name, message
     assert not Path("marker").exists()
 
 
+@pytest.mark.slow
 def test_the_settings_that_an_error_names_can_be_pasted(capsys):
     Path("small.yaml").write_text(yaml.safe_dump(SMALL))
     err = refused(capsys, "--config", "small.yaml", "--pretrained.path", MODEL)
@@ -130,6 +135,7 @@ def test_the_settings_that_an_error_names_can_be_pasted(capsys):
     assert counters_in(RUN / "checkpoints/last.ckpt")["env_steps"] == 128
 
 
+@pytest.mark.slow
 def test_the_network_of_the_file_can_be_adopted(capsys):
     Path("small.yaml").write_text(yaml.safe_dump(SMALL))
     fit("--config", "small.yaml", "--pretrained.path", MODEL, "--pretrained.adopt_network", "true")
@@ -143,6 +149,7 @@ def test_the_network_of_the_file_can_be_adopted(capsys):
     fit("--config", RUN / "config.yaml")  # the run's own configuration begins another one like it
 
 
+@pytest.mark.slow
 def test_adopting_a_network_adopts_its_normalized_observations(capsys):
     statistics = DATA / "stable_baselines3" / "vec_normalize_pendulum.pkl"
     options = ["--pretrained.adopt_network", "true", "--pretrained.normalizer", statistics]
@@ -161,6 +168,7 @@ def test_a_network_of_another_class_is_not_replaced(capsys):
     )
 
 
+@pytest.mark.slow
 def test_rules_are_given_as_plain_values(config):
     options = ["--pretrained.rename", '{"critic.": "critic."}', "--pretrained.shapes", "overlap"]
     hold = [

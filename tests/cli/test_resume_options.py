@@ -37,6 +37,7 @@ def lines_of(capsys, word):
     return [line.strip() for line in capsys.readouterr().out.splitlines() if line.strip().startswith(word)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ckpt_path", ["last", "last.ckpt", "lightning_logs/version_0/checkpoints/last.ckpt"])
 def test_a_run_is_continued_bit_for_bit_with_its_own_configuration(config, ckpt_path, tmp_path, monkeypatch):
     (tmp_path / "whole").mkdir()
@@ -51,6 +52,7 @@ def test_a_run_is_continued_bit_for_bit_with_its_own_configuration(config, ckpt_
     assert sorted(path.name for path in Path("lightning_logs").iterdir()) == ["version_0"]
 
 
+@pytest.mark.slow
 def test_the_run_that_is_continued_is_named(config, capsys):
     fit("--config", config, "--trainer.max_epochs", 2)
     capsys.readouterr()
@@ -59,6 +61,7 @@ def test_the_run_that_is_continued_is_named(config, capsys):
     assert f"checkpoint: {LAST}" in out and f"Continued in {RUN}." in out
 
 
+@pytest.mark.slow
 def test_a_file_of_that_name_in_the_working_directory_comes_first(config, capsys):
     fit("--config", config, "--trainer.max_epochs", 2)
     Path("last.ckpt").write_bytes((RUN / "checkpoints" / "best.ckpt").read_bytes())
@@ -68,6 +71,7 @@ def test_a_file_of_that_name_in_the_working_directory_comes_first(config, capsys
     assert lines_of(capsys, "checkpoint:") == ["checkpoint: last.ckpt"]
 
 
+@pytest.mark.slow
 def test_runs_are_looked_for_below_the_root_directory_that_is_given(config, tmp_path):
     fit("--config", config, "--trainer.max_epochs", 2, "--trainer.default_root_dir", tmp_path / "a")
     fit("--config", config, "--trainer.max_epochs", 3, "--trainer.default_root_dir", tmp_path / "a", "--ckpt_path=last")
@@ -75,6 +79,7 @@ def test_runs_are_looked_for_below_the_root_directory_that_is_given(config, tmp_
     assert not Path("lightning_logs").exists()
 
 
+@pytest.mark.slow
 def test_command_line_beats_config_beats_checkpoint(config, capsys):
     fit("--config", config, "--trainer.max_epochs", 2, "--model.clip_coef", 0.3, "--model.learning_rate", 0.01)
     Path("other.yaml").write_text("model:\n  clip_coef: 0.25\n  learning_rate: 0.02\n")
@@ -89,6 +94,7 @@ def test_command_line_beats_config_beats_checkpoint(config, capsys):
     assert dict(event_scalars(RUN)["schedule/learning_rate"])[192] == pytest.approx(0.03)
 
 
+@pytest.mark.slow
 def test_a_change_stays_in_force_in_later_resumes(config, capsys):
     fit("--config", config, "--trainer.max_epochs", 2)
     fit("--ckpt_path", "last", "--trainer.max_epochs", 3, "--model.clip_coef", 0.1)
@@ -98,6 +104,7 @@ def test_a_change_stays_in_force_in_later_resumes(config, capsys):
     assert counters_in(LAST)["iteration"] == 4
 
 
+@pytest.mark.slow
 def test_the_first_configuration_is_kept_and_only_others_are_added(config):
     fit("--config", config, "--trainer.max_epochs", 4)
     first = (RUN / "config.yaml").read_text()
@@ -109,6 +116,7 @@ def test_the_first_configuration_is_kept_and_only_others_are_added(config):
     assert (RUN / "config.yaml").read_text() == first
 
 
+@pytest.mark.slow
 def test_a_configuration_is_written_whole_or_not_at_all(config, monkeypatch):
     fit("--config", config, "--trainer.max_epochs", 2)
     save = Parser.save
@@ -142,6 +150,7 @@ def test_a_run_of_a_script_is_continued_with_what_its_checkpoint_knows():
     assert checkpoint["hyper_parameters"]["gamma"] == 0.5
 
 
+@pytest.mark.slow
 def test_a_branch_has_a_directory_of_its_own_and_is_continued_as_a_run(config, capsys):
     fit("--config", config, "--trainer.max_epochs", 2)
     fit("--ckpt_path", "last", "--branch", "--trainer.max_epochs", 4, "--seed_everything", 5)
@@ -152,6 +161,7 @@ def test_a_branch_has_a_directory_of_its_own_and_is_continued_as_a_run(config, c
     assert sorted(path.name for path in Path("lightning_logs").iterdir()) == ["version_0", "version_1"]
 
 
+@pytest.mark.slow
 def test_an_impossible_resume_is_one_sentence_and_touches_nothing(config, capsys):
     fit("--config", config, "--trainer.max_epochs", 3)
     before = {path: path.read_bytes() for path in RUN.rglob("*") if path.is_file()}
@@ -168,6 +178,7 @@ def test_an_impossible_resume_is_one_sentence_and_touches_nothing(config, capsys
     assert sorted(path.name for path in Path("lightning_logs").iterdir()) == ["version_0"]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_named_in_the_config_file_is_continued_too(config):
     fit("--config", config, "--trainer.max_epochs", 2, "--model.gamma", 0.5)
     Path("go_on.yaml").write_text("ckpt_path: last\ntrainer:\n  max_epochs: 3\n")
@@ -176,6 +187,7 @@ def test_a_checkpoint_named_in_the_config_file_is_continued_too(config):
     assert torch.load(LAST, weights_only=True)["hyper_parameters"]["gamma"] == 0.5
 
 
+@pytest.mark.slow
 def test_a_run_without_logs_takes_no_other_configuration_for_its_own(config, capsys):
     fit("--config", config, "--trainer.max_epochs", 2, "--trainer.logger", "false")
     Path("config.yaml").write_text("model:\n  env: Acrobot-v1\n")
@@ -184,6 +196,7 @@ def test_a_run_without_logs_takes_no_other_configuration_for_its_own(config, cap
     assert Path("config.yaml").read_text() == "model:\n  env: Acrobot-v1\n"
 
 
+@pytest.mark.slow
 def test_it_is_said_which_run_is_the_newest_and_how_old_it_is(config, capsys):
     fit("--config", config, "--trainer.max_epochs", 1)
     os.utime(LAST, (0, time.time() - 7300))

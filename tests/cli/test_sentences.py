@@ -34,6 +34,7 @@ def test_a_wrong_command_is_answered_by_one_sentence(case, trained, monkeypatch)
     assert case.with_run or not Path("lightning_logs").exists(), "nothing was begun"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", ["1e2", "1E2", "1e+2"])
 def test_a_whole_number_may_be_written_with_an_exponent(number):
     write_files()
@@ -54,6 +55,7 @@ def test_a_number_of_another_kind_stays_what_it_was():
     assert repr(settings) == "{'a': 100.0, 'b': 0.01, 'c': 0.5, 'd': '1e3', 'e': 1000}"
 
 
+@pytest.mark.slow
 def test_a_drawn_seed_is_said_kept_and_another_each_time(capsys):
     write_files()
     seeds = []

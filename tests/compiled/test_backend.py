@@ -227,6 +227,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CHANGES)
 def test_a_change_that_machine_code_does_not_see_makes_a_run_eager(kind, caplog):
     compiled, ways, _ = train(change=CHANGES[kind], compile_update=True)
@@ -236,6 +237,7 @@ def test_a_change_that_machine_code_does_not_see_makes_a_run_eager(kind, caplog)
     torch.testing.assert_close(compiled.state_dict(), eager.state_dict(), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -253,6 +255,7 @@ def test_tensors_may_change_in_a_compiled_run(change):
     assert not same_bits(compiled.state_dict(), train(compile_update=True)[0].state_dict())
 
 
+@pytest.mark.slow
 def test_parameters_of_another_form_make_a_run_eager(caplog):
     def change(model):
         weight = model.network.actor[-1].weight
@@ -262,6 +265,7 @@ def test_parameters_of_another_form_make_a_run_eager(caplog):
     assert "network.actor.2.weight has another shape or type" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("attribute", "change"),
     [
@@ -283,6 +287,7 @@ def test_a_change_of_a_class_makes_a_run_eager(attribute, change, caplog):
     assert "Changed.class_attribute" in caplog.text
 
 
+@pytest.mark.slow
 def test_random_numbers_of_python_are_not_compiled_and_trying_draws_none():
     def draw(network, outputs):
         return outputs * (1 + random.random() + float(np.random.rand()))
@@ -307,6 +312,7 @@ class Rescale(L.Callback):
         pl_module.network.scale = 30.0 if pl_module.iteration >= 3 else 1.0
 
 
+@pytest.mark.slow
 def test_a_run_that_became_eager_is_resumed_exactly(tmp_path):
     def callbacks():
         return [Rescale(), RunCheckpoint(last_every_n_iterations=1)]
@@ -321,6 +327,7 @@ def test_a_run_that_became_eager_is_resumed_exactly(tmp_path):
         assert test_resume.differences(tmp_path / "whole", root) == {}
 
 
+@pytest.mark.slow
 def test_another_optimizer_is_followed():
     def change(model):
         model.trainer.optimizers = [torch.optim.SGD(model.network.parameters(), lr=0.0)]
@@ -342,6 +349,7 @@ def test_a_network_left_in_evaluation_mode_is_trained_in_training_mode():
     assert not model.network.training
 
 
+@pytest.mark.slow
 def test_an_optimizer_of_a_part_clips_by_its_own_gradients():
     class ActorAlone(PPO):
         def configure_optimizers(self):
@@ -381,6 +389,7 @@ def test_an_audit_finds_what_nobody_noticed(mode, what):
         train(change=scale_globally(mode), compile_update=True)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_every_audit")
 def test_an_audit_finds_wrong_actions(monkeypatch):
     def sample(self, outputs, noise):
@@ -396,11 +405,13 @@ def test_an_audit_finds_wrong_actions(monkeypatch):
         train(Plain, change=scale_globally("evaluation"), compile_update=True)
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_a_reason_for_an_audit():
     with pytest.raises(RunFailure, match="wrong in iteration 4"):
         train(change=scale_globally("training"), compile_update=True, eval_freq=16, eval_episodes=1, max_epochs=8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -453,6 +464,7 @@ def test_rounding_is_no_fault(actual, expected, nearby, fault):
     assert excess_difference(actual, expected, lambda: nearby) == fault
 
 
+@pytest.mark.slow
 def test_acting_is_audited_while_parameters_are_frozen(monkeypatch):
     monkeypatch.setattr("pl_rl.compiled.backend.ITERATIONS_BETWEEN_AUDITS", 1)
     monkeypatch.setitem(GLOBAL, "evaluation", 1.0)

@@ -177,6 +177,7 @@ def deep(x):
     return (x,)
 
 
+@pytest.mark.slow
 def test_a_function_too_deep_to_be_written_is_refused():
     with pytest.raises(CompilationError, match="RecursionError"):
         compile_function(deep, [torch.ones(3)])
@@ -195,6 +196,7 @@ def test_indices_that_lie_outside_are_a_failure_and_nothing_is_read_or_written_t
             compiled(x, *indices)
 
 
+@pytest.mark.slow
 def test_a_compiler_that_is_killed_ends_a_run_that_asked_for_it(fake_compiler):
     fake_compiler("kill -KILL $$")
     with pytest.raises(RunFailure, match=r"compile_update=true: the compiler was killed by SIGKILL.*again"):

@@ -406,6 +406,7 @@ def quick_compiler():
     compiler.FLAGS = flags
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=list(HealthCheck))
 @given(functions())
 def test_a_random_function_is_what_torch_computes(function):

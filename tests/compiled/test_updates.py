@@ -54,6 +54,7 @@ def test_compiled_updates_do_what_eager_ones_do(kind, settings):
     assert not torch.equal(networks[0].actor[0].weight, make_network(kind).actor[0].weight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(2, 36, 36), (36, 40, 3), (4, 84, 84)], ids=str)
 def test_compiled_updates_from_pixels_do_what_eager_ones_do(shape):
     networks = [make_pixel_network(shape) for _ in range(2)]
@@ -123,6 +124,7 @@ def test_frozen_parameters_stay_and_have_no_state():
     assert set(updates.optimizer.state) == set(trained)
 
 
+@pytest.mark.slow
 def test_an_optimizer_that_has_made_steps_is_taken_over():
     networks = [make_network() for _ in range(2)]
     minibatch = make_minibatch(networks[0])
@@ -134,6 +136,7 @@ def test_an_optimizer_that_has_made_steps_is_taken_over():
     assert_same(staying, compiled)
 
 
+@pytest.mark.slow
 def test_chunks_and_threads(monkeypatch):
     results = {}
     for chunk_size, processors in [(4096, 1), (512, 1), (512, 2), (512, 3)]:
@@ -149,6 +152,7 @@ def test_chunks_and_threads(monkeypatch):
     assert not torch.equal(results[512, 1], results[4096, 1]), "or it was not done in chunks"
 
 
+@pytest.mark.slow
 def test_threads_share_small_minibatches_of_expensive_samples(monkeypatch):
     monkeypatch.setattr("pl_rl.compiled.flops.LEAST_CHUNK_SIZE", 8)
     monkeypatch.setattr("pl_rl.compiled.flops.CHUNK_FLOPS", 2**20)

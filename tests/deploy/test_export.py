@@ -101,6 +101,7 @@ def test_weights_alone_do_not_need_the_network_class():
     assert loaded(Path("weights")).keys() == {"network.slope", "network.offset", "network.outputs"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [*POLICIES.values(), *NORMALIZED.values()], ids=[*POLICIES, *NORMALIZED])
 def test_the_graph_computes_what_torch_does(settings):
     path = checkpoint(**settings)
@@ -117,6 +118,7 @@ def test_the_graph_computes_what_torch_does(settings):
             np.testing.assert_allclose(theirs, ours, rtol=0, atol=tolerance)
 
 
+@pytest.mark.slow
 def test_a_graph_tells_its_origin_and_nothing_of_the_machine():
     path = checkpoint()
     export(path, "onnx", Path("policy.onnx"))
@@ -134,6 +136,7 @@ class Branching(LinearValue):
         return super().value(obs) if obs.sum() > 0 else super().value(-obs)
 
 
+@pytest.mark.slow
 def test_a_network_that_is_no_graph_is_refused():
     path = checkpoint(network=Branching)
     with pytest.raises(RunFailure, match=r"Branching cannot be turned into an ONNX graph: [^\n]+$") as failed:

@@ -70,6 +70,7 @@ def test_a_run_has_the_same_bits_with_any_number_of_processes(tmp_path, settings
     assert not run_of(tmp_path / "several", version=1).exists()
 
 
+@pytest.mark.slow
 def test_exchanged_gradients_and_rollouts_give_the_same_bits(tmp_path, monkeypatch):
     for pays in (False, True):
         monkeypatch.setattr("pl_rl.compiled.learner.pooling_pays", lambda *_, pays=pays: pays)
@@ -77,6 +78,7 @@ def test_exchanged_gradients_and_rollouts_give_the_same_bits(tmp_path, monkeypat
     assert differences(tmp_path / "False", tmp_path / "True") == {}
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path, capfd):
     train_in(1, tmp_path / "whole", 6, **BOTH_NORMS)
     train_in(1, tmp_path / "parts", 2, **BOTH_NORMS)
@@ -146,6 +148,7 @@ class SignalTo(L.Callback):
             os.kill(os.getpid(), self.signum)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rank", "seconds", "iteration"),
     [(0, 60, 3), (1, 60, 3), (None, 60, 3), (None, 0, 2), (1, 0, 3)],
@@ -161,6 +164,7 @@ def test_a_signal_to_any_process_ends_all(tmp_path, rank, seconds, iteration, ca
     assert differences(tmp_path / "whole", tmp_path / "parts") == {}
 
 
+@pytest.mark.slow
 def test_what_a_signal_to_the_first_process_ends_in_the_middle_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr("pl_rl.callbacks.stop_on_signal.LONG_SECONDS", 0)
     callbacks = [RunCheckpoint(last_every_n_iterations=100), SignalTo(0, signal.SIGTERM)]
@@ -170,6 +174,7 @@ def test_what_a_signal_to_the_first_process_ends_in_the_middle_goes_on(tmp_path,
     assert differences(tmp_path / "whole", tmp_path / "parts") == {}
 
 
+@pytest.mark.slow
 def test_a_time_limit_ends_all_together(tmp_path, monkeypatch):
     monkeypatch.setattr("pl_rl.callbacks.stop_on_signal.LONG_SECONDS", 0)
     until_limit = [RunCheckpoint(last_every_n_iterations=100), Timer({"seconds": 2})]
@@ -191,6 +196,7 @@ class FillDiskIn(L.Callback):
             patch("pl_rl.checkpoints.saving._write", side_effect=full).start()
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_all_with_the_checkpoint_before(tmp_path):
     callbacks = [RunCheckpoint(last_every_n_iterations=2), FillDiskIn()]
     failed, said = train_in(2, tmp_path, 6, callbacks=callbacks)
@@ -207,6 +213,7 @@ class FailIn(L.Callback):
             raise ValueError("of a user's callback")
 
 
+@pytest.mark.slow
 def test_an_exception_in_one_process_is_a_sentence_in_the_others(tmp_path):
     callbacks = [RunCheckpoint(last_every_n_iterations=1), FailIn()]
     said, failed = train_in(2, tmp_path, 6, callbacks=callbacks)
@@ -224,6 +231,7 @@ class ChangeWeightsIn(L.Callback):
                 next(pl_module.network.parameters()).view(-1)[0].view(torch.int32).bitwise_xor_(1)
 
 
+@pytest.mark.slow
 def test_other_weights_in_one_process_end_the_run(tmp_path):
     callbacks = [RunCheckpoint(last_every_n_iterations=1), ChangeWeightsIn()]
     for said in train_in(2, tmp_path, 6, callbacks=callbacks):
@@ -256,6 +264,7 @@ class OlderProcessorIn(L.Callback):
             patch("torch.backends.cpu.get_cpu_capability", return_value="DEFAULT").start()
 
 
+@pytest.mark.slow
 def test_processors_of_two_kinds_are_told_at_the_start(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr("pl_rl.checkpoints.training_state.rank_zero_info", rank_zero_only(print))
     assert train_in(2, tmp_path, 1, callbacks=[RunCheckpoint(), OlderProcessorIn()]) == [None] * 2

@@ -88,6 +88,7 @@ def test_moments_go_there_and_back():
 ENVS = [EnvConfig("CartPole-v1"), EnvConfig("Pendulum-v1"), EnvConfig("PlRlTest/NoisyWalk-v0")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("env", ENVS, ids=lambda env: env.id)
 def test_what_a_shard_collects_depends_on_no_other(env):
     single = gym.make(env.id)

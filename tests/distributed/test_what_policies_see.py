@@ -24,6 +24,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pools", [False, True], ids=["gradients", "rollouts"])
 @pytest.mark.parametrize("settings", KINDS.values(), ids=KINDS)
 def test_a_run_goes_on_in_two_processes_with_the_same_bits(tmp_path, settings, pools, monkeypatch):

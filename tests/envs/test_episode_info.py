@@ -118,6 +118,7 @@ def train(root, until, ckpt_path=None, **env):
     return root / "lightning_logs/version_0/checkpoints/last.ckpt"
 
 
+@pytest.mark.slow
 def test_the_window_goes_on_in_a_resume(tmp_path, capsys):
     whole = read_checkpoint(train(tmp_path / "whole", 6, info_keys=["ones"]))
     train(tmp_path / "part", 3, info_keys=["ones"])

@@ -36,6 +36,7 @@ def restores(config, steps, further=60, num_envs=2):
     return as_expected, [replay["anchors"] for replay in saved["state"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vectorization", ["sync", "async"])
 @pytest.mark.parametrize("env_id", ["HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Humanoid-v5"])
 def test_mujoco(env_id, vectorization):
@@ -43,6 +44,7 @@ def test_mujoco(env_id, vectorization):
         assert restores(EnvConfig(env_id, vectorization, {"max_episode_steps": 100}), steps)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vectorization", ["sync", "async"])
 @pytest.mark.parametrize("name", ["lunarlander", "minigrid"])
 def test_a_shipped_config(name, vectorization):
@@ -50,6 +52,7 @@ def test_a_shipped_config(name, vectorization):
         assert restores(shipped(name, vectorization), steps)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vectorization", ["sync", "async"])
 def test_bipedalwalker_over_several_anchors(vectorization):
     for steps in (100, 500, 1200):
@@ -58,11 +61,13 @@ def test_bipedalwalker_over_several_anchors(vectorization):
     assert min(anchors) >= 2
 
 
+@pytest.mark.slow
 def test_bipedalwalker_is_not_exact_without_a_new_object(monkeypatch):
     monkeypatch.setattr(wrapper_state, "REMADE_AT_ANCHORS", set())
     assert not restores(shipped("bipedalwalker", "sync"), 1200, num_envs=4)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vectorization", ["sync", "async", "native"])
 def test_atari_over_anchors_lives_and_games(vectorization):
     for steps in (40, 600):
@@ -71,6 +76,7 @@ def test_atari_over_anchors_lives_and_games(vectorization):
     assert min(anchors) >= 1
 
 
+@pytest.mark.slow
 def test_a_life_ends_an_episode_and_the_game_goes_on():
     env, game = make_env(shipped("breakout", "sync"), training=True), make_env(shipped("breakout", "sync"))
     env.reset(seed=3), game.reset(seed=3)
@@ -99,6 +105,7 @@ def test_episodes_of_one_life_and_clipped_rewards_are_for_training_alone():
         assert ("EpisodicLife" in wrappers, "ClipReward" in wrappers) == (training, training)
 
 
+@pytest.mark.slow
 def test_a_game_is_not_cut_for_an_anchor():
     env = ReplayEnv(lambda: make_env(shipped("breakout", "sync"), training=True))
     env.reset(seed=3)

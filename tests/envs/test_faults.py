@@ -124,6 +124,7 @@ def test_an_episode_without_an_end_is_told_once(monkeypatch, caplog):
     assert told[0].startswith(sentence) and told[0].endswith("max_episode_steps\": N}'.")
 
 
+@pytest.mark.slow
 def test_the_command_line_says_it_in_its_last_line_after_the_traceback(capsys):
     run = [
         *("--model.env.id", "tests.faulty_environments:PlRlTest/Faulty-v0", "--model.env.vectorization", "async"),
@@ -220,6 +221,7 @@ def test_a_worker_that_is_killed_from_outside_is_named():
     assert no_child_is_left()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", ["idle", "stuck"])
 def test_no_worker_outlives_a_parent_that_was_killed(state):
     code = (

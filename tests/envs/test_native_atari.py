@@ -42,6 +42,7 @@ def of_ale(seed):
 SEEDS = [seed for seed in range(20) if of_ale(seed) < 2**31]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("env_id", "steps", "settings"),
     [
@@ -82,6 +83,7 @@ def test_the_game_is_that_of_the_wrappers(env_id, steps, settings):
     assert ended >= steps // 1000
 
 
+@pytest.mark.slow
 def test_a_game_begins_with_idle_frames():
     still = {"repeat_action_probability": 0.0}
     game = atari_game_fn(atari("ALE/Freeway-v5", {"noop_max": 4}, **still), training=False)()
@@ -107,6 +109,7 @@ def test_a_limit_of_frames_truncates():
     env.close()
 
 
+@pytest.mark.slow
 def test_a_reset_with_a_seed_begins_afresh_whatever_was_before():
     game = atari_game_fn(shipped("breakout", "native"), training=True)()
     rng = np.random.default_rng(0)
@@ -176,6 +179,7 @@ def threads():
     return len(list(TASKS.iterdir()))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not TASKS.is_dir(), reason="threads are counted by Linux")
 def test_no_thread_is_left():
     before = threads()
@@ -197,6 +201,7 @@ def test_an_action_that_there_is_not_is_refused():
     game.step(5)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_replayed_is_said_and_not_waited_for():
     env = make_vector_env(shipped("pong", "native"), 2)
     env.reset(seed=0)
@@ -212,6 +217,7 @@ def test_what_cannot_be_replayed_is_said_and_not_waited_for():
     env.close()
 
 
+@pytest.mark.slow
 def test_a_run_says_which_it_takes(caplog):
     small = {"num_envs": 2, "num_steps": 4, "minibatch_size": 8, "total_env_steps": 8}
     with caplog.at_level("INFO"):

@@ -76,6 +76,7 @@ def assert_restored_after(steps, config):
     other.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", ENVIRONMENTS, ids=str)
 def test_restored_environments_go_on_observation_for_observation(config):
     # 1,250 steps pass several anchors and, everywhere, several ends of episodes.
@@ -103,6 +104,7 @@ def test_what_is_saved_is_plain_data(tmp_path):
         env.close()
 
 
+@pytest.mark.slow
 def test_anchors_keep_a_replay_short():
     env = ReplayEnv(lambda: gym.make("PlRlTest/NoisyWalk-v0"))
     env.reset(seed=3)

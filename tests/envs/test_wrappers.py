@@ -93,6 +93,7 @@ def test_native_vectorization_does_not_go_with_wrappers():
         make_vector_env(EnvConfig("CartPole-v1", "native", wrappers=[LIMIT]), 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vectorization", ["sync", "async"])
 def test_the_state_of_wrappers_comes_back(vectorization):
     """Also over anchors: statistics of a wrapper are those of all episodes since the run began."""

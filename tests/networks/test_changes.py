@@ -96,6 +96,7 @@ def test_defaults_that_are_named_and_unknown_arguments_are_no_change(network, la
     assert again.iteration == 3
 
 
+@pytest.mark.slow
 def test_the_command_line_refuses_it_in_one_sentence(last, tmp_path, capsys):
     last = shutil.copytree(last.parent.parent, tmp_path / "lightning_logs/version_0") / "checkpoints/last.ckpt"
     for verb in ("fit", "validate", "test", "predict"):

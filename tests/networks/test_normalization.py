@@ -228,6 +228,7 @@ def test_each_reward_is_scaled_by_the_statistics_up_to_it_and_episodes_keep_thei
     assert collector.episodes.mean_return() == 6.0
 
 
+@pytest.mark.slow
 def test_evaluating_changes_no_statistics():
     evaluated, not_evaluated = (small_ppo(env="Pendulum-v1", **BOTH, eval_freq=n, eval_episodes=2) for n in (4, 0))
     fit(evaluated)
@@ -318,6 +319,7 @@ def test_the_settings_cannot_change_when_a_run_is_continued(tmp_path, setting, v
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_a_checkpoint_from_before_these_settings_goes_on_as_it_did(tmp_path, capsys):
     for root in (tmp_path / "whole", tmp_path / "parts"):
         train(root, 2)
@@ -333,6 +335,7 @@ def test_a_checkpoint_from_before_these_settings_goes_on_as_it_did(tmp_path, cap
     assert differences(tmp_path / "whole", tmp_path / "parts") == {}
 
 
+@pytest.mark.slow
 def test_a_loaded_model_acts_as_the_trained_one_did(tmp_path):
     model, _ = train(tmp_path, 4, env="Pendulum-v1", **BOTH)
     loaded = pl_rl.PPO.load_from_checkpoint(last_of(tmp_path))

@@ -51,6 +51,7 @@ def test_advantages_are_those_of_values_in_units_of_the_rewards():
     torch.testing.assert_close(ours.returns, theirs.returns, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_the_value_function_learns_returns_of_any_size():
     """Pendulum's returns are some hundreds below zero."""
     explained = {}

@@ -89,11 +89,13 @@ def test_the_same_command_begins_continues_and_is_finished(capsys, monkeypatch, 
     assert [name for name, text in compare_runs(tmp_path / "whole" / RUN, RUN).items() if text] == []
 
 
+@pytest.mark.slow
 def test_another_command_is_another_run():
     assert [go(), go("--seed_everything", "1"), go("--seed_everything", "1")] == [0, 0, 0]
     assert runs() == ["version_0", "version_1"]
 
 
+@pytest.mark.slow
 def test_a_changed_configuration_is_listed_as_in_any_resume(capsys):
     go()
     change(total_env_steps=640, clip_coef=0.1)
@@ -104,6 +106,7 @@ def test_a_changed_configuration_is_listed_as_in_any_resume(capsys):
     assert counters_in(LAST)["env_steps"] == 640
 
 
+@pytest.mark.slow
 def test_a_run_that_was_begun_without_it_is_continued_too():
     go(auto=False)
     change(total_env_steps=640)
@@ -111,6 +114,7 @@ def test_a_run_that_was_begun_without_it_is_continued_too():
     assert runs() == ["version_0"] and counters_in(LAST)["env_steps"] == 640
 
 
+@pytest.mark.slow
 def test_a_run_that_died_before_its_first_checkpoint_is_said(capsys):
     go()
     for path in LAST.parent.iterdir():
@@ -124,6 +128,7 @@ def die(*args, **kwargs):
     raise SystemExit(137)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "moment", ["callbacks.run_checkpoint.RunCheckpoint.on_train_start", "checkpoints.saving.load_sound"]
 )
@@ -139,6 +144,7 @@ def test_runs_that_die_before_their_first_checkpoint_leave_nothing_behind(moment
     assert "version_0 ended before its first checkpoint, so it begins again" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["notes.txt", "checkpoints/notes.txt", "metrics.csv", "linked.yaml"])
 def test_a_run_with_anything_else_in_it_is_left_behind(name, monkeypatch):
     with monkeypatch.context() as patch:
@@ -164,6 +170,7 @@ def test_a_run_without_a_sound_checkpoint_is_never_begun_again(capsys):
     assert runs() == ["version_0"]
 
 
+@pytest.mark.slow
 def test_a_branch_is_begun_once_and_then_continued():
     go(auto=False)
     change(total_env_steps=640)
@@ -196,6 +203,7 @@ def test_a_script_can_do_it_too(tmp_path, script):
     assert run_of(tmp_path, version=1).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("queued_again", [False, True])
 def test_each_run_of_a_scripts_loop_goes_on_where_it_was(tmp_path, script, monkeypatch, capsys, queued_again):
     script("train.py")
@@ -234,6 +242,7 @@ def holder():
         process.kill()
 
 
+@pytest.mark.slow
 def test_a_second_process_is_refused_and_told_of_the_first(holder, capsys):
     with pytest.raises(pl_rl.UsageError, match=rf"version_0' is in use by process {holder.pid} on .*, since 20.*wait"):
         locked(RUN).__enter__()
@@ -245,6 +254,7 @@ def test_a_second_process_is_refused_and_told_of_the_first(holder, capsys):
     assert not (RUN / ".lock").exists()
 
 
+@pytest.mark.slow
 def test_no_file_of_a_run_in_use_is_touched(capsys, request):
     go(auto=False)
     holder = request.getfixturevalue("holder")
@@ -256,6 +266,7 @@ def test_no_file_of_a_run_in_use_is_touched(capsys, request):
     assert before == stamps()
 
 
+@pytest.mark.slow
 def test_a_file_system_without_locks_is_served_by_the_file_alone(holder, monkeypatch):
     def no_locks(*args):
         raise OSError(37, "No locks available")
@@ -311,6 +322,7 @@ def test_a_run_directory_that_is_deleted_while_the_run_writes_to_it_is_one_sente
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_a_plain_trainer_takes_no_lock(holder):
     fit(small_ppo())
 

@@ -81,6 +81,7 @@ def test_nothing_is_written_and_the_reason_is_said(begun, resumed, words, capsys
     assert "│" not in out and "Continued" not in out
 
 
+@pytest.mark.slow
 def test_a_time_limit_that_leaves_no_time_asks_for_the_command_again(capsys):
     begin({"max_epochs": 2})
     before = listing()
@@ -164,6 +165,7 @@ def test_the_same_objects_can_train_afterwards(tmp_path):
     assert again.iteration == 10 and counters_in(tmp_path / LAST)["iteration"] == 10
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Checkpoint directory")
 def test_where_a_script_goes_on_writing_is_not_the_files_to_say(tmp_path):
     def keeper():
@@ -223,6 +225,7 @@ def accounts(capsys):
     return [line.strip() for line in capsys.readouterr().out.splitlines() if "changed:" in line]
 
 
+@pytest.mark.slow
 def test_a_larger_patience_takes_effect_is_listed_and_lets_the_run_go_on(tmp_path, capsys):
     """By a configuration file, as in the field."""
     begin({"callbacks": [EARLY]})

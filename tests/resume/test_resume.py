@@ -79,6 +79,7 @@ def warm_up(progress):
     return min(1.0, 2 * progress)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -138,6 +139,7 @@ def test_a_run_can_be_stopped_at_any_iteration(tmp_path, stop):
     assert differences(tmp_path / "whole", tmp_path / "parts") == {}
 
 
+@pytest.mark.slow
 def test_replays_stay_exact_across_new_anchors(tmp_path, monkeypatch):
     monkeypatch.setattr("pl_rl.envs.replay.FIRST_ANCHOR_STEPS", 5)
     train(tmp_path / "whole", 12, env="PlRlTest/NoisyWalk-v0")
@@ -146,6 +148,7 @@ def test_replays_stay_exact_across_new_anchors(tmp_path, monkeypatch):
     assert differences(tmp_path / "whole", tmp_path / "parts") == {}
 
 
+@pytest.mark.slow
 def test_a_run_can_be_moved_to_another_folder(tmp_path):
     train(tmp_path / "whole", 8)
     train(tmp_path / "before", 4)
@@ -154,6 +157,7 @@ def test_a_run_can_be_moved_to_another_folder(tmp_path):
     assert differences(tmp_path / "whole", tmp_path / "after") == {}
 
 
+@pytest.mark.slow
 def test_a_plain_lightning_trainer_continues_exactly_too(tmp_path):
     whole, _ = train(tmp_path / "whole", 6)
     train(tmp_path / "parts", 3)
@@ -182,6 +186,7 @@ def lose_iterations(root, until, checkpoint_at):
     shutil.move(kept, last_of(root))
 
 
+@pytest.mark.slow
 def test_points_of_the_run_that_died_are_gone_on_both_axes(tmp_path):
     train(tmp_path / "whole", 9)
     lose_iterations(tmp_path / "parts", until=7, checkpoint_at=4)
@@ -193,6 +198,7 @@ def test_points_of_the_run_that_died_are_gone_on_both_axes(tmp_path):
     assert differences(tmp_path / "whole", tmp_path / "parts") == {}
 
 
+@pytest.mark.slow
 def test_what_is_cut_off_is_kept_where_no_reader_finds_it(tmp_path):
     lose_iterations(tmp_path, until=7, checkpoint_at=4)
     train(tmp_path, 8, last_of(tmp_path))
@@ -200,6 +206,7 @@ def test_what_is_cut_off_is_kept_where_no_reader_finds_it(tmp_path):
     assert kept and all("tfevents" not in path.name and path.stat().st_size > 0 for path in kept)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("both", [False, True])
 def test_csv_logs_survive(tmp_path, both):
     def go_on(root, until, ckpt_path=None):
@@ -288,6 +295,7 @@ def test_a_run_that_reached_its_stop_value_stays_stopped_until_it_is_raised(tmp_
     assert (same.iteration, raised.iteration) == (2, 5)
 
 
+@pytest.mark.slow
 def test_an_extended_run_is_the_longer_run_where_nothing_anneals(tmp_path):
     train(tmp_path / "whole", -1, total_env_steps=64 * 8)
     train(tmp_path / "parts", -1, total_env_steps=64 * 5)
@@ -307,6 +315,7 @@ def test_annealing_follows_the_new_horizon_of_an_extended_run(tmp_path, capsys):
     assert "annealing goes on towards 512 env steps" in out
 
 
+@pytest.mark.slow
 def test_a_branch_is_a_run_of_its_own_from_the_same_state(tmp_path, capsys):
     train(tmp_path, 4)
     parent = torch.load(last_of(tmp_path), weights_only=True)
@@ -322,6 +331,7 @@ def test_a_branch_is_a_run_of_its_own_from_the_same_state(tmp_path, capsys):
     assert not all(torch.equal(a, b) for a, b in same_stream)
 
 
+@pytest.mark.slow
 def test_branches_with_other_seeds_are_other_runs_and_a_branch_resumes_exactly(tmp_path):
     for root in ("one", "two"):
         train(tmp_path / root, 4)
@@ -465,6 +475,7 @@ def test_the_state_is_added_by_a_callback_that_comes_with_the_model(tmp_path):
     assert read_scalars(run_of(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_makes_its_updates_as_before(tmp_path, capsys, monkeypatch):
     """Though a rule would now decide otherwise, as the run got longer or shorter."""
     eager = RUN["compile_update"] is False

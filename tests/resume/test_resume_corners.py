@@ -27,6 +27,7 @@ def scalars(root, version=0):
     return {tag: values for tag, values in points.items() if not tag.startswith("time/")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["iteration_4", "best"])
 def test_a_run_goes_on_from_an_earlier_checkpoint_even_if_it_dies_at_once(tmp_path, name):
     class Death(L.Callback):
@@ -67,6 +68,7 @@ def test_points_that_are_missing_in_the_log_are_said(tmp_path, capsys):
     assert account(capsys)[-1] == "not exact: log: points before the checkpoint are not in version_0 any more"
 
 
+@pytest.mark.slow
 def test_a_checkpoint_copied_beside_other_logs_leaves_them_alone(tmp_path):
     train(tmp_path / "one", 5)
     train(tmp_path / "two", 5)
@@ -78,6 +80,7 @@ def test_a_checkpoint_copied_beside_other_logs_leaves_them_alone(tmp_path):
     assert Path(trainer.log_dir) == run_of(tmp_path / "two", version=1)
 
 
+@pytest.mark.slow
 def test_a_logger_with_a_folder_of_its_own_within_the_run_goes_on_there(tmp_path):
     def go_on(root, until, ckpt_path=None):
         L.seed_everything(0, verbose=False)
@@ -152,6 +155,7 @@ def test_lightnings_model_checkpoint_finds_its_files_in_a_moved_run(tmp_path):
     assert after.checkpoint_callback.best_model_score == before.checkpoint_callback.best_model_score
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty", "ignore:.*every_n_train_steps")
 def test_an_evaluation_that_was_due_after_the_checkpoint_is_made_up_for(tmp_path):
     def callbacks():
@@ -185,6 +189,7 @@ def test_a_model_can_be_trained_twice(tmp_path):
     assert [step for step, _ in scalars(tmp_path / "two")["evaluator_iter/return_mean"]] == [0, 8, 16]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["64-true", "bf16-mixed"])
 def test_other_precisions_are_continued_exactly_and_evaluated_alike(tmp_path, precision):
     def go_on(root, until, ckpt_path=None):
@@ -215,6 +220,7 @@ def test_the_window_of_recent_episodes_outlives_another_number_of_environments(t
     assert before["recent"] == after["recent"]
 
 
+@pytest.mark.slow
 def test_numbers_that_others_draw_from_the_global_generators_go_on(tmp_path):
     class Dice(L.Callback):
         def on_train_epoch_start(self, trainer, pl_module):
@@ -231,6 +237,7 @@ def test_numbers_that_others_draw_from_the_global_generators_go_on(tmp_path):
     assert differences(tmp_path / "whole", tmp_path / "parts") == {}
 
 
+@pytest.mark.slow
 def test_another_seed_is_said_to_change_nothing(tmp_path, capsys):
     train(tmp_path / "whole", 6)
     train(tmp_path / "parts", 3)
@@ -326,6 +333,7 @@ def test_an_interruption_leaves_trainer_and_process_as_they_were(tmp_path):
     assert trainer.validate(model, verbose=False)[0]["evaluator/length_mean"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("back", [0.5, 3600, 10**8])
 def test_a_clock_that_was_set_back_leaves_the_log_in_order(tmp_path, monkeypatch, back):
     train(tmp_path / "whole", 6)

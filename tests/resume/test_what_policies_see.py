@@ -45,6 +45,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", KINDS.values(), ids=KINDS)
 def test_a_run_that_is_stopped_several_times_is_the_same_run(tmp_path, settings, capsys):
     train(tmp_path / "whole", 4, **settings)
@@ -100,6 +101,7 @@ def test_a_policy_that_acts_needs_no_entries_of_the_critic(tmp_path):
         policy.act(whole)
 
 
+@pytest.mark.slow
 def test_a_policy_with_a_dictionary_is_exported(tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     settings = {"env": pl_rl.EnvConfig(MASKED, kwargs={"sizes": (2, 3)}, action_mask="info.action_mask")}

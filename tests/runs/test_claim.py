@@ -143,6 +143,7 @@ def test_a_version_that_the_user_has_chosen_and_prepared_is_taken():
     assert train(CSVLogger("elsewhere", "", "mine")) == Path("elsewhere/mine").absolute()
 
 
+@pytest.mark.slow
 @with_loggers("none", "with files in one folder", "without files first")
 def test_a_resume_is_in_the_runs_directory_whatever_the_loggers_are(logger, capsys):
     run = train(logger(), until=2)
@@ -203,6 +204,7 @@ def test_each_of_many_that_start_in_one_moment_has_its_own(tmp_path):
 # --- found again -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_newest_run_is_found_wherever_it_is():
     first = train(True)
     second = train(CSVLogger("elsewhere"))

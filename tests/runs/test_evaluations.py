@@ -16,6 +16,7 @@ def record(run, axis="train_iter"):
     return [(row["segment"], row[axis], row["return_mean"]) for row in read_evaluations(run)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("logger", [True, False])
 def test_it_holds_each_evaluation_once_however_often_the_run_was_resumed(logger):
     whole = record(train(logger, until=6))
@@ -49,6 +50,7 @@ def test_a_line_that_was_being_written_is_left_out():
     assert len(record(run)) == len(rows) + 1
 
 
+@pytest.mark.slow
 def test_plot_draws_it_where_there_is_no_tensorboard():
     run = train(MemoryLogger(), until=4)
     train(MemoryLogger(), until=6, ckpt_path=run / "checkpoints" / "last.ckpt")

@@ -24,12 +24,14 @@ def cut(path):
     path.write_bytes(path.read_bytes()[:-1000])
 
 
+@pytest.mark.slow
 def test_a_sound_last_checkpoint_is_taken_without_a_word(tmp_path, folder, capsys):
     capsys.readouterr()
     assert find_checkpoint("last", tmp_path / "lightning_logs") == folder / "last.ckpt"
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_the_last_but_one_takes_the_place_of_a_broken_one_and_the_run_is_the_same(tmp_path, folder, capsys):
     cut(folder / "last.ckpt")
     capsys.readouterr()
@@ -39,6 +41,7 @@ def test_the_last_but_one_takes_the_place_of_a_broken_one_and_the_run_is_the_sam
     assert differences(tmp_path / "whole", tmp_path) == {}
 
 
+@pytest.mark.slow
 def test_the_furthest_of_the_others_is_taken(tmp_path, folder, capsys):
     (folder / "last.ckpt").write_text("not a checkpoint")
     for name in ("previous.ckpt", "best.ckpt"):
@@ -51,6 +54,7 @@ def test_the_furthest_of_the_others_is_taken(tmp_path, folder, capsys):
     assert "last.ckpt: it is not what torch.save writes" in out and "last.ckpt: it is not there" in out
 
 
+@pytest.mark.slow
 def test_nothing_is_begun_from_scratch_where_nothing_is_sound(tmp_path, folder, capsys):
     for path in folder.glob("*.ckpt"):
         cut(path)
@@ -59,12 +63,14 @@ def test_nothing_is_begun_from_scratch_where_nothing_is_sound(tmp_path, folder, 
     assert not run_of(tmp_path, version=1).exists()
 
 
+@pytest.mark.slow
 def test_a_broken_checkpoint_that_is_named_is_refused(tmp_path, folder):
     cut(folder / "last.ckpt")
     with pytest.raises(pl_rl.UsageError, match=r"damaged one: it is cut short; use another one \(--ckpt_path last"):
         train(tmp_path, 10, last_of(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_resume_from_a_broken_last_checkpoint_keeps_it_aside(tmp_path, folder, capsys):
     cut(folder / "last.ckpt")
     broken = (folder / "last.ckpt").read_bytes()

@@ -462,6 +462,7 @@ def test_damage_in_a_csv_file_is_found_and_said_and_the_next_resume_works(run, d
     assert account(capsys)[-1] == "fidelity: exact"
 
 
+@pytest.mark.slow
 def test_columns_that_come_later_are_no_damage(tmp_path, capsys):
     """The first evaluation comes after checkpoints without its columns, and changes every row of the file."""
 

@@ -110,6 +110,7 @@ def test_nothing_that_a_strangers_run_names_is_used(theirs, name, monkeypatch):
     assert faults == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*doors.DOORS_OF_A_HUB_FOLDER, *doors.DOORS_OF_WEIGHTS])
 def test_nothing_that_a_strangers_policy_names_is_used(theirs, name):
     pytest.importorskip("huggingface_hub")
@@ -293,6 +294,7 @@ def test_a_setting_that_there_is_none_of_is_one_sentence(theirs, capsys):
 # Callbacks' states.
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:(Checkpoint directory|The dirpath has changed)")
 def test_no_callback_removes_a_file_that_is_not_its_own(tmp_path):
     fsspec = pytest.importorskip("fsspec")

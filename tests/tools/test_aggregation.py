@@ -82,6 +82,7 @@ def test_runs_that_do_not_tell_their_settings_stay_apart():
     assert [group.label for group in grouped(runs, {run: run.name for run in runs})] == ["version_0", "version_1"]
 
 
+@pytest.mark.slow
 def test_seeds_are_one_curve_and_each_where_that_is_asked_for():
     runs = [run_of(f"logs/version_{i}", [10.0 * i, 20.0, 30.0 + i]) for i in range(4)]
     together, each = plot_runs(runs, Path("one"))[0], plot_runs(runs, Path("each"), Drawing("runs"))[0]

@@ -33,6 +33,7 @@ def test_a_checkpoint_is_described_in_words():
     assert "threads 1" in rows["saved on"]
 
 
+@pytest.mark.slow
 def test_the_length_of_a_replay_is_told():
     assert "seeds and actions to replay, " in dict(describe_checkpoint(checkpoint("Acrobot-v1")))["environment state"]
 

@@ -44,12 +44,14 @@ def test_a_curve_holds_what_was_logged_on_its_axis():
         assert curve.high.tolist() == [20, 30, 50]
 
 
+@pytest.mark.slow
 def test_a_curve_of_many_points_is_whole():
     # TensorBoard's reader keeps a sample of 1,000 points unless told otherwise.
     (curve,) = read_segments(written_run("run", range(1500)), "evaluator_iter")
     assert len(curve.steps) == 1500
 
 
+@pytest.mark.slow
 def test_a_picture_is_drawn_for_each_axis():
     run = written_run("run", [10.0, 20.0, 40.0])
     files = plot_runs([run], Path("new/folder"))
@@ -64,6 +66,7 @@ def test_a_picture_is_drawn_for_each_axis():
         assert band > 10_000
 
 
+@pytest.mark.slow
 def test_each_run_has_its_own_colour():
     runs = [written_run("one", [10.0, 20.0, 40.0]), written_run("two", [90.0, 80.0, 70.0])]
     for file in plot_runs(runs, Path("both")):
@@ -72,12 +75,14 @@ def test_each_run_has_its_own_colour():
     assert ORANGE not in colours_in(plot_runs(runs[:1], Path("first"))[0])
 
 
+@pytest.mark.slow
 def test_runs_whose_folders_have_the_same_name_are_all_drawn():
     runs = [written_run("one/version_0", [10.0, 20.0, 40.0]), written_run("two/version_0", [90.0, 80.0, 70.0])]
     colours = colours_in(plot_runs(runs, Path("both"))[0])
     assert min(colours.get(BLUE, 0), colours.get(ORANGE, 0)) > 500
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_drawn_before_and_after_the_seam():
     run = written_run("run", [10.0, 20.0, 40.0])
     before = [file.name for file in plot_runs([run], Path("before"))]

@@ -1,16 +1,13 @@
 """``verify`` proves what holds, and finds what does not."""
 
 import math
-import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 import tests.uncertain_environments as uncertain
 from pl_rl.cli import main
-from pl_rl.tools import verification
 from pl_rl.tools.verification import first_difference
 
 SMALL_RUN = [
@@ -26,12 +23,6 @@ def verify(*args):
     except SystemExit as end:
         return end.code
     return 0
-
-
-@pytest.fixture
-def warm(warm_server, monkeypatch):
-    """Runs that are killed begin in processes in which everything has been imported."""
-    monkeypatch.setattr(verification, "subprocess", SimpleNamespace(Popen=warm_server.popen, PIPE=subprocess.PIPE))
 
 
 def test_differences_are_found_at_zero_tolerance():
@@ -128,6 +119,7 @@ def test_environments_that_cannot_be_restored_fail_the_proof_by_name(env, warm, 
     assert "environments" in captured.err and captured.err.startswith("error: killed after iterations")
 
 
+@pytest.mark.slow
 def test_a_run_that_fit_would_refuse_is_refused_in_its_words(capsys):
     assert verify("--config", "cartpole.yaml", "--model.minibatch_size", "100") == 2
     assert "num_envs*num_steps=256 is not divisible by minibatch_size=100" in capsys.readouterr().err
@@ -149,6 +141,7 @@ def test_a_run_whose_processes_are_killed_goes_on_with_others_bit_for_bit(capsys
     assert all(name in out for name in ("devices=2", "devices=4", "killed and", "the run went on bit for bit"))
 
 
+@pytest.mark.slow
 def test_processes_that_shards_are_missing_for_are_refused(capsys):
     assert verify("--devices", "1,2", "--config", "cartpole.yaml") == 2
     assert "begin a run with --model.shards 2" in capsys.readouterr().err

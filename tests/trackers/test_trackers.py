@@ -126,6 +126,7 @@ def test_a_resume_goes_on_with_the_trackers_run_and_no_point_is_there_twice(trac
     assert saved["run_id"] == run_id
 
 
+@pytest.mark.slow
 def test_a_second_fit_of_one_trainer_is_refused_as_its_logger_has_a_run(tracker):
     logger = tracker.logger()
     train(logger, 1)

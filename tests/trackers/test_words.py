@@ -31,6 +31,7 @@ def test_words_in_python():
         types("tensorbord")
 
 
+@pytest.mark.slow
 def test_words_on_the_command_line():
     assert go("--trainer.logger", "csv", "--trainer.max_epochs", "1", auto=False) == 0
     assert (RUN / "metrics.csv").is_file() and not list(RUN.glob("events*"))
