@@ -25,6 +25,7 @@ GOOD_IN_BOX = -0.2 * 16  # a mean distance of 0.2; always staying in the middle 
         ("Identity", "box", GOOD_IN_BOX, {"distribution": "state_dependent_gaussian"}),
         ("Identity", "box", GOOD_IN_BOX, {"distribution": "squashed_gaussian"}),
         ("Identity", "box", GOOD_IN_BOX, {"distribution": "beta"}),
+        ("Identity", "box", GOOD_IN_BOX, {"distribution": "gsde", "log_std_init": -2.0, "sde_sample_freq": 4}),
         ("Echo", "discrete", 15.5, {}),
         ("Echo", "multi_discrete", 15.5, {}),
         ("Echo", "multi_binary", 15.5, {}),  # chance earns 8

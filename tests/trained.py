@@ -26,6 +26,7 @@ POLICIES = {
     },
     "squashed_gaussian": {"env": BOX, "network": partial(MLPActorCritic, distribution="squashed_gaussian")},
     "beta": {"env": BOX, "network": partial(MLPActorCritic, distribution="beta")},
+    "gsde": {"env": BOX, "network": partial(MLPActorCritic, distribution="gsde")},
     "echo_discrete": {"env": {"id": ECHO, "kwargs": {"kind": "discrete"}}},
     "echo_multi_discrete": {"env": {"id": ECHO, "kwargs": {"kind": "multi_discrete"}}},
     "echo_multi_binary": {"env": {"id": ECHO, "kwargs": {"kind": "multi_binary"}}},

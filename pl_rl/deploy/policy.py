@@ -31,6 +31,7 @@ from pl_rl.networks.distributions import (
     DiagonalGaussian,
     MultiCategorical,
     SquashedGaussian,
+    StateDependentExploration,
     StateDependentGaussian,
     to_numpy,
 )
@@ -51,7 +52,7 @@ _PARTS = ("network.", "normalizer.", "value_normalizer.")
 # Those whose actions go into the environment as TrainedPolicy._to_env has it.
 _DISTRIBUTIONS = {
     *(Bernoulli, Categorical, MultiCategorical),
-    *(Beta, DiagonalGaussian, SquashedGaussian, StateDependentGaussian),
+    *(Beta, DiagonalGaussian, SquashedGaussian, StateDependentExploration, StateDependentGaussian),
 }
 
 

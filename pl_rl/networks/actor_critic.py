@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pl_rl.errors import UsageError
 from pl_rl.networks.distributions import Continuous, DiagonalGaussian, make_distribution
-from pl_rl.networks.layers import NATURE, convolutions, convolved, is_image, linear, mlp
+from pl_rl.networks.layers import NATURE, convolutions, convolved, is_image, linear, mlp, value_layer
 from pl_rl.networks.modes import evaluation_mode
 from pl_rl.networks.observations import input_layer
 from pl_rl.networks.records import MASK, ActionMask, Memory, entries_of
@@ -32,6 +32,7 @@ class ActorCritic(nn.Module, ABC):
         action_space: Of a single environment; decides ``self.distribution``.
         log_std_init: Initial log standard deviation of Gaussian actions.
         distribution: Of continuous actions.
+        sde_sample_freq: Env steps between new exploration matrices of ``gsde``; -1 for once a rollout.
 
     Raises:
         UsageError: If the action space is not supported, or observations are neither arrays nor a dictionary of them.
@@ -45,6 +46,7 @@ class ActorCritic(nn.Module, ABC):
         action_space: gym.Space[Any],
         log_std_init: float = 0.0,
         distribution: Continuous = "gaussian",
+        sde_sample_freq: int = -1,
     ) -> None:
         super().__init__()
         if any(space.shape is None or space.dtype is None for space in entries_of(observation_space).values()):
@@ -55,7 +57,7 @@ class ActorCritic(nn.Module, ABC):
             )
         self.observation_space = observation_space
         self.action_space = action_space
-        self.distribution = make_distribution(action_space, log_std_init, distribution)
+        self.distribution = make_distribution(action_space, log_std_init, distribution, sde_sample_freq)
 
     @abstractmethod
     def policy(self, obs: Any) -> Tensor:
@@ -132,8 +134,9 @@ class MLPActorCritic(ActorCritic):
         log_std_init: Initial log standard deviation of Gaussian actions.
         tanh_mean: Bound the mean of continuous actions to (-1, 1) by tanh, as DI-engine's ``bound_type="tanh"`` does.
         distribution: Of continuous actions: a Gaussian whose standard deviations are parameters or predicted from the
-            observation, and whose samples are clipped to the bounds; or one squashed to them by tanh, or a beta
-            distribution between them.
+            observation, and whose samples are clipped to the bounds, or whose noise is linear in the last hidden
+            layer (``gsde``); or one squashed to them by tanh, or a beta distribution between them.
+        sde_sample_freq: Env steps between new exploration matrices of ``gsde``; -1 for once a rollout.
 
     Raises:
         UsageError: If a space is not supported, a width is not positive, or actions without a mean are bounded.
@@ -152,8 +155,9 @@ class MLPActorCritic(ActorCritic):
         log_std_init: float = 0.0,
         tanh_mean: bool = False,
         distribution: Continuous = "gaussian",
+        sde_sample_freq: int = -1,
     ) -> None:
-        super().__init__(observation_space, action_space, log_std_init, distribution)
+        super().__init__(observation_space, action_space, log_std_init, distribution, sde_sample_freq)
         if tanh_mean and type(self.distribution) is not DiagonalGaussian:
             wanted = "continuous actions" if distribution == "gaussian" else "distribution=gaussian"
             given = action_space if distribution == "gaussian" else distribution
@@ -175,8 +179,8 @@ class MLPActorCritic(ActorCritic):
         self.inputs, inputs = layer
         features = encoder_sizes[-1] if encoder_sizes else inputs
         self.encoder = mlp([inputs, *encoder_sizes], activation)
-        self.actor = mlp([features, *actor_sizes], activation, self.distribution.num_outputs, gain=0.01)
-        self.critic = mlp([features, *critic_sizes], activation, 1)
+        self.actor = mlp([features, *actor_sizes], activation, self.distribution.output_layer)
+        self.critic = mlp([features, *critic_sizes], activation, value_layer)
         self.activation = activation
         self.tanh_mean = tanh_mean
         self.continuous = distribution
@@ -220,6 +224,7 @@ class CNNActorCritic(ActorCritic):
         action_space: ``Discrete``, ``MultiDiscrete``, ``MultiBinary`` or a ``Box`` of floats.
         log_std_init: Initial log standard deviation of Gaussian actions.
         distribution: Of continuous actions, as of :class:`MLPActorCritic`.
+        sde_sample_freq: As there.
 
     Raises:
         UsageError: If a space is not supported, or the images are smaller than 36x36.
@@ -235,8 +240,9 @@ class CNNActorCritic(ActorCritic):
         action_space: gym.Space[Any],
         log_std_init: float = 0.0,
         distribution: Continuous = "gaussian",
+        sde_sample_freq: int = -1,
     ) -> None:
-        super().__init__(observation_space, action_space, log_std_init, distribution)
+        super().__init__(observation_space, action_space, log_std_init, distribution, sde_sample_freq)
         if not is_image(observation_space):
             raise UsageError(
                 f"CNNActorCritic needs images, a Box of uint8 with three dimensions, not {observation_space}; get them "
@@ -255,8 +261,8 @@ class CNNActorCritic(ActorCritic):
         self.convolutions = convolutions(shape[2] if self._channels_last else shape[0], NATURE)
         features = 64 * convolved(height, NATURE) * convolved(width, NATURE)
         self.hidden = linear(features, 512, gain=math.sqrt(2))
-        self.actor = linear(512, self.distribution.num_outputs, gain=0.01)
-        self.critic = linear(512, 1, gain=1.0)
+        self.actor = self.distribution.output_layer(512)
+        self.critic = value_layer(512)
 
     def policy(self, obs: Tensor) -> Tensor:
         """Policy outputs ``[B, P]`` for images ``[B, *observation_space.shape]``."""

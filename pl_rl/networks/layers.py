@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import gymnasium as gym
@@ -40,14 +40,19 @@ def convolved(size: int, layers: Sequence[Convolution]) -> int:
     return size
 
 
-def mlp(sizes: Sequence[int], activation: str, outputs: int | None = None, gain: float = 1.0) -> nn.Sequential:
-    """Hidden layers of the widths ``sizes[1:]`` over ``sizes[0]`` inputs, and a linear output layer if wanted."""
+def mlp(sizes: Sequence[int], activation: str, output_layer: Callable[[int], nn.Module] | None = None) -> nn.Sequential:
+    """Hidden layers of the widths ``sizes[1:]`` over ``sizes[0]`` inputs, and the layer over the last if wanted."""
     layers: list[nn.Module] = []
     for width, following in itertools.pairwise(sizes):
         layers += [linear(width, following, gain=math.sqrt(2)), ACTIVATIONS[activation]()]
-    if outputs is not None:
-        layers.append(linear(sizes[-1], outputs, gain))
+    if output_layer is not None:
+        layers.append(output_layer(sizes[-1]))
     return nn.Sequential(*layers)
+
+
+def value_layer(inputs: int) -> nn.Linear:
+    """The last layer of a value function."""
+    return linear(inputs, 1, gain=1.0)
 
 
 def linear(inputs: int, outputs: int, gain: float) -> nn.Linear:

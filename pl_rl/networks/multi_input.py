@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pl_rl.errors import UsageError
 from pl_rl.networks.actor_critic import ActorCritic
 from pl_rl.networks.distributions import Continuous
-from pl_rl.networks.layers import NATURE, Convolution, convolutions, convolved, is_image, mlp
+from pl_rl.networks.layers import NATURE, Convolution, convolutions, convolved, is_image, mlp, value_layer
 from pl_rl.networks.observations import OneHot
 from pl_rl.networks.records import ActionMask, Observations, entries, entries_of, matching
 
@@ -38,6 +38,7 @@ class EncodingActorCritic(ActorCritic):
         activation: The same.
         log_std_init: The same.
         distribution: The same.
+        sde_sample_freq: The same.
 
     Attributes:
         features: ``D``, of the joined encoders of what the policy sees.
@@ -57,8 +58,9 @@ class EncodingActorCritic(ActorCritic):
         activation: str,
         log_std_init: float,
         distribution: Continuous,
+        sde_sample_freq: int,
     ) -> None:
-        super().__init__(observation_space, action_space, log_std_init, distribution)
+        super().__init__(observation_space, action_space, log_std_init, distribution, sde_sample_freq)
         spaces = {
             name: space for name, space in entries_of(observation_space).items() if not isinstance(space, ActionMask)
         }
@@ -80,8 +82,8 @@ class EncodingActorCritic(ActorCritic):
 
     def _make_heads(self, actor_sizes: Sequence[int], critic_sizes: Sequence[int], activation: str) -> None:
         """The policy and the value function; the first of their sizes are of what they take."""
-        self.actor = mlp(actor_sizes, activation, self.distribution.num_outputs, gain=0.01)
-        self.critic = mlp(critic_sizes, activation, 1)
+        self.actor = mlp(actor_sizes, activation, self.distribution.output_layer)
+        self.critic = mlp(critic_sizes, activation, value_layer)
 
     @property
     def policy_entries(self) -> list[str]:
@@ -130,6 +132,7 @@ class MultiInputActorCritic(EncodingActorCritic):
         activation: Follows each hidden layer but those of convolutions.
         log_std_init: Initial log standard deviation of Gaussian actions.
         distribution: Of continuous actions, as of :class:`MLPActorCritic`.
+        sde_sample_freq: As there.
 
     Raises:
         UsageError: If a space is not supported, a pattern matches no entry, or the policy would see nothing.
@@ -149,9 +152,10 @@ class MultiInputActorCritic(EncodingActorCritic):
         activation: Literal["elu", "relu", "silu", "tanh"] = "tanh",
         log_std_init: float = 0.0,
         distribution: Continuous = "gaussian",
+        sde_sample_freq: int = -1,
     ) -> None:
         encoding = encoder_sizes, cnn_keys, critic_keys, activation
-        super().__init__(observation_space, action_space, *encoding, log_std_init, distribution)
+        super().__init__(observation_space, action_space, *encoding, log_std_init, distribution, sde_sample_freq)
         self._make_heads([self.features, *actor_sizes], [self.critic_features, *critic_sizes], activation)
 
     def policy(self, obs: Any) -> Tensor:

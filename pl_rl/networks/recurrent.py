@@ -41,6 +41,7 @@ class RecurrentActorCritic(EncodingActorCritic):
         activation: The same.
         log_std_init: The same.
         distribution: The same.
+        sde_sample_freq: The same.
 
     Raises:
         UsageError: As there; or if the memory has no units, or a sequence no steps.
@@ -63,9 +64,10 @@ class RecurrentActorCritic(EncodingActorCritic):
         activation: Literal["elu", "relu", "silu", "tanh"] = "tanh",
         log_std_init: float = 0.0,
         distribution: Continuous = "gaussian",
+        sde_sample_freq: int = -1,
     ) -> None:
         encoding = encoder_sizes, cnn_keys, critic_keys, activation
-        super().__init__(observation_space, action_space, *encoding, log_std_init, distribution)
+        super().__init__(observation_space, action_space, *encoding, log_std_init, distribution, sde_sample_freq)
         for name, number in [("memory_size", memory_size), ("sequence_length", sequence_length)]:
             if number < 1:
                 raise UsageError(f"{name}={number} must be at least 1")

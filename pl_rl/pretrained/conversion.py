@@ -50,7 +50,9 @@ def convert_mlp(
     network = network_settings(ours, activation)
     if tanh_mean:
         network["tanh_mean"] = True
-    if distribution is not None and (LOG_STD in ours or distribution != "gaussian"):
+    if LOG_STD in ours and ours[LOG_STD].ndim == 2:
+        network["distribution"] = "gsde"  # no other has a matrix
+    elif distribution is not None and (LOG_STD in ours or distribution != "gaussian"):
         network["distribution"] = distribution
     inputs = ours["encoder.0.weight" if network["encoder_sizes"] else "actor.0.weight"].shape[1]
     if normalizer is not None and {normalizer["mean"].shape, normalizer["scale"].shape} != {(inputs,)}:
@@ -103,7 +105,7 @@ def _by_our_names(
             problem = f"lacks tensors: {listed(missing)}"
         raise Unreadable(f"is a file of {source}, but {problem}; {way_out}")
     ours = {names[name]: plain_tensor(name, tensor) for name, tensor in tensors.items()}
-    if LOG_STD in ours:
+    if LOG_STD in ours and ours[LOG_STD].shape[:-1].numel() == 1:
         ours[LOG_STD] = ours[LOG_STD].reshape(-1)
     return ours
 

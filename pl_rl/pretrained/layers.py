@@ -82,10 +82,11 @@ def network_settings(tensors: Mapping[str, Tensor], activation: str | None) -> N
             )
     if critic and critic[-1] != 1:
         raise Unreadable(f"has {critic[-1]} values for one observation, where PPO has 1; use another policy's file")
-    if LOG_STD in tensors and tensors[LOG_STD].shape != (actor[-1],):
+    hidden = tensors[f"actor.{_STEP * (len(actor) - 1)}.weight"].shape[1]
+    if LOG_STD in tensors and tensors[LOG_STD].shape not in ((actor[-1],), (hidden, actor[-1])):
         raise Unreadable(
             f"has {tensors[LOG_STD].numel()} standard deviations for {actor[-1]} actions; they must be one an action, "
-            "whatever the observation"
+            "whatever the observation, or with gSDE one an action and feature"
         )
     return {
         "encoder_sizes": encoder,

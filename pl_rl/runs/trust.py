@@ -37,7 +37,7 @@ WRAPPERS = {
         ImgObsWrapper NoDeath OneHotPartialObsWrapper PositionBonus RGBImgObsWrapper RGBImgPartialObsWrapper
         ReseedWrapper StochasticActionWrapper SymbolicObsWrapper ViewSizeWrapper""",
     "pl_rl.envs.atari": "EpisodicLife",
-    "pl_rl.envs.partial": "KeepComponents",
+    "pl_rl.envs.partial": "KeepComponents SplitComponents",
 }
 
 # What an environment or wrapper of these may import when it is made. A stranger's folder of the same name must not

@@ -1,7 +1,8 @@
 """Trains a config with several seeds, tests what was trained, and writes the row and the picture of a table of results.
 
 Run it with ``python -m tests.benchmarks.results --config acrobot.yaml --seeds 11-30``. A study that was stopped goes on
-with the same command: what is trained is not trained again, and what was being trained is continued.
+with the same command: what is trained is not trained again, and what was being trained is continued. With ``--peer``
+Stable-Baselines3 and sb3-contrib train the same config, which begins a stopped seed afresh.
 """
 
 import argparse
@@ -15,10 +16,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import yaml
 
+from pl_rl.cli.configs import find_config
 from pl_rl.tools.aggregation import bootstrap_interval, interquartile_mean
+from tests.benchmarks.peers import find_python
 from tests.benchmarks.processes import num_cores
 
+WORKER = Path(__file__).parent / "workers" / "policies_with_sb3.py"
 ROOT = Path("lightning_logs") / "results"
 RESULT = "result.json"
 EPISODES = 100
@@ -80,6 +85,24 @@ def train_and_test(config: str, seed: int, folder: Path, overrides: Sequence[str
         with (folder / "output.txt").open("ab") as output:
             subprocess.run(command, cwd=folder, env=variables, stdout=output, stderr=output, check=True)
     return Result(**json.loads(path.read_text())["result"])
+
+
+def train_and_test_peer(config: str, seed: int, folder: Path, _: Sequence[str]) -> Result:
+    """As :func:`train_and_test`, by Stable-Baselines3 or sb3-contrib and as the config has it.
+
+    Raises:
+        CalledProcessError: If the process fails.
+    """
+    model = yaml.safe_load(find_config(config).read_text())["model"]
+    asked = {"model": model, "seed": seed, "episodes": EPISODES, "eval_num_envs": EVAL_NUM_ENVS}
+    kept = folder / RESULT
+    if not kept.exists() or json.loads(kept.read_text())["asked"] != asked:
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [find_python("sb3"), str(WORKER), json.dumps(asked)]
+        with (folder / "output.txt").open("ab") as output:
+            said = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=output, check=True).stdout
+        kept.write_text(json.dumps({"asked": asked, "result": json.loads(said.splitlines()[-1])}))
+    return Result(**json.loads(kept.read_text())["result"])
 
 
 def train_and_test_here(asked: dict[str, Any]) -> None:
@@ -145,6 +168,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=seeds_of, help="such as 1,2,11-20")
     parser.add_argument("--processes", type=int, default=num_cores(), help="seeds that are trained side by side")
     parser.add_argument("--folder", type=Path, help=f"for the runs; {ROOT}/CONFIG by default")
+    parser.add_argument("--peer", action="store_true", help="train with Stable-Baselines3 or sb3-contrib")
     parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)
     arguments, overrides = parser.parse_known_args()
     if arguments.one is not None:
@@ -152,11 +176,14 @@ def main() -> None:
         return
     if not arguments.config or not arguments.seeds:
         parser.error("give --config and --seeds")
+    if arguments.peer and overrides:
+        parser.error(f"--peer trains a config as it is: leave out {' '.join(overrides)}")
     config = str(Path(arguments.config).resolve()) if Path(arguments.config).exists() else arguments.config
-    folder = arguments.folder or ROOT / Path(config).stem
+    folder = arguments.folder or ROOT / f"{Path(config).stem}{'_peer' if arguments.peer else ''}"
+    train = train_and_test_peer if arguments.peer else train_and_test
     folders = {seed: folder / f"seed_{seed}" for seed in arguments.seeds}
     with ThreadPoolExecutor(arguments.processes) as pool:
-        started = {seed: pool.submit(train_and_test, config, seed, folders[seed], overrides) for seed in folders}
+        started = {seed: pool.submit(train, config, seed, folders[seed], overrides) for seed in folders}
     failed = [seed for seed, future in started.items() if future.exception()]
     for seed in failed:
         print(f"seed {seed} failed: {folders[seed]}/output.txt says why", file=sys.stderr)
@@ -168,7 +195,8 @@ def main() -> None:
             print(f"seed {result.seed}: {result.mean:,.1f}, its worst episode {result.worst:,.1f}")
         print("\n| config | seeds | return, IQM (95 %) | worst seed | env steps | seconds |\n|---|---|---|---|---|---|")
         print(row(config, results))
-        plot_runs([newest_run(folders[result.seed]) for result in results], folder, Drawing(aggregate="iqm"))
+        if not arguments.peer:
+            plot_runs([newest_run(folders[result.seed]) for result in results], folder, Drawing(aggregate="iqm"))
     sys.exit(1 if failed else 0)
 
 

@@ -1,5 +1,7 @@
 """CompiledActionSelector: one compiled function decides what the modules of the network do."""
 
+from functools import partial
+
 import gymnasium as gym
 import pytest
 import torch
@@ -89,9 +91,11 @@ def test_parameters_that_were_moved_are_found():
         torch.testing.assert_close(ours, expected)
 
 
-@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
-def test_a_compiled_run_acts_by_a_compiled_function(env):
-    model = small_ppo(env=env, compile_update=True)
+@pytest.mark.parametrize(
+    ("env", "distribution"), [("CartPole-v1", "gaussian"), ("Pendulum-v1", "gaussian"), ("Pendulum-v1", "gsde")]
+)
+def test_a_compiled_run_acts_by_a_compiled_function(env, distribution):
+    model = small_ppo(env=env, network=partial(MLPActorCritic, distribution=distribution), compile_update=True)
     acting = []
     model.on_train_epoch_end = lambda: acting.append(type(model.collector.acting))
     fit(model, max_epochs=2)

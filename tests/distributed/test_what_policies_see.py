@@ -20,6 +20,7 @@ KINDS = {
         "env": pl_rl.EnvConfig("PlRlTest/Masked-v0", action_mask="info.action_mask"),
         "network": pl_rl.MultiInputActorCritic,
     },
+    "gsde": {"env": "Pendulum-v1", "network": partial(pl_rl.MLPActorCritic, distribution="gsde", sde_sample_freq=3)},
 }
 
 

@@ -36,6 +36,40 @@ def names(env):
     return [name for name in reversed(found) if name not in ("PassiveEnvChecker", "OrderEnforcing")]
 
 
+def test_a_vector_is_kept_in_part_or_split_into_entries():
+    whole, _ = make_env(EnvConfig("CartPole-v1")).reset(seed=0)
+    partial = "pl_rl.envs.partial."
+    kept = {"class_path": f"{partial}KeepComponents", "init_args": {"components": [0, 2]}}
+    obs, _ = make_env(EnvConfig("CartPole-v1", wrappers=[kept])).reset(seed=0)
+    assert np.array_equal(obs, whole[[0, 2]])
+    entries = {"places": [0, 2], "velocities": [1, 3]}
+    split = {"class_path": f"{partial}SplitComponents", "init_args": {"entries": entries}}
+    env = make_env(EnvConfig("CartPole-v1", wrappers=[split]))
+    obs, _ = env.reset(seed=0)
+    assert {name: entry.tolist() for name, entry in obs.items()} == {
+        name: whole[components].tolist() for name, components in entries.items()
+    }
+    assert env.observation_space.contains(obs)
+
+
+@pytest.mark.parametrize(
+    ("env", "wrapper", "message"),
+    [
+        (
+            "FrozenLake-v1",
+            {"class_path": "KeepComponents", "init_args": {"components": [0]}},
+            "needs vectors, not",
+        ),
+        ("CartPole-v1", {"class_path": "KeepComponents", "init_args": {"components": [4]}}, r"\[4\] must be positions"),
+        ("CartPole-v1", {"class_path": "SplitComponents", "init_args": {"entries": {"a": []}}}, r"\[\] must .* 0 to 3"),
+    ],
+)
+def test_parts_of_vectors_that_there_are_not_are_refused(env, wrapper, message):
+    wrapper = {**wrapper, "class_path": f"pl_rl.envs.partial.{wrapper['class_path']}"}
+    with pytest.raises(UsageError, match=message):
+        make_env(EnvConfig(env, wrappers=[wrapper]))
+
+
 def test_wrappers_are_applied_in_their_order_and_those_for_training_outside_and_only_there():
     config = EnvConfig(
         "PlRlTest/Counter-v0", wrappers=[LIMIT, FLATTEN], train_wrappers=["gymnasium.wrappers.Autoreset"]

@@ -21,11 +21,14 @@ PAIRS = {
     "state_dependent_gaussian": ([0.3, -0.5], [-0.2, 0.4]),
     "squashed_gaussian": ([0.8], [-0.2]),
     "beta": ([0.3, 1.5], [-1.0, 0.5]),
+    "gsde": ([0.3, 0.5, -1.2], [-0.2, 0.1, 0.8]),
 }
 
 
 def pair_of(kind):
-    distribution = make_distribution(SPACE, log_std_init=-0.3, continuous=kind).double().requires_grad_(False)
+    distribution = make_distribution(SPACE, log_std_init=-0.3, continuous=kind)
+    distribution.output_layer(2)
+    distribution.double().requires_grad_(False)
     return distribution, *(torch.tensor([outputs], dtype=torch.float64) for outputs in PAIRS[kind])
 
 
@@ -136,7 +139,7 @@ def test_a_distribution_of_continuous_actions_is_refused_for_others(space):
 
 
 def test_an_unknown_distribution_is_refused_with_those_that_there_are():
-    with pytest.raises(UsageError, match=r"distribution='cauchy' is unknown; use gaussian, .*, beta"):
+    with pytest.raises(UsageError, match=r"distribution='cauchy' is unknown; use gaussian, .*, beta, gsde"):
         MLPActorCritic(Box(-1.0, 1.0, (2,)), SPACE, distribution="cauchy")
 
 

@@ -53,13 +53,14 @@ def test_continuous_actions_have_a_gaussian_distribution_with_its_own_deviations
 
 EVERY = [
     *((space, "gaussian") for space in (Discrete(3), MultiDiscrete([2, 3]), MultiBinary(3), Box(-1.0, 1.0, (2,)))),
-    *((Box(-1.0, 1.0, (2,)), name) for name in ("state_dependent_gaussian", "squashed_gaussian", "beta")),
+    *((Box(-1.0, 1.0, (2,)), name) for name in ("state_dependent_gaussian", "squashed_gaussian", "beta", "gsde")),
 ]
 
 
 @pytest.mark.parametrize(("space", "continuous"), EVERY)
 def test_time_and_environment_dimensions_are_kept(space, continuous):
     distribution = make_distribution(space, continuous=continuous)
+    distribution.output_layer(3)
     outputs = torch.randn(4, 5, distribution.num_outputs)
     actions = distribution.sample(outputs, distribution.noise((4, 5), torch.Generator()))
     assert actions.shape[:2] == (4, 5)
@@ -107,6 +108,7 @@ def test_equal_generators_give_equal_actions():
 def test_half_precision_outputs_give_float32_log_probabilities():
     for space, continuous in EVERY:
         distribution = make_distribution(space, continuous=continuous)
+        distribution.output_layer(3)
         outputs = outputs_of(distribution, batch=1).bfloat16()
         action = distribution.sample(outputs.float(), distribution.noise((1,), torch.Generator()))
         assert distribution.log_prob(outputs, action).dtype == torch.float32

@@ -109,6 +109,11 @@ def warm_up(progress):
             "network": partial(pl_rl.MLPActorCritic, distribution="beta"),
             "eval_deterministic": False,
         },
+        {
+            "env": "Pendulum-v1",
+            "network": partial(pl_rl.MLPActorCritic, distribution="gsde", sde_sample_freq=3),
+            "eval_deterministic": False,
+        },
         {"env": "FrozenLake-v1"},
         {"env": pl_rl.EnvConfig("PlRlTest/Echo-v0", "async", {"kind": "multi_discrete"})},
         {"env": pl_rl.EnvConfig("PlRlTest/Echo-v0", "sync", {"kind": "multi_binary"})},

@@ -25,6 +25,7 @@ def masked(vectorization, source, **kwargs):
 
 LSTM = partial(pl_rl.RecurrentActorCritic, memory_size=8, sequence_length=8)
 GRU = partial(LSTM, memory="gru", critic_keys=["robot/*"], encoder_sizes={"camera": [16]})
+GSDE = partial(pl_rl.MLPActorCritic, distribution="gsde", sde_sample_freq=3, log_std_init=-1.0)
 
 KINDS = {
     "dict": {"env": pl_rl.EnvConfig(NESTED, "sync"), "network": DICTIONARY},
@@ -38,6 +39,8 @@ KINDS = {
     "memory, dict": {"env": pl_rl.EnvConfig(NESTED, "sync"), "network": GRU},
     "memory, mask": masked("async", "info.action_mask") | {"network": LSTM},
     "dict, two shards": {"env": pl_rl.EnvConfig(NESTED, "sync"), "network": DICTIONARY, "norm_obs": True, "shards": 2},
+    "gsde, two shards": {"env": pl_rl.EnvConfig("Pendulum-v1", "sync"), "network": GSDE, "shards": 2},
+    "gsde, memory": {"env": pl_rl.EnvConfig("Pendulum-v1", "async"), "network": partial(LSTM, distribution="gsde")},
     "memory, two shards": masked("async", "info.action_mask") | {"network": LSTM, "shards": 2},
 }
 

@@ -14,11 +14,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from pl_rl.networks.layers import linear
+
 
 class ActionDistribution(nn.Module, ABC):
     """A distribution over actions for each of the policy outputs ``[..., P]``."""
 
     num_outputs: int
+
+    def output_layer(self, features: int) -> nn.Module:
+        """The last layer of a policy, from hidden features ``[..., features]`` to outputs; made once."""
+        return linear(features, self.num_outputs, gain=0.01)
 
     @abstractmethod
     def noise(self, batch_shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

@@ -27,6 +27,7 @@ _NORMALIZED = (
     "If the model was trained in a VecNormalize, its statistics are in a file of their own: name it with "
     "--pretrained.normalizer."
 )
+_PLAIN_GSDE = {"full_std": True, "use_expln": False, "squash_output": False}
 _VERSION = "_stable_baselines3_version"
 _ACTIVATIONS = {f"<class '{cls.__module__}.{cls.__name__}'>": name for name, cls in ACTIVATIONS.items()}
 
@@ -50,12 +51,13 @@ def convert(file: WeightsFile) -> PolicyWeights:
     what = file, _source(file, settings), tensors
     adam = load_torch(file.read_member(_OPTIMIZER)) if _OPTIMIZER in file.members else None
     keys = _keys(settings)
+    gsde = {"distribution": "gsde"} if settings.get("use_sde") else {}
     encoders, memories = _encoders(tensors, keys), memory_names(tensors, "lstm_actor", "lstm_critic")
     if not (encoders or memories or keys):
         return convert_mlp(*what, names, _activation(settings), [_NORMALIZED], adam)
     if encoders and not (actor or critic or memories or keys):
-        return convert_other(*what, _convolutional(tensors), "CNNActorCritic", {}, [], adam)
-    fitting: dict[str, Any] = {
+        return convert_other(*what, _convolutional(tensors), "CNNActorCritic", gsde, [], adam)
+    fitting: dict[str, Any] = gsde | {
         "actor_sizes": widths(tensors, actor),
         "critic_sizes": widths(tensors, critic),
         "activation": _activation(settings),
@@ -134,8 +136,6 @@ def _settings(file: WeightsFile) -> dict[str, Any]:
         raise Unreadable(f"has settings that are no JSON ({error}); use another copy") from error
     if not isinstance(settings, dict):
         raise Unreadable("has settings that are no JSON object; use another copy")
-    if settings.get("use_sde"):
-        raise Unreadable("explores by state-dependent noise (use_sde), which MLPActorCritic has not; train without it")
     space = _type(settings.get("observation_space"))
     if not re.search(r"\.spaces\.(box\.Box|dict\.Dict|discrete\.Discrete|multi_\w+\.Multi(Discrete|Binary))'>$", space):
         raise Unreadable(f"observes a {space or 'space that is not told'}, which no network of ours takes")
@@ -145,6 +145,11 @@ def _settings(file: WeightsFile) -> dict[str, Any]:
         raise Unreadable(
             f"extracts features by a {extractor}; only policies that take the observations as they are fit"
         )
+    for option, value in _PLAIN_GSDE.items():
+        if settings.get("use_sde") and policy.get(option, value) is not value:
+            raise Unreadable(
+                f"explores by state-dependent noise with {option}={not value}, which our gsde has not; train without it"
+            )
     if policy.get("normalize_images") is False:
         raise Unreadable("takes images as they are (normalize_images=False), which our networks divide by 255")
     return settings

@@ -1,4 +1,4 @@
-"""Makes policies of Stable-Baselines3 and sb3-contrib with encoders, masks and memories, and notes their answers.
+"""Makes policies of Stable-Baselines3 and sb3-contrib with encoders, masks, memories and gSDE, and notes their answers.
 
 Run as ``python make_sb3_networks.py``; needs::
 
@@ -68,11 +68,12 @@ def save(model, name, given, seen, **more):
             values = policy.predict_values(seen, zeros, begins)
         else:
             distribution, values = policy.get_distribution(seen), policy.predict_values(seen)
-    logits = distribution.distribution.logits
+    told = distribution.distribution
+    answers = {"logits": told.logits} if hasattr(told, "logits") else {"mean": told.mean, "log_std": told.stddev.log()}
     given = {key: np.asarray(value).tolist() for key, value in given.items()} if isinstance(given, dict) else given
     if model.policy.optimizer.state:
         more |= {"adam": adam_pairs(model.policy.optimizer)}
-    write_reference(path, MADE_WITH, obs=given, logits=logits, value=values.squeeze(-1), **more)
+    write_reference(path, MADE_WITH, obs=given, **answers, value=values.squeeze(-1), **more)
 
 
 def with_random_weights(model):
@@ -117,6 +118,18 @@ def main():
         obs,
         torch.from_numpy(obs),
     )
+    save_explorers()
+
+
+def save_explorers():
+    """Policies with gSDE."""
+    given = observations(3)
+    sizes = {"net_arch": [16], "log_std_init": -1.0}
+    model = PPO("MlpPolicy", "Pendulum-v1", use_sde=True, policy_kwargs=sizes, **SHORT)
+    save(model.learn(256), "gsde", given, torch.from_numpy(given))
+    sizes["lstm_hidden_size"] = 8
+    model = RecurrentPPO("MlpLstmPolicy", "Pendulum-v1", use_sde=True, policy_kwargs=sizes, **SHORT)
+    save(model.learn(256), "gsde_recurrent", given, torch.from_numpy(given))
 
 
 if __name__ == "__main__":

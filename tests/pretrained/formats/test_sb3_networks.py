@@ -1,4 +1,4 @@
-"""Policies of Stable-Baselines3 and sb3-contrib with encoders, masks and memories, in our networks for these."""
+"""Policies of Stable-Baselines3 and sb3-contrib with encoders, masks, memories and gSDE, in our networks for these."""
 
 import io
 import json
@@ -28,6 +28,7 @@ SPACES = {
         3,
     ),
     "recurrent": (VECTOR, 2),
+    "gsde_recurrent": (gym.spaces.Box(-np.inf, np.inf, (3,)), gym.spaces.Box(-2, 2, (1,))),
 }
 
 
@@ -38,13 +39,17 @@ def network_of(name, weights):
     network_class = getattr(pl_rl, options.pop("--model.network.class_path").rpartition(".")[2])
     space, actions = SPACES[name]
     settings = {option.rpartition(".")[2]: value for option, value in options.items()}
-    network = network_class(space, gym.spaces.Discrete(actions), **settings)
+    if isinstance(actions, int):
+        actions = gym.spaces.Discrete(actions)
+    network = network_class(space, actions, **settings)
     network.load_state_dict(weights.tensors, strict=True)
     return network.requires_grad_(False)
 
 
-def assert_answers(reference, outputs, values):
-    torch.testing.assert_close(outputs.log_softmax(-1), reference["logits"], rtol=0.0, atol=1e-5)
+def assert_answers(reference, network, outputs, values):
+    for name, answer in network.distribution.parts(outputs).items():
+        ours = answer.log_softmax(-1) if name == "logits" else answer
+        torch.testing.assert_close(ours, reference[name], rtol=0.0, atol=1e-5)
     torch.testing.assert_close(values, reference["value"], rtol=0.0, atol=1e-5)
 
 
@@ -56,19 +61,20 @@ def test_encoders_answer_as_stable_baselines3_does(name, algorithm):
         obs = {entry: torch.tensor(value) for entry, value in obs.items()}
     network = network_of(name, weights)
     assert weights.source == f"Stable-Baselines3 2.9.2 {algorithm}"
-    assert_answers(reference, *network(as_input(obs, next(network.parameters()))))
+    assert_answers(reference, network, *network(as_input(obs, next(network.parameters()))))
 
 
-def test_a_memory_answers_as_sb3_contrib_does():
-    path = FOLDER / "recurrent.zip"
+@pytest.mark.parametrize("name", ["recurrent", "gsde_recurrent"])
+def test_a_memory_answers_as_sb3_contrib_does(name):
+    path = FOLDER / f"{name}.zip"
     weights, reference = read_weights(path), reference_of(path)
-    network = network_of("recurrent", weights)
+    network = network_of(name, weights)
     memory = network.first_memory(1)
     begins = torch.zeros(1, len(reference["obs"]), dtype=torch.bool)
     sequence = Remembered(reference["obs"].unsqueeze(0), Memory(memory.state.expand(1, len(begins[0]), -1), begins))
     outputs, values = network(sequence)
     assert weights.source == "sb3-contrib 2.9.2 RecurrentPPO"
-    assert_answers(reference, outputs[0], values[0])
+    assert_answers(reference, network, outputs[0], values[0])
     states = [(weights.tensors[name].flatten()[0], state["exp_avg"]) for name, state in weights.optimizer.items()]
     ours = torch.tensor([[number, moment.flatten()[0]] for number, moment in states])
     torch.testing.assert_close(ours, reference["adam"], rtol=0, atol=0)
@@ -88,7 +94,17 @@ def test_fully_connected_layers_answer_as_the_library_does(name, source, space, 
     for network_class in (pl_rl.MLPActorCritic, pl_rl.MultiInputActorCritic):
         network = network_class(space, gym.spaces.Discrete(actions), actor_sizes=[16], critic_sizes=[16])
         network.load_state_dict(weights.tensors, strict=True)
-        assert_answers(reference, *network(reference["obs"]))
+        assert_answers(reference, network, *network(reference["obs"]))
+
+
+def test_state_dependent_noise_is_that_of_stable_baselines3():
+    path = FOLDER / "gsde.zip"
+    weights, reference = read_weights(path), reference_of(path)
+    assert weights.network["distribution"] == "gsde" and weights.optimizer is not None
+    space, actions = SPACES["gsde_recurrent"]
+    network = pl_rl.MLPActorCritic(space, actions, **weights.network).requires_grad_(False)
+    network.load_state_dict(weights.tensors, strict=True)
+    assert_answers(reference, network, *network(reference["obs"]))
 
 
 def test_another_network_is_told_which_one_fits():

@@ -85,7 +85,8 @@ def test_code_in_place_of_weights_is_not_run(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"use_sde": True}, "state-dependent noise"),
+        ({"use_sde": True, "policy_kwargs": {"use_expln": True}}, "noise with use_expln=True, which our gsde has not"),
+        ({"use_sde": True, "policy_kwargs": {"full_std": False}}, "noise with full_std=False, which our gsde has not"),
         ({"observation_space": {":type:": "<class 'gymnasium.spaces.graph.Graph'>"}}, "which no network of ours takes"),
         ({"observation_space": "Box"}, "space that is not told"),
         ({"policy_kwargs": {"features_extractor_class": "<class 'mine.Transformer'>"}}, "extracts features"),

@@ -67,7 +67,7 @@ def test_nothing_is_shared_with_what_torch_opened(tmp_path):
         ({"actor.0.weight": torch.zeros(64, 3, 3, 3)}, r"in actor\.0, which is no linear layer"),
         ({"critic.0.weight": torch.zeros(64, 5)}, "a policy of 3 inputs and a value function of 5"),
         ({"critic.4.weight": torch.zeros(2, 64), "critic.4.bias": torch.zeros(2)}, "2 values for one observation"),
-        ({"distribution.log_std": torch.zeros(64, 4)}, "256 standard deviations for 4 actions"),
+        ({"distribution.log_std": torch.zeros(32, 4)}, "128 standard deviations for 4 actions"),
         ({"actor.0.weight": torch.full((64, 3), torch.nan)}, "not a number in 'actor.0.weight'"),
         ({"actor.0.weight": torch.zeros(64, 3, dtype=torch.int64)}, "not one of plain numbers"),
         ({"actor.0.weight": torch.zeros(64, 3).to_sparse()}, "not one of plain numbers"),
