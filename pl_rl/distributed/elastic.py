@@ -77,7 +77,10 @@ def account(saved: Sequence[State], num_envs: int, shards: int, keeps: bool) -> 
     """
     lines, before = [], _num_envs(saved)
     if keeps and num_envs != before:
-        fate = f"{_named(before, num_envs)} begin" if num_envs > before else f"those of {_named(num_envs, before)} end"
+        begin = "begins" if num_envs == before + 1 else "begin"
+        fate = (
+            f"{_named(before, num_envs)} {begin}" if num_envs > before else f"those of {_named(num_envs, before)} end"
+        )
         lines.append(f"environments: the episodes of {_named(0, min(before, num_envs))} go on, {fate}")
     if shards != len(saved):
         lines.append(

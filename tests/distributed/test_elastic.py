@@ -24,6 +24,7 @@ KINDS = {
     "native": {"env": pl_rl.EnvConfig("CartPole-v1", "native")},
     "sync": {"env": "PlRlTest/NoisyWalk-v0", "norm_obs": True, "norm_reward": True},
     "async": {"env": pl_rl.EnvConfig("Pendulum-v1", "async"), "norm_reward": True},
+    "mujoco": {"env": pl_rl.EnvConfig("HalfCheetah-v5", "native")},
     "memory": {
         "env": "PlRlTest/Nested-v0",
         "network": partial(pl_rl.RecurrentActorCritic, memory_size=4, sequence_length=4, encoder_sizes={"camera": [4]}),
@@ -34,6 +35,8 @@ CHANGES = [
     *(("sync", *change) for change in [((4, 1), (8, 1)), ((8, 2), (4, 4)), ((4, 1), (4, 2))]),
     pytest.param("memory", (4, 2), (8, 4), marks=pytest.mark.slow),
     pytest.param("async", (4, 1), (8, 2), marks=pytest.mark.slow),
+    pytest.param("mujoco", (4, 1), (8, 2), marks=pytest.mark.slow),
+    pytest.param("mujoco", (8, 2), (4, 4), marks=pytest.mark.slow),
 ]
 
 
@@ -59,6 +62,8 @@ def environment(shards, index):
     if isinstance(envs, list):
         digest = envs[i]["digest"]
         has["replay"] = {**envs[i], "digest": digest["sums"]}
+    elif "simulation" in envs:
+        has["replay"] = {name: part[i] for name, part in envs.items()}
     else:
         has["replay"] = [envs["state"][:, i], envs["steps"][i], envs["prev_done"][i]]
     has["episode"] = [state["episodes"][name][i] for name in ("open_returns", "open_lengths")]
@@ -71,7 +76,7 @@ def random_numbers(shards):
     environments = [state["environments"]["state"] for state in shards]
     return [
         *(state["generator"].tolist() for state in shards),
-        *(state["generator"] for state in environments if isinstance(state, dict)),
+        *(state["generator"] for state in environments if "generator" in state),
     ]
 
 
@@ -109,7 +114,7 @@ def test_what_goes_on_and_what_is_new_is_said(tmp_path, capsys):
         (2, 8, 1, ["environments: the episodes of environments 0 to 3 go on, environments 4 to 7 begin"]),
         (3, 7, 1, ["environments: the episodes of environments 0 to 6 go on, those of environment 7 end"]),
         (4, 7, 1, []),
-        (5, 8, 2, ["environments: the episodes of environments 0 to 6 go on, environment 7 begin", "shards: 2 in"]),
+        (5, 8, 2, ["environments: the episodes of environments 0 to 6 go on, environment 7 begins", "shards: 2 in"]),
         (6, 8, 4, ["shards: 4 in the place of 2 have new random numbers, for actions, orders of samples and"]),
     ]:
         capsys.readouterr()
