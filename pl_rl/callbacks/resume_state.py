@@ -143,10 +143,7 @@ class ResumeState(L.Callback):
             seed = checkpoint[STATE_KEY]["seed_everything"]
             if seed != self._seed and not agent.branching:
                 changes.append(f"seed_everything: {seed} -> {self._seed}, without effect on the run's random numbers")
-            report = _resume_report(trainer, agent, changes, self.losses)
-            processes = checkpoint[STATE_KEY].get("processes", 1)
-            if processes != trainer.world_size:
-                report.insert(-1, f"  processes: {processes} -> {trainer.world_size}")
+            report = _resume_report(trainer, agent, changes, self.losses, checkpoint[STATE_KEY].get("processes", 1))
             _note_seam(agent, report)
             for line in report:
                 Console().print(printable(line), highlight=False, markup=False, soft_wrap=True)
@@ -208,8 +205,10 @@ def _is_same(one: Path, other: Path) -> bool:
     return one.resolve() == other.resolve()
 
 
-def _resume_report(trainer: L.Trainer, agent: Agent, changes: list[str], losses: list[str]) -> list[str]:
-    """The resume in words."""
+def _resume_report(
+    trainer: L.Trainer, agent: Agent, changes: list[str], losses: list[str], processes: int
+) -> list[str]:
+    """The resume in words; ``processes`` had been the run's."""
     run, before = run_directory(trainer), run_of_checkpoint(Path(str(trainer.ckpt_path)))
     what = "Branched" if agent.branching else "Continued"
     if run is not None and not agent.branching and before is not None and not _is_same(run, before):
@@ -224,6 +223,8 @@ def _resume_report(trainer: L.Trainer, agent: Agent, changes: list[str], losses:
     lines += [f"  changed: {change}" for change in changes]
     if any(change.startswith("total_env_steps") for change in changes) and agent.anneals:
         lines.append(f"  annealing goes on towards {agent.total_env_steps:,} env steps, which shifts it from here on")
+    if processes != trainer.world_size:
+        lines.append(f"  processes: {processes} -> {trainer.world_size}")
     lines += [f"  not exact: {loss}" for loss in losses]
     if changes or losses:
         ahead = trackers_ahead(trainer, agent)
