@@ -37,7 +37,7 @@ def restores(config, steps, further=60, num_envs=2):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("vectorization", ["sync", "async", "native"])
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
 @pytest.mark.parametrize("env_id", ["HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Humanoid-v5"])
 def test_mujoco(env_id, vectorization):
     for steps in (30, 400):
