@@ -145,7 +145,7 @@ def test_a_run_whose_processes_are_killed_goes_on_with_others_bit_for_bit(capsys
 @pytest.mark.slow
 def test_processes_that_shards_are_missing_for_are_refused(capsys):
     assert verify("--devices", "1,2", "--config", "cartpole.yaml") == 2
-    assert "begin a run with --model.shards 2" in capsys.readouterr().err
+    assert "and this one has one; use --model.shards 2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
