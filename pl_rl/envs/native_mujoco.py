@@ -8,6 +8,8 @@ Shapes: ``N`` environments.
 
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import closing
+from functools import cache
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any, cast
@@ -16,6 +18,7 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 import torch
+from gymnasium.envs.registration import load_env_creator
 from gymnasium.utils.seeding import np_random
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
@@ -251,6 +254,8 @@ def native_mujoco(config: EnvConfig, num_envs: int, training: bool, entry_point:
     for what, given in (("wrappers", config.wrapped(training)), ("info_keys", config.info_keys)):
         if given:
             raise NoNativeVectorization(config.id, what)
+    if not _computes_as_gymnasium(entry_point):
+        raise NoNativeVectorization(config.id, f"gymnasium {gym.__version__}, which computes its steps otherwise")
     single = env = make_env(config, training)
     try:
         if env.render_mode is not None:
@@ -263,3 +268,20 @@ def native_mujoco(config: EnvConfig, num_envs: int, training: bool, entry_point:
         close_single(single, config.id)
         raise
     return NativeMujocoEnvs(single, num_envs, TASKS[entry_point], lambda: make_env(config, training))
+
+
+@cache
+def _computes_as_gymnasium(entry_point: str) -> bool:
+    """Whether a few steps give the numbers of gymnasium's environment, another release of which may have changed."""
+    make = cast(Callable[[], AnyEnv], load_env_creator(entry_point))
+    with closing(make()) as single, closing(NativeMujocoEnvs(make(), 1, TASKS[entry_point], make)) as native:
+        (begun, _), (rows, _) = single.reset(seed=0), native.reset(seed=0)
+        outcomes = [(begun, rows[0])]
+        action = (0.5 * cast(Any, single.action_space).high).astype(np.float32)
+        for _ in range(3):
+            own, ours = single.step(action)[:3], native.step(action[np.newaxis])
+            final = ours[4]["final_obs"][0] if ours[2][0] else ours[0][0]
+            outcomes += zip(own, (final, ours[1][0], ours[2][0]), strict=True)
+            if own[2]:
+                break
+        return all(np.array_equal(one, other) for one, other in outcomes)

@@ -7,6 +7,7 @@ import mujoco
 import numpy as np
 import pytest
 import torch
+from gymnasium.envs.mujoco.half_cheetah_v5 import HalfCheetahEnv
 
 from pl_rl import EnvConfig, UsageError
 from pl_rl.envs import (
@@ -188,14 +189,13 @@ def test_a_replay_that_leads_elsewhere_is_said():
 def test_what_does_not_fit_is_said():
     env, obs, returns = played(task("HalfCheetah"), 5)
     saved = save_envs(env)
-    others = {
-        "they were stepped by a NativeMujocoEnvs, and are by a SyncEnvs": make_vector_env(
-            task("HalfCheetah", "sync"), 4
-        ),
-        "the state of 4 environments does not fit 3": make_vector_env(task("HalfCheetah"), 3),
-        "they could not be brought into the state that was saved": make_vector_env(task("Ant"), 4),
-    }
-    for sentence, other in others.items():
+    failed = "they could not be brought into the state that was saved"
+    for config, num_envs, sentence in [
+        (task("HalfCheetah", "sync"), 4, "they were stepped by a NativeMujocoEnvs, and are by a SyncEnvs"),
+        (task("HalfCheetah"), 3, failed),  # a resume deals them before
+        (task("Ant"), 4, failed),
+    ]:
+        other = make_vector_env(config, num_envs)
         assert restore_envs(other, saved, obs, returns) == sentence
         other.close()
     env.close()
@@ -216,6 +216,20 @@ def test_what_it_does_not_do_goes_to_gymnasium(what, settings):
     env = make_vector_env(EnvConfig("HalfCheetah-v5", **settings), 2)
     assert vectorization_of(env) == "sync"
     env.close()
+
+
+def test_a_release_of_gymnasium_that_computes_otherwise_is_left_to_itself(monkeypatch):
+    of_before = HalfCheetahEnv._get_rew
+    monkeypatch.setattr(HalfCheetahEnv, "_get_rew", lambda self, *args: (1 + of_before(self, *args)[0], {}))
+    native_mujoco._computes_as_gymnasium.cache_clear()
+    try:
+        assert vectorization_of(make_vector_env(task("HalfCheetah", "auto"), 2, training=True)) != "native"
+        with pytest.raises(
+            UsageError, match=r"that goes with gymnasium [\d.]+, which computes its steps otherwise; use"
+        ):
+            make_vector_env(task("HalfCheetah"), 2, training=True)
+    finally:
+        native_mujoco._computes_as_gymnasium.cache_clear()
 
 
 @pytest.mark.parametrize("index", [0, 2])
