@@ -77,3 +77,13 @@ def test_the_most_probable_action_has_no_noise():
 def test_a_matrix_for_no_step_is_refused(every):
     with pytest.raises(UsageError, match=f"sde_sample_freq={every} must be at least 1, or -1 for once a rollout"):
         make_distribution(ACTIONS, continuous="gsde", sde_sample_freq=every)
+
+
+def test_who_asks_for_its_outputs_before_there_are_features_is_told_the_way():
+    distribution = make_distribution(ACTIONS, continuous="gsde")
+    with pytest.raises(UsageError, match=r"output layer with self\.distribution\.output_layer\(units\)$"):
+        distribution.num_outputs  # noqa: B018
+    distribution.output_layer(5)
+    assert distribution.num_outputs == 7
+    with pytest.raises(AttributeError):
+        distribution.no_such_thing  # noqa: B018

@@ -4,6 +4,8 @@ Shapes: ``...`` any leading dimensions, ``A`` action dimensions, ``D`` features,
 steps of ``N`` environments.
 """
 
+from typing import Any
+
 import gymnasium as gym
 import torch
 from torch import Tensor, nn
@@ -38,6 +40,14 @@ class StateDependentExploration(StateDependentGaussian):
         if sde_sample_freq < 1 and sde_sample_freq != -1:
             raise UsageError(f"sde_sample_freq={sde_sample_freq} must be at least 1, or -1 for once a rollout")
         self.sde_sample_freq = sde_sample_freq
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "num_outputs":
+            raise UsageError(
+                "distribution=gsde has as many outputs as the policy's last hidden layer has units; make its output "
+                "layer with self.distribution.output_layer(units)"
+            )
+        return super().__getattr__(name)
 
     def output_layer(self, features: int) -> nn.Module:
         """The layer of the means, which also passes on its input."""
