@@ -2,12 +2,14 @@
 
 import ast
 import re
+from functools import cache
 
 # What is in quotes is kept, as a mark in it begins no comment.
 PYTHON = re.compile(r'("""(?:\\.|[^\\])*?"""|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\')|#[^\n]*', re.DOTALL)
 CPP = re.compile(r'("(?:\\.|[^"\\\n])*")|//[^\n]*|/\*.*?\*/', re.DOTALL)
 
 
+@cache
 def strip_python(text: str) -> str:
     """A module without comments, docstrings and empty lines, every other line as it stands.
 
@@ -21,6 +23,7 @@ def strip_python(text: str) -> str:
     return _without_empty(lines)
 
 
+@cache
 def strip_cpp(text: str) -> str:
     """C++ without comments and empty lines."""
     return _without_empty(_strip(CPP, text))
