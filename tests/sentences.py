@@ -94,7 +94,7 @@ CASES = [
     _fit("--model.learning_rate -1", "learning_rate=-1.0 must be positive"),
     _fit("--eval.video_freq 2 --model.eval_freq 0", "counts evaluations, and eval_freq=0 makes none; set eval_freq"),
     _fit("--eval.video_freq -1", "video_freq=-1 must not be negative"),
-    _fit("--model.minibatch_size 60", "use 32 or 64"),
+    _fit("--model.minibatch_size 60", "use --model.minibatch_size 32 or 64"),
     # environments
     _fit("--model.env.id CartPol-v1", "nearest names are.*CartPole-v1"),
     _fit("--model.env.wrappers+=TimeLimit", "give it as gymnasium.wrappers.TimeLimit"),

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -356,6 +357,7 @@ class Untimely(torch.nn.Module):
     """Sends this process signals while it is traced."""
 
     traced = 0  # of the class, as changes of a module are undone
+    network = SimpleNamespace(sequence_length=None)
 
     def __init__(self, *signums):
         super().__init__()

@@ -18,7 +18,6 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 import torch
-from gymnasium.envs.registration import load_env_creator
 from gymnasium.utils.seeding import np_random
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
@@ -254,8 +253,6 @@ def native_mujoco(config: EnvConfig, num_envs: int, training: bool, entry_point:
     for what, given in (("wrappers", config.wrapped(training)), ("info_keys", config.info_keys)):
         if given:
             raise NoNativeVectorization(config.id, what)
-    if not _computes_as_gymnasium(entry_point):
-        raise NoNativeVectorization(config.id, f"gymnasium {gym.__version__}, which computes its steps otherwise")
     single = env = make_env(config, training)
     try:
         if env.render_mode is not None:
@@ -264,6 +261,9 @@ def native_mujoco(config: EnvConfig, num_envs: int, training: bool, entry_point:
             if type(env) not in MAKING_WRAPPERS:
                 raise NoNativeVectorization(config.id, f"the wrapper {type(env).__name__}")
             env = env.env
+        classes: list[Any] = [type(env), TASKS[entry_point]]  # mypy takes no class for hashable
+        if not _computes_as_gymnasium(*classes):
+            raise NoNativeVectorization(config.id, f"gymnasium {gym.__version__}, which computes its steps otherwise")
     except NoNativeVectorization:
         close_single(single, config.id)
         raise
@@ -271,10 +271,9 @@ def native_mujoco(config: EnvConfig, num_envs: int, training: bool, entry_point:
 
 
 @cache
-def _computes_as_gymnasium(entry_point: str) -> bool:
+def _computes_as_gymnasium(make: type[AnyEnv], task: type[Task]) -> bool:
     """Whether a few steps give the numbers of gymnasium's environment, another release of which may have changed."""
-    make = cast(Callable[[], AnyEnv], load_env_creator(entry_point))
-    with closing(make()) as single, closing(NativeMujocoEnvs(make(), 1, TASKS[entry_point], make)) as native:
+    with closing(make()) as single, closing(NativeMujocoEnvs(make(), 1, task, make)) as native:
         (begun, _), (rows, _) = single.reset(seed=0), native.reset(seed=0)
         outcomes = [(begun, rows[0])]
         action = (0.5 * cast(Any, single.action_space).high).astype(np.float32)
