@@ -77,6 +77,7 @@ def calls_in(module):
     return [(getattr(call.func, "id", getattr(call.func, "attr", "")), call) for call in calls]
 
 
+@pytest.mark.slow
 def test_every_module_that_reads_files_is_behind_a_door():
     reading = {module for module in MODULES if any(name in READING for name, _ in calls_in(module))}
     assert reading <= set(MODULES_THAT_READ)

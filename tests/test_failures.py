@@ -72,6 +72,7 @@ EVERY = {hook: 1 if hook == "on_save_checkpoint" else 100 for hook in HOOKS}
 BETWEEN = ("on_train_start", "on_train_epoch_start", "on_train_batch_end", "on_train_epoch_end", "on_train_end")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trainer_class", [pl_rl.Trainer, L.Trainer])
 @pytest.mark.parametrize("hook", HOOKS)
 def test_an_exception_of_any_hook_comes_out_and_its_rescue_goes_on_exactly(
@@ -98,6 +99,7 @@ def test_an_exception_of_any_hook_comes_out_and_its_rescue_goes_on_exactly(
         assert differences(whole, tmp_path) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hook", ["on_train_batch_start", "on_train_batch_end"])
 def test_model_checkpoint_saves_on_an_exception(hook, tmp_path, capsys):
     saving = ModelCheckpoint(
@@ -177,6 +179,7 @@ def test_an_exception_in_configure_optimizers_comes_out(tmp_path):
     assert open_workers() == []
 
 
+@pytest.mark.slow
 def test_a_rescue_of_a_half_restored_run_holds_weights_alone_and_is_no_obstacle(tmp_path):
     trainer(tmp_path, RunCheckpoint(), max_epochs=4).fit(model())
     rescue = OnExceptionCheckpoint(tmp_path, "rescue")
@@ -190,6 +193,7 @@ def test_a_rescue_of_a_half_restored_run_holds_weights_alone_and_is_no_obstacle(
     assert agent.iteration == 2
 
 
+@pytest.mark.slow
 def test_another_librarys_checkpoint_is_refused_by_a_plain_trainer_too(tmp_path):
     trainer(tmp_path, RunCheckpoint(), max_epochs=4).fit(model())
     checkpoint = read_checkpoint(tmp_path / LAST)
@@ -209,6 +213,7 @@ def test_a_close_that_fails_does_not_hide_it(tmp_path, monkeypatch):
     assert error.__notes__ == ["Then the environments could not be closed: ZeroDivisionError: division by zero"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("iteration", [4, 8])
 def test_a_failed_evaluation_is_made_up_for(iteration, whole, tmp_path, monkeypatch):
     """Also the last one, after which nothing is left to train."""
@@ -227,6 +232,7 @@ def test_a_failed_evaluation_is_made_up_for(iteration, whole, tmp_path, monkeypa
     assert differences(whole, tmp_path) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trainer_class", [pl_rl.Trainer, L.Trainer])
 def test_a_save_before_the_state_is_restored_holds_the_checkpoints_own(trainer_class, tmp_path):
     trainer(tmp_path, RunCheckpoint(), max_epochs=4).fit(model())
@@ -240,6 +246,7 @@ def test_a_save_before_the_state_is_restored_holds_the_checkpoints_own(trainer_c
     assert one["random"]["torch"].equal(other["random"]["torch"]) and one["counters"] == other["counters"]
 
 
+@pytest.mark.slow
 def test_what_was_evaluated_is_not_what_is_trained(tmp_path):
     """A checkpoint that was read for ``validate`` has no part in a later fit."""
     trainer(tmp_path, RunCheckpoint(), max_epochs=4).fit(model())
@@ -251,6 +258,7 @@ def test_what_was_evaluated_is_not_what_is_trained(tmp_path):
     assert state.losses is None
 
 
+@pytest.mark.slow
 def test_a_signal_with_a_rescue_checkpoint_is_still_that_signal(tmp_path, monkeypatch):
     monkeypatch.setattr("pl_rl.callbacks.stop_on_signal.LONG_SECONDS", 0.0)
 

@@ -114,6 +114,7 @@ def test_another_seed_samples_other_actions():
     assert not torch.equal(policy(1), policy(2))
 
 
+@pytest.mark.slow
 def test_a_model_can_be_trained_again_from_the_start():
     model = small_ppo()
     fit(model)
@@ -247,6 +248,7 @@ def test_each_coefficient_follows_a_schedule_of_its_own():
     assert logger.values("schedule/ent_coef") == pytest.approx([0.01 * (1 - share) for share in done])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "now"), [(True, "linear"), (False, "constant"), (True, lambda done: 1 - done)])
 def test_a_schedule_by_another_name_has_the_same_bits(before, now):
     names = ("anneal_lr", "anneal_clip", "anneal_ent")
@@ -256,6 +258,7 @@ def test_a_schedule_by_another_name_has_the_same_bits(before, now):
     assert same_bits(one.state_dict(), other.state_dict())
 
 
+@pytest.mark.slow
 def test_the_entropy_weight_of_the_loss_is_the_scheduled_one():
     weightless, without = small_ppo(ent_coef=0.5, anneal_ent=lambda progress: 0.0), small_ppo(ent_coef=0.0)
     fit(weightless)
@@ -297,12 +300,14 @@ def test_metrics_are_logged_against_env_steps():
     }
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_sum_of_its_parts():
     scalars = one_iteration_of_the_counter(truncate_at=3, vf_coef=0.25, ent_coef=0.5)
     parts = [scalars[f"losses/{name}"] for name in ("policy_loss", "value_loss", "entropy")]
     assert scalars["losses/loss"] == pytest.approx(parts[0] + 0.25 * parts[1] - 0.5 * parts[2], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_standard_deviation_of_continuous_actions_is_logged():
     logger = MemoryLogger()
     model = small_ppo(env="Pendulum-v1", network=partial(MLPActorCritic, log_std_init=-1.0), learning_rate=1e-9)
@@ -331,6 +336,7 @@ def test_how_often_metrics_are_logged_is_counted_in_train_iterations():
     assert [step for step, _ in logger.points("losses/policy_loss")] == [192, 320, 512]
 
 
+@pytest.mark.slow
 def test_a_target_kl_ends_an_iterations_updates_early():
     # Any change at all exceeds this target: the first update of each iteration is made, no further one.
     model = small_ppo(target_kl=1e-12)
@@ -340,6 +346,7 @@ def test_a_target_kl_ends_an_iterations_updates_early():
     assert trained(target_kl=1e6)[0].train_iter == 32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -379,6 +386,7 @@ def loggers(kind):
     return {"csv": csv, "board": board, "both": [csv, board], "none": False}[kind]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["csv", "board", "both", "none"])
 def test_any_logger_works(kind, tmp_path):
     fit(small_ppo(eval_freq=8), logger=loggers(kind))
@@ -491,6 +499,7 @@ def test_a_checkpoint_makes_the_same_model_again():
     assert loaded.hparams["env"]["kwargs"] == {"max_episode_steps": 30}
 
 
+@pytest.mark.slow
 def test_a_setting_can_be_changed_when_a_checkpoint_is_loaded():
     _, path = saved_checkpoint()
     loaded = PPO.load_from_checkpoint(path, clip_coef=0.1)
@@ -542,6 +551,7 @@ def test_several_devices_are_refused_without_shards():
         trainer.fit(small_ppo())
 
 
+@pytest.mark.slow
 def test_validation_is_the_evaluation_that_training_made():
     logger = MemoryLogger()
     model = small_ppo(eval_freq=32)
@@ -553,6 +563,7 @@ def test_validation_is_the_evaluation_that_training_made():
     assert result["evaluator/return_mean"] == np.float32(final)
 
 
+@pytest.mark.slow
 def test_a_test_plays_other_episodes_than_the_evaluation():
     model = small_ppo(eval_episodes=20)
     trainer = fit(model)

@@ -113,6 +113,7 @@ def test_event_files_are_not_unpickled():
         plot_runs([folder], folder)
 
 
+@pytest.mark.slow
 def test_nothing_phones_home(monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError(f"a connection to {args}")

@@ -202,6 +202,7 @@ def test_other_threads_train_without_signals(tmp_path):
     assert failures == [] and counters_in(last_of(tmp_path))["iteration"] == 2
 
 
+@pytest.mark.slow
 def test_only_long_iterations_are_copied(tmp_path, monkeypatch):
     copies = []
     monkeypatch.setattr("pl_rl.callbacks.stop_on_signal._copy_of_state", lambda trainer: copies.append(1) or b"")
@@ -212,6 +213,7 @@ def test_only_long_iterations_are_copied(tmp_path, monkeypatch):
     assert len(copies) == 6
 
 
+@pytest.mark.slow
 def test_an_iteration_that_a_long_evaluation_may_follow_counts_as_long(tmp_path, monkeypatch):
     copies = []
     monkeypatch.setattr("pl_rl.callbacks.stop_on_signal.LONG_SECONDS", 0.5)
@@ -286,6 +288,7 @@ def test_the_applications_own_alarm_still_rings(tmp_path, long, limit):
     assert alarms == [] and 500 < left < 600 and interval == 30
 
 
+@pytest.mark.slow
 def test_each_process_has_the_whole_time_limit(tmp_path):
     class Slow(L.Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):

@@ -37,6 +37,7 @@ def imports_of(name):
     return found
 
 
+@pytest.mark.slow
 def test_imports_have_no_cycle():
     graph = {name: imports_of(name) & set(MODULES) for name in MODULES}
     assert len(graph["pl_rl.ppo"]) > 5
@@ -99,6 +100,7 @@ def test_each_room_says_what_belongs_there():
             assert "What belongs here:" in words and "What does not:" in words, name
 
 
+@pytest.mark.slow
 def test_only_the_command_line_knows_the_argument_parser():
     knowing = {
         name for name in MODULES if any("jsonargparse" in i or i == "lightning.pytorch.cli" for i in imports_of(name))

@@ -87,6 +87,7 @@ def test_anomalies_are_found_where_they_arise(monkeypatch):
         fit(small_ppo(norm_adv=False, compile_update=None, total_env_steps=10**6), detect_anomaly=True)
 
 
+@pytest.mark.slow
 def test_the_check_changes_nothing(tmp_path, monkeypatch):
     train(tmp_path / "with", 6)
     monkeypatch.setattr(pl_rl.PPO, "_check_finite", lambda *args: None)

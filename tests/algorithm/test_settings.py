@@ -97,6 +97,7 @@ def test_every_setting_is_tried():
     assert not CHANGES.keys() & REFUSED.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_setting_that_a_callback_changes_takes_effect(name, compiled):
@@ -110,6 +111,7 @@ def test_a_setting_that_cannot_change_is_refused(name):
         outcome(lambda model: setattr(model, name, REFUSED[name]), **now)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize(
     ("name", "value"), [("lr", 0.0), ("weight_decay", 0.9), ("betas", (0.1, 0.1)), ("eps", 10.0), ("maximize", True)]
@@ -127,6 +129,7 @@ def test_the_discount_of_scaled_rewards_follows():
     assert model.reward_scaler.gamma == 0.5
 
 
+@pytest.mark.slow
 def test_a_subclass_can_compute_a_setting():
     class Scheduled(PPO):
         @property
@@ -242,6 +245,7 @@ def test_a_schedule_that_is_a_function_is_in_the_checkpoint_by_its_name(tmp_path
     assert PPO.load_from_checkpoint(path, anneal_lr=abs).anneal_lr is abs
 
 
+@pytest.mark.slow
 def test_a_resume_with_another_value_wins(tmp_path):
     def change(model):
         model.ent_coef, model.learning_rate, model.gamma = 0.2, 1e-4, 0.5
@@ -276,6 +280,7 @@ def test_the_next_fit_of_a_model_begins_with_its_own_settings(tmp_path):
     assert trainer.optimizers[0].param_groups[0]["lr"] == given["learning_rate"]
 
 
+@pytest.mark.slow
 def test_a_resume_of_a_second_fit_trains_with_its_settings(tmp_path):
     model, _ = train(tmp_path / "first", 3, callbacks=[Change(change_much)])
     L.seed_everything(0, verbose=False)

@@ -12,6 +12,7 @@ STATISTICS = {
 }
 
 
+@pytest.mark.slow
 def test_results_are_written_on_both_axes(tmp_path):
     fit(small_ppo(eval_freq=8), logger=TensorBoardLogger(tmp_path, name=None, version="run"))
     scalars = event_scalars(tmp_path / "run")
@@ -67,6 +68,7 @@ def test_the_stop_value_ends_the_run_and_says_so(caplog):
     assert model.stop_reason in caplog.text
 
 
+@pytest.mark.slow
 def test_the_stop_value_is_a_mean_return_that_is_reached_or_passed():
     env = EnvConfig("PlRlTest/Counter-v0", kwargs={"truncate_at": 4})
     # 1 + 2 + 3 + 4 = 10 is reached, 11 is not.
@@ -90,6 +92,7 @@ def test_a_trained_policy_that_reaches_the_stop_value_is_not_trained_further():
     assert logger.points("evaluator_iter/return_mean")[-1][0] == model.train_iter
 
 
+@pytest.mark.slow
 def test_other_callbacks_can_monitor_the_results():
     model = small_ppo(eval_freq=8)
     logger = MemoryLogger()
@@ -99,6 +102,7 @@ def test_other_callbacks_can_monitor_the_results():
         assert trainer.callback_metrics[f"evaluator/{name}"] == torch.tensor(last, dtype=torch.float32)
 
 
+@pytest.mark.slow
 def test_the_best_return_is_the_runs_metric_for_hyperparameters():
     logger = MemoryLogger()
     fit(small_ppo(eval_freq=8), logger=logger)
@@ -106,6 +110,7 @@ def test_the_best_return_is_the_runs_metric_for_hyperparameters():
     assert logger.values("hp_metric") == [max(returns[: i + 1]) for i in range(len(returns))]
 
 
+@pytest.mark.slow
 def test_each_evaluation_plays_episodes_of_its_own():
     logger = MemoryLogger()
     # The policy stays as it is, so that only the episodes make a difference.
@@ -113,6 +118,7 @@ def test_each_evaluation_plays_episodes_of_its_own():
     assert len(set(logger.values("evaluator_iter/return_mean"))) > 1
 
 
+@pytest.mark.slow
 def test_evaluating_moves_no_weight():
     model = small_ppo(eval_freq=1)
     fit(model)

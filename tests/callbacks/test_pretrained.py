@@ -195,6 +195,7 @@ def test_another_activation_is_refused_with_the_setting_that_fits():
     assert message.endswith("add --model.network.init_args.activation tanh")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trained", "words"),
     [
@@ -273,6 +274,7 @@ def test_statistics_of_observations_are_taken_with_the_weights():
     torch.testing.assert_close(values, reference["value"], rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_statistics_of_our_own_are_taken_bit_for_bit(tmp_path):
     trained = small_ppo(norm_obs=True)
     trainer = fit(trained, max_epochs=3)
@@ -285,6 +287,7 @@ def test_statistics_of_our_own_are_taken_bit_for_bit(tmp_path):
         assert callback.lineage["observations"] == 192
 
 
+@pytest.mark.slow
 def test_statistics_of_observations_can_be_left():
     path = DATA / "rsl_rl" / "rsl_rl_3.3.0_normalized.pt"
     message = refusal(path, env="Pendulum-v1", network=MLPActorCritic, strict=False, shapes="overlap")

@@ -18,6 +18,7 @@ def output_of_a_run(capsys, **settings):
     return capsys.readouterr().out, logger
 
 
+@pytest.mark.slow
 def test_each_evaluation_is_a_line_where_there_is_no_terminal(capsys):
     out, logger = output_of_a_run(capsys, eval_freq=16)
     lines = [line for line in out.splitlines() if line.startswith("train_iter")]
@@ -44,6 +45,7 @@ def test_without_evaluation_nothing_is_printed(capsys):
     assert output_of_a_run(capsys, eval_freq=0)[0] == ""
 
 
+@pytest.mark.slow
 def test_a_terminal_sees_the_bar_in_words_of_reinforcement_learning(capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "160")
@@ -66,6 +68,7 @@ def test_a_narrow_terminal_loses_columns_and_no_letters(width):
     assert set(shown) <= set(wider.split(" · "))
 
 
+@pytest.mark.slow
 def test_at_80_columns_a_terminal_sees_each_part_and_a_bar(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     bar = RunProgressBar()

@@ -24,11 +24,13 @@ def validation_of(model, path, callback):
     return trainer.validate(model, ckpt_path=path, verbose=False)[0]["evaluator/return_mean"]
 
 
+@pytest.mark.slow
 def test_the_last_and_the_best_are_kept():
     _, _, files = run(RunCheckpoint())
     assert files == ["best", "last"]
 
 
+@pytest.mark.slow
 def test_the_last_holds_the_final_state():
     checkpoint = RunCheckpoint(last_every_n_iterations=3)
     model, _, _ = run(checkpoint)
@@ -84,6 +86,7 @@ def test_without_evaluation_there_is_no_best():
     assert checkpoint.best_model_path == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("every", "keep", "kept"),
     [

@@ -64,6 +64,7 @@ def resumed(tmp_path, before, after, capsys):
     return [line.strip() for line in capsys.readouterr().out.splitlines() if type(after).__name__ in line]
 
 
+@pytest.mark.slow
 def test_what_a_fit_has_made_of_a_setting_is_no_change(tmp_path, capsys):
     schedule = Schedule()
     checkpoints = fit(tmp_path, schedule)
@@ -73,6 +74,7 @@ def test_what_a_fit_has_made_of_a_setting_is_no_change(tmp_path, capsys):
     assert "Schedule.coef" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_the_user_makes_of_it_between_two_fits_is_one(tmp_path, capsys):
     schedule = Schedule()
     checkpoints = fit(tmp_path, schedule)

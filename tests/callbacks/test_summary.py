@@ -126,6 +126,7 @@ def test_a_run_elsewhere_goes_on_with_its_settings(place, capsys, tmp_path):
     assert len(list((tmp_path / "videos").glob("*.mp4"))) == 1
 
 
+@pytest.mark.slow
 def test_settings_that_somebody_else_wrote_are_not_in_the_commands(capsys):
     cli.main(["fit", *SHORT, *ROOT])
     assert "--config" in capsys.readouterr().out

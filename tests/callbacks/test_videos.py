@@ -85,6 +85,7 @@ def filmed(tmp_path_factory):
     return root, train(root, video_freq=2)
 
 
+@pytest.mark.slow
 def test_every_so_many_evaluations_are_filmed(filmed):
     root, _ = filmed
     # Evaluations at 0, 8, 16, 24 and 32.
@@ -92,6 +93,7 @@ def test_every_so_many_evaluations_are_filmed(filmed):
     assert shown_in(root) == [(number, b"GIF8") for number in (0, 16, 32)]
 
 
+@pytest.mark.slow
 def test_no_bit_of_the_run_hangs_on_videos(filmed, tmp_path):
     root, model = filmed
     assert same_bits(train(tmp_path, video_freq=0).state_dict(), model.state_dict())
@@ -110,6 +112,7 @@ def test_a_resume_goes_on_with_the_schedule(filmed, tmp_path):
     assert shown_in(tmp_path) == shown_in(filmed[0])
 
 
+@pytest.mark.slow
 def test_loggers_of_videos_get_the_file(tmp_path):
     class Watcher(MemoryLogger):
         def log_video(self, key, videos, step=None):

@@ -241,6 +241,7 @@ def test_every_flipped_bit_is_found(tmp_path):
             load_sound(path)
 
 
+@pytest.mark.slow
 def test_every_cut_is_found(tmp_path):
     path = tmp_path / "last.ckpt"
     save(path, a=torch.arange(5))

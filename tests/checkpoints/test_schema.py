@@ -302,6 +302,7 @@ class Factored(pl_rl.PPO):
         return torch.optim.Adafactor(self.network.parameters(), lr=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 @pytest.mark.parametrize("trainer_class", [pl_rl.Trainer, L.Trainer])
 @pytest.mark.parametrize(

@@ -49,6 +49,7 @@ def files_in(folder):
     return sorted(str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file())
 
 
+@pytest.mark.slow
 def test_fit_leaves_a_run_behind(config, capsys):
     cli.main(["fit", "--config", config])
     run = Path("lightning_logs/version_0")
@@ -102,12 +103,14 @@ def test_the_saved_config_reproduces_the_run(run):
     assert same_bits(*weights)
 
 
+@pytest.mark.slow
 def test_hyperparameters_are_in_the_run(run):
     hyperparameters = yaml.safe_load((run / "hparams.yaml").read_text())
     assert hyperparameters["env"]["id"] == "CartPole-v1"
     assert hyperparameters["network"]["class_path"] == "pl_rl.networks.MLPActorCritic"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["validate", "test", "predict"])
 @pytest.mark.parametrize("checkpoint", ["last", "best.ckpt", "lightning_logs/version_0/checkpoints/last.ckpt"])
 def test_a_checkpoint_is_evaluated_and_nothing_is_left_behind(verb, checkpoint, run, capsys):
@@ -120,6 +123,7 @@ def test_a_checkpoint_is_evaluated_and_nothing_is_left_behind(verb, checkpoint, 
     assert files_in(".") == before
 
 
+@pytest.mark.slow
 def test_validate_shows_the_number_that_fit_logged(run, capsys):
     returns = [value for _, value in event_scalars(run)["evaluator_iter/return_mean"]]
     cli.main(["validate", "--ckpt_path", "best"])
@@ -135,6 +139,7 @@ def test_a_bare_name_means_the_newest_run(run, config, capsys):
     assert "checkpoint: lightning_logs/version_1/checkpoints/last.ckpt" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_version_10_is_newer_than_version_9(run, capsys):
     run.rename(run.with_name("version_10"))
     Path("lightning_logs/version_9").mkdir()
@@ -142,6 +147,7 @@ def test_version_10_is_newer_than_version_9(run, capsys):
     assert "checkpoint: lightning_logs/version_10/" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_predict_plays_as_many_episodes_as_asked_for(run, capsys):
     cli.main(["predict", "--ckpt_path", "last", "--model.eval_episodes", "3"])
     rows = re.findall(r"^\W*(\d+|mean)\s*│\s*([\d.]+)\s*│\s*([\d.]+)", capsys.readouterr().out, re.MULTILINE)
@@ -171,6 +177,7 @@ def test_predict_writes_an_animated_picture_of_each_episode(run, capsys):
     assert picture.read_bytes()[:6] == b"GIF89a"
 
 
+@pytest.mark.slow
 def test_a_checkpoint_brings_its_settings_and_the_command_line_comes_first(run, tmp_path, monkeypatch, capsys):
     checkpoint = (run / "checkpoints/last.ckpt").absolute()
     # Away from the run and from its config.
@@ -182,6 +189,7 @@ def test_a_checkpoint_brings_its_settings_and_the_command_line_comes_first(run, 
     assert "mean" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_print_config_prints_what_fit_would_use(config, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(["fit", "--config", config, "--model.gamma", "0.5", "--print_config"])
@@ -314,6 +322,7 @@ def test_a_slurm_job_of_several_tasks_without_srun_is_refused(config, capsys, mo
     )
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_is_cut_off_is_named(run, capsys):
     path = run / "checkpoints/last.ckpt"
     path.write_bytes(path.read_bytes()[:1000])

@@ -87,6 +87,7 @@ def test_a_run_goes_on_and_is_evaluated_without_the_file(config, capsys):
     assert files_in(".") == before
 
 
+@pytest.mark.slow
 def test_without_a_path_there_is_no_table(config, capsys):
     fit("--config", config)
     assert "Pre-trained" not in capsys.readouterr().out

@@ -134,6 +134,7 @@ def test_a_configuration_is_written_whole_or_not_at_all(config, monkeypatch):
     assert [name for name in files_in(RUN) if "config" in name] == ["config.yaml", "config_resume1.yaml"]
 
 
+@pytest.mark.slow
 def test_a_run_of_a_script_is_continued_with_what_its_checkpoint_knows():
     L.seed_everything(0, verbose=False)
     trainer = pl_rl.Trainer(

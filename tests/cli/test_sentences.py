@@ -72,6 +72,7 @@ def test_a_drawn_seed_is_said_kept_and_another_each_time(capsys):
     assert counters_in(run / "checkpoints/last.ckpt")["run_seed"] == int(seeds[1])
 
 
+@pytest.mark.slow
 def test_every_alias_leads_to_an_option_that_there_is(capsys):
     for option in ("--help", "--help_trainer"):
         with pytest.raises(SystemExit):
@@ -94,6 +95,7 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
     assert answer(FIT)[0] == "traceback"
 
 
+@pytest.mark.slow
 def test_a_callback_of_lightning_that_refuses_in_the_middle_says_so_in_one_line():
     write_files()
     status, text = answer([*FIT, "--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor", "nosuch"])
@@ -112,6 +114,7 @@ def test_an_evaluation_is_a_table_and_nothing_else(verb, trained, monkeypatch, c
     assert "Restoring states" not in out + err and "Loaded model weights" not in out + err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "reason"),
     [
@@ -134,6 +137,7 @@ def test_what_ended_a_run_is_named_and_the_commands_do_what_they_say(option, rea
     assert counters_in("lightning_logs/version_0/checkpoints/last.ckpt")["env_steps"] > before
 
 
+@pytest.mark.slow
 def test_after_early_stopping_no_command_is_printed_that_does_nothing(capsys):
     write_files()
     stopping = "--trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor evaluator/return_mean"

@@ -146,6 +146,7 @@ REASONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", REASONS)
 def test_what_cannot_be_compiled_is_trained_eagerly(kind, caplog):
     network, reason = REASONS[kind]
@@ -375,6 +376,7 @@ def _every_audit(monkeypatch):
     monkeypatch.setitem(GLOBAL, "evaluation", 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_every_audit")
 @pytest.mark.parametrize(
     ("mode", "what"),

@@ -39,6 +39,7 @@ def test_a_compiled_function_is_the_function(shape):
         torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_it_is_compiled_once(cache, monkeypatch):
     inputs = example()
     first = compile_function(gradient, inputs)(*inputs)

@@ -70,6 +70,7 @@ def test_compiled_updates_from_pixels_do_what_eager_ones_do(shape):
     assert not torch.equal(networks[0].convolutions[0].weight, make_pixel_network(shape).convolutions[0].weight)
 
 
+@pytest.mark.slow
 def test_a_gradient_that_is_not_pytorchs_is_refused(monkeypatch):
     monkeypatch.setitem(operations.AS_RESULT, torch.ops.aten.exp.default, "expm1_of({0})")
     network = make_network()
@@ -77,6 +78,7 @@ def test_a_gradient_that_is_not_pytorchs_is_refused(monkeypatch):
         make_updates(CompiledUpdater, network, make_minibatch(network))
 
 
+@pytest.mark.slow
 def test_parameters_that_made_fewer_steps_are_corrected_as_such():
     """Adam's bias correction is each parameter's own: some may have been held before."""
     networks = [make_network() for _ in range(2)]
@@ -96,6 +98,7 @@ def test_parameters_that_made_fewer_steps_are_corrected_as_such():
     assert {state["step"].item() for state in compiled.optimizer.state.values()} == {6.0, 12.0}
 
 
+@pytest.mark.slow
 def test_parameter_groups_keep_their_settings():
     def with_groups(network):
         actor = {"params": list(network.actor.parameters()), "lr": 0.1, "weight_decay": 0.3, "betas": (0.8, 0.99)}
@@ -112,6 +115,7 @@ def test_parameter_groups_keep_their_settings():
     assert torch.equal(networks[1].encoder[0].weight, make_network().encoder[0].weight), "not the optimizer's to train"
 
 
+@pytest.mark.slow
 def test_frozen_parameters_stay_and_have_no_state():
     network = make_network()
     network.encoder.requires_grad_(False)
@@ -191,6 +195,7 @@ def test_double_precision_is_a_reason_not_to_compile():
         make_updates(CompiledUpdater, network, minibatch)
 
 
+@pytest.mark.slow
 def test_a_failure_in_an_iteration_leaves_the_updates_made_until_then():
     network = make_network()
     minibatch = make_minibatch(network)
@@ -218,6 +223,7 @@ def make_strided(minibatch):
     return minibatch._replace(obs=minibatch.obs.t().contiguous().t())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -237,6 +243,7 @@ def test_a_minibatch_of_another_form_is_refused_at_any_time(change, reason):
         updates.gradient(change(minibatch))
 
 
+@pytest.mark.slow
 def test_adams_moments_are_those_of_torch():
     """Not only nearly: 1 - beta2 in single precision would make the second 1.1e-5 too small, step after step."""
     networks = [make_network() for _ in range(2)]

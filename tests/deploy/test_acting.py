@@ -32,6 +32,7 @@ def played(policy, env, seed, deterministic):
     return total, steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deterministic", [True, False])
 @pytest.mark.parametrize("settings", EVERY.values(), ids=EVERY)
 def test_an_episode_is_the_one_that_an_evaluation_plays(settings, deterministic):
@@ -88,6 +89,7 @@ def test_ragged_observations_are_refused():
         pl_rl.load_policy(checkpoint(env="CartPole-v1")).act([[1.0], [1.0, 2.0]])
 
 
+@pytest.mark.slow
 def test_images_of_floats_are_not_taken_for_pixels():
     policy = pl_rl.load_policy(checkpoint(env="PlRlTest/Pictures-v0", network=pl_rl.CNNActorCritic))
     assert policy.act(np.zeros((2, 36, 36), np.uint8)).shape == ()
@@ -108,6 +110,7 @@ def test_a_checkpoint_that_is_not_there_is_named(name):
         pl_rl.load_policy(name)
 
 
+@pytest.mark.slow
 def test_a_folder_for_the_hub_acts_as_its_checkpoint():
     pytest.importorskip("huggingface_hub")
     path = checkpoint(env="Pendulum-v1", norm_obs=True)

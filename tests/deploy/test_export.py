@@ -52,6 +52,7 @@ def session_of(path):
     return runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [*POLICIES.values(), *NORMALIZED.values()], ids=[*POLICIES, *NORMALIZED])
 @pytest.mark.parametrize("to", ["state_dict", "safetensors"])
 def test_weights_come_back_bit_for_bit(settings, to):
@@ -77,6 +78,7 @@ def test_statistics_of_observations_are_written_and_those_of_rewards_are_not(to)
     assert same_bits(tensors, {n: t for n, t in saved.items() if not n.startswith("reward_scaler.")})
 
 
+@pytest.mark.slow
 def test_a_safetensors_file_says_what_it_is():
     safe_open = pytest.importorskip("safetensors").safe_open
     path = checkpoint(env="Pendulum-v1")
@@ -144,6 +146,7 @@ def test_a_network_that_is_no_graph_is_refused():
     assert len(str(failed.value)) < 900 and not list(Path().glob("*.onnx*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", FORMATS)
 def test_what_is_there_is_not_overwritten(to):
     path = checkpoint()

@@ -22,6 +22,7 @@ def tree(rows):
     return rows[0] if len(rows) == 1 else tree(rows[: len(rows) // 2]) + tree(rows[len(rows) // 2 :])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 4, 8])
 def test_a_sum_has_the_same_bits_for_any_number_of_processes(world):
     def total(rank):
@@ -112,6 +113,7 @@ def test_what_a_shard_collects_depends_on_no_other(env):
             assert torch.cat([of_rank[number] for _, of_rank in parts]).equal(field)
 
 
+@pytest.mark.slow
 def test_environments_have_the_seeds_that_they_have_without_shards():
     env = EnvConfig("Pendulum-v1")
     single = gym.make(env.id)

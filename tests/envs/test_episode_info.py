@@ -133,6 +133,7 @@ def test_the_window_goes_on_in_a_resume(tmp_path, capsys):
     assert resumed["callbacks"]["PeriodicEvaluation"] == whole["callbacks"]["PeriodicEvaluation"]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_from_before_goes_on(tmp_path, capsys):
     last = train(tmp_path / "old", 3)
     old = read_checkpoint(last)

@@ -121,6 +121,7 @@ def test_a_game_is_not_cut_for_an_anchor():
     assert previous >= 2
 
 
+@pytest.mark.slow
 def test_actions_stick():
     """With a quarter's probability an action of the game is the one before, whatever is asked for."""
 

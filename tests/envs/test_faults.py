@@ -82,6 +82,7 @@ def test_a_failing_environment_ends_the_run_before_anything_is_learnt_from_it(ve
     assert ("faulty_environments.py" in notes) == fault.startswith(("raises", "cancelled"))
 
 
+@pytest.mark.slow
 def test_the_index_is_that_of_the_environment():
     for vectorization in ("sync", "async"):
         for seed in (4, 5):
@@ -169,6 +170,7 @@ def test_an_environment_that_ends_the_process_while_it_is_made_is_refused():
         make_vector_env(EnvConfig("PlRlTest/Unmakeable-v0"), 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [("RuntimeError", "raised RuntimeError: the simulator is gone"), ("exit", r"ended the process by sys.exit\(0\)")],

@@ -94,6 +94,7 @@ def test_a_game_begins_with_idle_frames():
     assert {next(k for k in range(4) if np.array_equal(begins[k], first)) for first in firsts} == {0, 1, 2, 3}
 
 
+@pytest.mark.slow
 def test_a_limit_of_frames_truncates():
     env = make_vector_env(atari(preprocessing={"noop_max": 0}, max_num_frames_per_episode=40), 2)
     env.reset(seed=1)
@@ -125,6 +126,7 @@ def test_a_reset_with_a_seed_begins_afresh_whatever_was_before():
     assert all(np.array_equal(one, other) for one, other in zip(*plays, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [True, False])
 def test_auto_takes_it_for_the_shipped_configs(training):
     for name in ("pong", "breakout"):

@@ -106,11 +106,13 @@ class Normalized(gym.wrappers.NormalizeObservation):
     """A class of somebody's own."""
 
 
+@pytest.mark.slow
 def test_the_state_of_a_derived_wrapper_comes_back():
     wrapper = f"{__name__}.{Normalized.__name__}"
     assert_restored_after(1250, EnvConfig("PlRlTest/NoisyWalk-v0", wrappers=[wrapper]))
 
 
+@pytest.mark.slow
 def test_a_wrapper_for_training_changes_training_and_not_evaluation():
     scale = {"class_path": "gymnasium.wrappers.ClipReward", "init_args": {"min_reward": 0, "max_reward": 0.5}}
     model = small_ppo(env=EnvConfig("CartPole-v1", train_wrappers=[scale]), eval_freq=8, total_env_steps=512)

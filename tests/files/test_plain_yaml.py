@@ -85,6 +85,7 @@ def test_small_aliases_and_other_encodings_are_read():
         read_yaml(Path("a.yaml"))
 
 
+@pytest.mark.slow
 def test_the_command_line_refuses_it_in_every_file_that_it_opens(capsys):
     Path("bomb.yaml").write_text(NESTED)
     Path("model.yaml").write_text("model: bomb.yaml\n")
@@ -116,6 +117,7 @@ def test_a_broken_note_of_one_run_leaves_the_others_alone(broken):
     assert run_begun_by(["fit"], Path("lightning_logs")) == Path("lightning_logs/version_0")
 
 
+@pytest.mark.slow
 def test_a_runs_own_configuration_that_stands_for_too_much_is_refused(capsys):
     Path("small.yaml").write_text(yaml.safe_dump({"model": SMALL}))
     cli.main(["fit", "--config", "small.yaml", "--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false"])

@@ -49,6 +49,7 @@ def test_a_checkpoints_text_is_shown_by_inspect_and_by_a_resume(tmp_path, capsys
         assert "[bold]" in text
 
 
+@pytest.mark.slow
 def test_a_folders_name_is_no_formula(tmp_path):
     train(tmp_path, 1)
     run = last_of(tmp_path).parents[1]

@@ -185,6 +185,7 @@ EDITS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", EDITS, ids=["edited", "dropout", "function"])
 def test_a_network_that_only_a_script_knows_is_compared_by_its_layers(words, tmp_path):
     before, after = EDITS[words]
@@ -219,6 +220,7 @@ class EditsInSetup(pl_rl.PPO):
         self.network.actor[1] = torch.nn.ReLU()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hook", ["setup", "on_fit_start", "on_train_start", "on_train_epoch_end", None])
 @pytest.mark.parametrize("trainer_class", [pl_rl.Trainer, L.Trainer])
 def test_a_network_that_is_edited_on_the_way_is_the_same_again(hook, trainer_class, tmp_path):
@@ -234,6 +236,7 @@ def test_a_network_that_is_edited_on_the_way_is_the_same_again(hook, trainer_cla
     assert ppo.iteration == 3
 
 
+@pytest.mark.slow
 def test_layers_of_another_torch_are_not_compared(tmp_path):
     trainer(tmp_path, max_steps=4).fit(edited(torch.nn.ReLU()))
     for change in (lambda state: state["platform"].update(torch="1.0"), lambda state: state.pop("network")):
@@ -245,6 +248,7 @@ def test_layers_of_another_torch_are_not_compared(tmp_path):
         assert again.iteration == 3
 
 
+@pytest.mark.slow
 def test_what_is_loaded_may_be_edited_next(tmp_path):
     trainer(tmp_path).fit(edited(torch.nn.ReLU()))
     restored = pl_rl.PPO.load_from_checkpoint(tmp_path / LAST)

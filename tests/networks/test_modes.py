@@ -50,6 +50,7 @@ def layered(kind, **settings):
     return small_ppo(network=partial(Layered, layer=LAYERS[kind]), compile_update=False, **settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", LAYERS)
 def test_how_often_is_evaluated_changes_nothing_in_training(kind):
     results = []

@@ -284,6 +284,7 @@ def test_a_run_with_statistics_is_continued_bit_for_bit(tmp_path, settings, comp
     assert differences(tmp_path / "whole", tmp_path / "parts") == {}
 
 
+@pytest.mark.slow
 def test_sums_of_open_episodes_are_carried_over_a_resume(tmp_path):
     settings = {"env": "Pendulum-v1", **BOTH}
     train(tmp_path, 2, **settings)
@@ -300,6 +301,7 @@ def test_sums_of_open_episodes_are_carried_over_a_resume(tmp_path):
     assert not torch.equal(resumed_var(saved), resumed_var(torch.zeros_like(saved)))
 
 
+@pytest.mark.slow
 def test_another_number_of_environments_goes_on_with_the_statistics(tmp_path, capsys):
     train(tmp_path, 2, env="Pendulum-v1", **BOTH)
     model, _ = train(tmp_path, 3, last_of(tmp_path), env="Pendulum-v1", num_envs=2, num_steps=32, **BOTH)
@@ -309,6 +311,7 @@ def test_another_number_of_environments_goes_on_with_the_statistics(tmp_path, ca
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", ["norm_obs", "norm_reward", "norm_value"])
 @pytest.mark.parametrize("value", [False, True])
 def test_the_settings_cannot_change_when_a_run_is_continued(tmp_path, setting, value):
@@ -361,6 +364,7 @@ def test_evaluation_returns_are_of_raw_rewards(tmp_path):
     assert set(episodes.returns) == {6.0}
 
 
+@pytest.mark.slow
 def test_a_checkpoint_tells_of_its_statistics(tmp_path):
     train(tmp_path, 2, env="Pendulum-v1", **BOTH)
     rows = dict(describe_checkpoint(last_of(tmp_path)))

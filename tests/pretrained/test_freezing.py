@@ -108,6 +108,7 @@ def test_a_resume_goes_on_holding_bit_for_bit(tmp_path, cut, compiled, capsys):
     assert steps == {12.0, 16.0, 24.0}
 
 
+@pytest.mark.slow
 def test_what_a_resume_changes_of_it_takes_effect_and_is_listed(tmp_path, capsys):
     note = Moved()
     for until, ckpt_path, iterations, callbacks in [(1, None, 1, []), (4, last_of(tmp_path), 3, [note])]:

@@ -54,6 +54,7 @@ def change(**settings):
     Path("small.yaml").write_text(yaml.safe_dump(config))
 
 
+@pytest.mark.slow
 def test_a_time_limit_asks_for_the_command_again_until_the_run_is_finished(monkeypatch):
     collect = RolloutCollector.collect
     monkeypatch.setattr(RolloutCollector, "collect", lambda self: time.sleep(0.25) or collect(self))
@@ -161,6 +162,7 @@ def test_a_run_with_anything_else_in_it_is_left_behind(name, monkeypatch):
     assert runs() == ["version_0", "version_1"] and stamps() == before
 
 
+@pytest.mark.slow
 def test_a_run_without_a_sound_checkpoint_is_never_begun_again(capsys):
     go()
     for path in LAST.parent.iterdir():
@@ -192,6 +194,7 @@ def script(monkeypatch):
     return begin
 
 
+@pytest.mark.slow
 def test_a_script_can_do_it_too(tmp_path, script):
     script("train.py", "--fast")
     train(tmp_path, 3)
@@ -307,6 +310,7 @@ def test_a_directory_that_cannot_be_written_is_one_sentence(monkeypatch):
         locked(RUN).__enter__()
 
 
+@pytest.mark.slow
 def test_a_run_directory_that_is_deleted_while_the_run_writes_to_it_is_one_sentence(monkeypatch, capsys):
     step = pl_rl.PPO.training_step
 

@@ -57,6 +57,7 @@ def begin(trainer=(), **model):
     assert fit("--config", "small.yaml") == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "begun, resumed, words",
     [
@@ -102,6 +103,7 @@ def model(**settings):
     return pl_rl.PPO(**{**SMALL, "eval_freq": 8, "eval_episodes": 1, "compile_update": False, **settings})
 
 
+@pytest.mark.slow
 def test_a_script_goes_on_with_the_model_and_the_best_files(tmp_path, capsys):
     def callbacks():
         return [RunCheckpoint(), RunSummary(), ModelCheckpoint(monitor="evaluator/return_mean", mode="max")]
@@ -155,6 +157,7 @@ def test_two_loggers_that_share_a_folder_miss_nothing_of_each_other(tmp_path, ca
     assert [log["lost"] for log in logs] == [[], []] and all(log["digests"] for log in logs)
 
 
+@pytest.mark.slow
 def test_the_same_objects_can_train_afterwards(tmp_path):
     trainer(tmp_path, RunCheckpoint()).fit(model())
     again, after = model(), trainer(tmp_path, RunCheckpoint())
@@ -193,6 +196,7 @@ def test_where_a_script_goes_on_writing_is_not_the_files_to_say(tmp_path):
     assert kept.best_model_path and Path(kept.best_model_path).is_relative_to(tmp_path / "two")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Checkpoint directory")
 @pytest.mark.parametrize("folder", [None, "elsewhere"])
 def test_a_script_knows_the_files_of_a_run_wherever_it_keeps_them(tmp_path, folder):
@@ -206,6 +210,7 @@ def test_a_script_knows_the_files_of_a_run_wherever_it_keeps_them(tmp_path, fold
         assert getattr(trained, name) and getattr(again, name) == getattr(trained, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["64-true"])
 def test_weights_of_another_precision_are_not_rounded(tmp_path, precision):
     trainer(tmp_path, RunCheckpoint(), precision=precision).fit(trained := model())
@@ -245,6 +250,7 @@ def test_a_larger_patience_takes_effect_is_listed_and_lets_the_run_go_on(tmp_pat
     assert accounts(capsys) == ["changed: total_env_steps: 512 -> 640"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("patience, iteration", [(2, 3), (99, 8)])
 def test_a_plain_trainer_heeds_it_too(tmp_path, capsys, patience, iteration):
     trainer(tmp_path, RunCheckpoint(), early(patience=2)).fit(model())
@@ -280,6 +286,7 @@ def test_a_patience_that_is_still_too_small_leaves_the_run_ended(tmp_path, capsy
     assert listing(tmp_path) == before and "EarlyStopping ended this run before" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_threshold_that_is_raised_lets_the_run_go_on(tmp_path, capsys):
     trainer(tmp_path, RunCheckpoint(), early(patience=99, stopping_threshold=0.0)).fit(trained := model())
     trainer(tmp_path, RunCheckpoint(), early(patience=99, stopping_threshold=0.0)).fit(
@@ -291,6 +298,7 @@ def test_a_threshold_that_is_raised_lets_the_run_go_on(tmp_path, capsys):
     assert accounts(capsys) == ["changed: EarlyStopping.stopping_threshold: 0.0 -> 1000000.0"]
 
 
+@pytest.mark.slow
 def test_a_time_limit_is_not_taken_for_the_end_by_early_stopping(tmp_path):
     class Limit(L.Callback):
         def on_train_batch_end(self, trainer, pl_module, *args):
@@ -320,6 +328,7 @@ class Evolving(L.Callback):
         self.factor = state.get("inner", state)["factor"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nested", [False, True])
 def test_a_callback_keeps_what_it_has_become_unless_the_user_changed_it(tmp_path, capsys, nested):
     def go(until, **settings):
@@ -337,6 +346,7 @@ def test_a_callback_keeps_what_it_has_become_unless_the_user_changed_it(tmp_path
     assert accounts(capsys) == []
 
 
+@pytest.mark.slow
 def test_a_file_that_knows_no_settings_is_compared_by_its_states(tmp_path, capsys):
     trainer(tmp_path, RunCheckpoint(), early(patience=2)).fit(model())
     checkpoint = torch.load(tmp_path / LAST, weights_only=True)
@@ -346,6 +356,7 @@ def test_a_file_that_knows_no_settings_is_compared_by_its_states(tmp_path, capsy
     assert accounts(capsys) == ["changed: EarlyStopping.patience: 2 -> 99"] and again.iteration == 8
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Checkpoint directory")
 def test_the_model_and_a_moved_run_change_no_setting_of_a_callback(tmp_path, capsys):
     def callbacks():
@@ -377,6 +388,7 @@ class Set(L.Callback):
             trainer.should_stop = True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("auto_resume", [False, True])
 @pytest.mark.parametrize(
     ("change", "given", "iterations"),
@@ -401,6 +413,7 @@ def test_whether_a_run_is_over_is_told_by_the_settings_that_it_changed(
     assert ("total_env_steps=256 reached" in capsys.readouterr().out) == (iterations == 4)
 
 
+@pytest.mark.slow
 def test_evaluations_that_a_callback_turned_off_are_not_made_up_for(tmp_path, capsys):
     trainer(tmp_path, RunCheckpoint(), Set(5, None, eval_freq=0)).fit(model())
     before = listing(tmp_path)
@@ -408,6 +421,7 @@ def test_evaluations_that_a_callback_turned_off_are_not_made_up_for(tmp_path, ca
     assert listing(tmp_path) == before and "Nothing is trained" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_length_that_the_user_gives_now_wins(tmp_path):
     trainer(tmp_path, RunCheckpoint(), Set(2, 4, total_env_steps=64 * 20)).fit(model())
     trainer(tmp_path, RunCheckpoint()).fit(again := model(total_env_steps=64 * 6), ckpt_path="last")

@@ -166,6 +166,7 @@ def test_a_plain_lightning_trainer_continues_exactly_too(tmp_path):
     assert run_of(tmp_path / "parts", version=1).exists()
 
 
+@pytest.mark.slow
 def test_last_means_the_newest_run(tmp_path):
     train(tmp_path, 2)
     train(tmp_path, 3)
@@ -245,6 +246,7 @@ def test_hyperparameters_are_logged_once(tmp_path):
     assert steps.count(0) == 2  # Lightning's placeholder, and the evaluation of the untrained policy
 
 
+@pytest.mark.slow
 def test_the_best_score_and_file_outlive_a_resume(tmp_path):
     _, before = train(tmp_path, 6)
     best = before.checkpoint_callback.best_model_score
@@ -253,6 +255,7 @@ def test_the_best_score_and_file_outlive_a_resume(tmp_path):
     assert Path(after.checkpoint_callback.best_model_path) == run_of(tmp_path) / "checkpoints" / "best.ckpt"
 
 
+@pytest.mark.slow
 def test_a_resume_says_that_the_best_file_is_gone(tmp_path, capsys):
     _, before = train(tmp_path, 6)
     (run_of(tmp_path) / "checkpoints" / "best.ckpt").unlink()
@@ -263,6 +266,7 @@ def test_a_resume_says_that_the_best_file_is_gone(tmp_path, capsys):
     assert "fidelity: exact" not in out
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 def test_lightnings_model_checkpoint_keeps_its_score_and_files(tmp_path, monkeypatch):
     def callbacks():
@@ -288,6 +292,7 @@ def test_a_finished_run_trains_no_further(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), resumed.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_a_run_that_reached_its_stop_value_stays_stopped_until_it_is_raised(tmp_path):
     train(tmp_path, -1, stop_value=5.0)  # an untrained policy lasts longer, and the second iteration is evaluated
     same, _ = train(tmp_path, 5, last_of(tmp_path), stop_value=5.0)
@@ -303,6 +308,7 @@ def test_an_extended_run_is_the_longer_run_where_nothing_anneals(tmp_path):
     assert differences(tmp_path / "whole", tmp_path / "parts") == {}
 
 
+@pytest.mark.slow
 def test_annealing_follows_the_new_horizon_of_an_extended_run(tmp_path, capsys):
     train(tmp_path, -1, total_env_steps=64 * 4, anneal_lr=True, learning_rate=0.01)
     train(tmp_path, -1, last_of(tmp_path), total_env_steps=64 * 8, anneal_lr=True, learning_rate=0.01)
@@ -374,6 +380,7 @@ def test_a_changed_learning_rate_beats_the_optimizers_saved_one(tmp_path):
     assert dict(event_scalars(run_of(tmp_path))["schedule/learning_rate"])[64 * 4] == pytest.approx(0.002)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("env", [f"PlRlTest/{name}-v0" for name in ("GloballyRandom", "Hoarder", "NoisyReward")])
 def test_environments_that_break_the_rules_are_restarted_and_named(tmp_path, env, capsys, monkeypatch):
     monkeypatch.setattr("pl_rl.envs.replay.FIRST_ANCHOR_STEPS", 5)
@@ -384,6 +391,7 @@ def test_environments_that_break_the_rules_are_restarted_and_named(tmp_path, env
     assert model.iteration == 6
 
 
+@pytest.mark.slow
 def test_restarted_environments_do_not_repeat_the_first_episodes(tmp_path):
     first_obs = []
 
@@ -434,6 +442,7 @@ def test_counters_and_statistics_go_on(tmp_path):
     assert state["counters"]["elapsed_seconds"] > 0
 
 
+@pytest.mark.slow
 def test_a_checkpoint_saved_by_hand_after_training_resumes_exactly(tmp_path):
     whole, _ = train(tmp_path / "whole", 6)
     _, trainer = train(tmp_path / "parts", 3)

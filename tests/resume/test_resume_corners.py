@@ -46,6 +46,7 @@ def test_a_run_goes_on_from_an_earlier_checkpoint_even_if_it_dies_at_once(tmp_pa
     assert one == other
 
 
+@pytest.mark.slow
 def test_a_resume_that_has_nothing_to_do_leaves_the_log_alone(tmp_path):
     train(tmp_path, 10, callbacks=keeping())
     before = scalars(tmp_path)
@@ -53,6 +54,7 @@ def test_a_resume_that_has_nothing_to_do_leaves_the_log_alone(tmp_path):
     assert scalars(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_the_last_checkpoint_that_an_earlier_one_replaces_is_kept_aside(tmp_path):
     train(tmp_path, 10, callbacks=keeping())
     before = last_of(tmp_path).read_bytes()
@@ -60,6 +62,7 @@ def test_the_last_checkpoint_that_an_earlier_one_replaces_is_kept_aside(tmp_path
     assert (run_of(tmp_path) / "replaced" / "last.ckpt.1").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_points_that_are_missing_in_the_log_are_said(tmp_path, capsys):
     train(tmp_path, 6)
     events = next(run_of(tmp_path).glob("events.out.tfevents.*"))
@@ -99,6 +102,7 @@ def test_a_logger_with_a_folder_of_its_own_within_the_run_goes_on_there(tmp_path
     assert all(one[tag] == other[tag] for tag in one if not tag.startswith("time/"))
 
 
+@pytest.mark.slow
 def test_a_branch_that_is_continued_remembers_its_parent(tmp_path):
     train(tmp_path, 2)
     train(tmp_path, 4, last_of(tmp_path), branch=True)
@@ -111,6 +115,7 @@ def test_a_branch_needs_a_checkpoint(tmp_path):
         train(tmp_path, 1, branch=True)
 
 
+@pytest.mark.slow
 def test_numpys_numbers_may_be_settings(tmp_path):
     network = functools.partial(pl_rl.MLPActorCritic, actor_sizes=np.array([32, 16]), critic_sizes=(np.int64(8),))
     settings = {"learning_rate": np.float64(0.01), "network": network, "eval_freq": np.int64(8)}
@@ -140,6 +145,7 @@ def test_a_checkpoint_of_a_newer_format_is_refused(tmp_path):
         train(tmp_path, 3, last_of(tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 def test_lightnings_model_checkpoint_finds_its_files_in_a_moved_run(tmp_path):
     def callbacks():
@@ -168,6 +174,7 @@ def test_an_evaluation_that_was_due_after_the_checkpoint_is_made_up_for(tmp_path
     assert scalars(tmp_path / "whole") == scalars(tmp_path / "parts")
 
 
+@pytest.mark.slow
 def test_a_run_that_early_stopping_ended_stays_ended(tmp_path):
     def callbacks():
         early = EarlyStopping("evaluator/return_mean", mode="max", patience=3, min_delta=1e9)
@@ -178,6 +185,7 @@ def test_a_run_that_early_stopping_ended_stays_ended(tmp_path):
     assert 0 < model.iteration == resumed.iteration < 50
 
 
+@pytest.mark.slow
 def test_a_model_can_be_trained_twice(tmp_path):
     model, _ = train(tmp_path / "one", 4)
     L.seed_everything(0, verbose=False)
@@ -211,6 +219,7 @@ def test_other_precisions_are_continued_exactly_and_evaluated_alike(tmp_path, pr
     assert again["evaluator/return_mean"] == pytest.approx(at_24, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_window_of_recent_episodes_outlives_another_number_of_environments(tmp_path):
     train(tmp_path, 6)
     before = torch.load(last_of(tmp_path), weights_only=True)["pl_rl"]["collector"]["episodes"]
@@ -246,6 +255,7 @@ def test_another_seed_is_said_to_change_nothing(tmp_path, capsys):
     assert differences(tmp_path / "whole", tmp_path / "parts") == {}
 
 
+@pytest.mark.slow
 def test_a_path_with_detours_is_the_same_checkpoint(tmp_path, monkeypatch):
     train(tmp_path, 2)
     (tmp_path / "elsewhere").mkdir()
@@ -262,6 +272,7 @@ def test_an_older_run_is_not_taken_where_the_newest_has_no_checkpoint(tmp_path):
         train(tmp_path, 3, "last")
 
 
+@pytest.mark.slow
 def test_a_csv_log_without_a_point_yet_is_continued_in_its_directory(tmp_path):
     def go_on(until, ckpt_path=None):
         trainer = pl_rl.Trainer(
@@ -284,6 +295,7 @@ def test_a_csv_log_without_a_point_yet_is_continued_in_its_directory(tmp_path):
     assert go_on(2, last_of(tmp_path)) == run_of(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_network_made_by_a_function_is_not_guessed(tmp_path):
     made = {"network": lambda obs, act: pl_rl.MLPActorCritic(obs, act, activation="relu")}
     train(tmp_path, 2, **made)

@@ -74,6 +74,7 @@ def test_no_run_touches_another(logger, trainer_class):
     assert not Path("checkpoints").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("logger", [LOGGERS["none"], LOGGERS["without files"]])
 def test_lightnings_own_checkpoints_are_in_the_runs_directory_too(logger):
     callback = ModelCheckpoint(filename="mine", every_n_epochs=1)
@@ -103,6 +104,7 @@ def test_a_second_fit_of_one_trainer_is_refused_where_its_logger_has_a_run(name,
     assert {path: after[path] for path in before} == before
 
 
+@pytest.mark.slow
 def test_a_second_fit_of_one_trainer_without_a_logger_is_a_run_of_its_own():
     of_runs = trainer(False)
     runs = []
@@ -113,6 +115,7 @@ def test_a_second_fit_of_one_trainer_without_a_logger_is_a_run_of_its_own():
     assert [run.name for run in runs] == ["version_0", "version_1"]
 
 
+@pytest.mark.slow
 def test_a_second_fit_of_one_trainer_goes_on_from_a_checkpoint():
     whole = train(True, until=4)
     of_run = trainer(True)
@@ -156,6 +159,7 @@ def test_a_resume_is_in_the_runs_directory_whatever_the_loggers_are(logger, caps
     assert capsys.readouterr().out.count(f"Continued in {run.relative_to(Path.cwd())}.") == 3
 
 
+@pytest.mark.slow
 def test_a_checkpoint_in_a_folder_that_only_has_the_name_begins_a_directory():
     run = train(True)
     Path("mine", "checkpoints").mkdir(parents=True)
@@ -217,6 +221,7 @@ def test_the_newest_run_is_found_wherever_it_is():
     assert train(True).name == "version_2"
 
 
+@pytest.mark.slow
 def test_runs_are_found_after_a_move(tmp_path, monkeypatch):
     (tmp_path / "one").mkdir()
     monkeypatch.chdir(tmp_path / "one")
@@ -228,6 +233,7 @@ def test_runs_are_found_after_a_move(tmp_path, monkeypatch):
     assert len((run / "metrics.csv").read_text().splitlines()) > 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("link", ["mine.ckpt", "mine/last.ckpt"])
 def test_a_link_to_a_checkpoint_leads_to_its_run(link):
     run = train(True)
@@ -247,6 +253,7 @@ def test_a_run_that_cannot_be_noted_trains_and_says_so(capsys):
     assert "cannot be noted under lightning_logs" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "logger",
     [

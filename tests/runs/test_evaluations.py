@@ -40,6 +40,7 @@ def test_it_says_what_tensorboard_says():
         assert recorded == scalars[f"{group}/return_mean"]
 
 
+@pytest.mark.slow
 def test_a_line_that_was_being_written_is_left_out():
     run = train(False, until=4)
     rows = record(run)

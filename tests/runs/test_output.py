@@ -69,6 +69,7 @@ def test_the_streams_are_put_back():
     assert (sys.stdout, sys.stderr) == (out, err)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["fit", "inspect"])
 def test_the_command_line_ends_as_if_somebody_read_it(verb, nobody, monkeypatch, tmp_path):
     small = [f"--model.{name}={value}" for name, value in SMALL.items()]

@@ -195,6 +195,7 @@ def victim(trained, tmp_path):
     assert {path: content for path, content in stamps(root).items() if "version_0" in str(path)} == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run_id", ["their own", "the victim's", None])
 @pytest.mark.parametrize("way", ["absolute", "relative", "csv", "link"])
 def test_a_strangers_checkpoint_reaches_no_other_run(run, victim, way, run_id, capsys):
@@ -220,6 +221,7 @@ def test_a_strangers_checkpoint_reaches_no_other_run(run, victim, way, run_id, c
     assert any("may be another run's, so it is left alone and a new one begins" in line for line in account(capsys))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_put_where_the_users_runs_are_cuts_none_of_them(run, victim):
     """``checkpoints/last.ckpt`` in the working directory, of which all runs are inside."""
     root = victim.parent.parent
@@ -328,6 +330,7 @@ def test_lightnings_model_checkpoint_removes_nothing_outside_of_its_folder(tmp_p
 # --- whose checkpoint it is ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_id_and_a_branch_has_its_own(run):
     root = run.parent.parent
     first = read_checkpoint(run / LAST)["pl_rl"]["run_id"]
@@ -368,6 +371,7 @@ def test_training_does_not_depend_on_the_id(run, trained):
     assert torch.equal(one["pl_rl"]["random"]["torch"], other["pl_rl"]["random"]["torch"])
 
 
+@pytest.mark.slow
 def test_another_runs_checkpoint_in_this_ones_place_is_told(run, victim, capsys):
     shutil.copy(victim / LAST, run / LAST)
     before = stamps(run)
@@ -432,6 +436,7 @@ def test_a_damaged_length_in_an_event_file_is_said(run, capsys):
     assert account(capsys)[-1] == f"not exact: log: {path.name} cannot be read from byte {offset:,} of {size:,} on"
 
 
+@pytest.mark.slow
 def test_another_event_file_in_its_place_is_said(run, victim, capsys):
     path = events_of(run)
     path.write_bytes((events_of(victim).read_bytes() * 2)[: path.stat().st_size])
@@ -495,6 +500,7 @@ class Deleting(RunCheckpoint):
         super().on_train_epoch_end(trainer, pl_module)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("logger", [TensorBoardLogger, CSVLogger])
 def test_a_log_that_is_deleted_while_the_run_writes_to_it_is_noticed(tmp_path, logger, capsys):
     def go(until, callback, ckpt_path=None):

@@ -186,6 +186,7 @@ NAMED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMED)
 def test_the_way_out_of_a_refusal_works_when_it_is_pasted(theirs, name, capsys):
     settings, names = NAMED[name]
@@ -270,6 +271,7 @@ def test_ones_own_run_may_name_anything(theirs):
     assert doors.marks()[0] == 1
 
 
+@pytest.mark.slow
 def test_links_do_not_make_a_run_ones_own(theirs, capsys):
     Path("lightning_logs").mkdir()
     Path("lightning_logs/version_0").symlink_to(places.RUN.absolute())

@@ -90,6 +90,7 @@ def test_seeds_are_one_curve_and_each_where_that_is_asked_for():
     assert min(colours_in(each)[BLUE], colours_in(each)[ORANGE]) > 500
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ending", "start"), [("svg", b"<?xml"), ("pdf", b"%PDF"), ("png", b"\x89PNG")])
 def test_pictures_have_the_format_that_is_asked_for(ending, start):
     run = written_run("run", [1.0, 2.0])

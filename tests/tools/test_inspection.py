@@ -19,6 +19,7 @@ def checkpoint(env="CartPole-v1"):
     return Path("lightning_logs/version_0/checkpoints/last.ckpt")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_described_in_words():
     rows = dict(describe_checkpoint(checkpoint()))
     assert f"sound, format {FORMAT_VERSION}" in rows["file"]
@@ -43,6 +44,7 @@ def test_environments_that_are_saved_whole_one_by_one_are_said_to_be():
     assert rows["environment state"] == "saved whole (NativeMujocoEnvs)"
 
 
+@pytest.mark.slow
 def test_a_damaged_file_is_refused_in_a_sentence():
     path = checkpoint()
     path.write_bytes(path.read_bytes()[:-100])

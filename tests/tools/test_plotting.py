@@ -122,6 +122,7 @@ def test_returns_of_training_are_not_drawn_against_train_iterations():
         plot_runs([trained_run("run")], Path("out"), Drawing(returns="training", axis="train_iter"))
 
 
+@pytest.mark.slow
 def test_one_axis_alone():
     run = trained_run("run")
     for axis, name in [("train_iter", "evaluator_iter"), ("env_steps", "evaluator_step"), ("time", "evaluator_time")]:
@@ -139,6 +140,7 @@ def test_time_is_that_of_training_and_not_of_the_pause(group, monkeypatch):
     assert second.steps.tolist() == [20, 30, 40]
 
 
+@pytest.mark.slow
 def test_the_seam_is_where_the_resume_went_on(monkeypatch):
     trained_run("run")
     trained_run("run", first=3, seam=248)
@@ -150,6 +152,7 @@ def test_the_seam_is_where_the_resume_went_on(monkeypatch):
     assert drawn == [31, 248]
 
 
+@pytest.mark.slow
 def test_a_seam_that_nobody_noted_is_at_the_last_point_before(monkeypatch):
     trained_run("run")
     trained_run("run", first=3)
@@ -171,6 +174,7 @@ def test_curves_are_smoothed_across_a_seam():
         plot_runs([Path("run")], Path("out"), Drawing(smooth=0))
 
 
+@pytest.mark.slow
 def test_a_run_of_a_single_evaluation_can_be_drawn():
     assert all(file.is_file() for file in plot_runs([written_run("run", [10.0])], Path("run")))
 
@@ -215,6 +219,7 @@ def test_a_file_that_cannot_be_written_is_named():
         plot_runs([run], run)
 
 
+@pytest.mark.slow
 def test_a_resume_notes_its_seam_on_both_axes(tmp_path):
     train(tmp_path, until=3)
     train(tmp_path, until=5, ckpt_path=last_of(tmp_path))

@@ -139,6 +139,7 @@ def test_a_second_fit_of_one_trainer_is_refused_as_its_logger_has_a_run(tracker)
     assert [step for step, _ in tracker.points(run_id)["losses/entropy"]] == [64, 128]
 
 
+@pytest.mark.slow
 def test_a_second_run_in_one_process_is_another_run_of_the_tracker(tracker):
     train(tracker.logger(), 1)
     train(tracker.logger(), 1, seed=1)
@@ -148,6 +149,7 @@ def test_a_second_run_in_one_process_is_another_run_of_the_tracker(tracker):
     assert [len(tracker.points(run_id)["evaluator_iter/return_mean"]) for run_id in tracker.ids()] == [2, 2]
 
 
+@pytest.mark.slow
 def test_a_branch_is_a_run_of_its_own_that_knows_its_parent(tracker):
     run = train(tracker.logger(), 2)
     [parent] = tracker.ids()
@@ -161,6 +163,7 @@ def test_a_branch_is_a_run_of_its_own_that_knows_its_parent(tracker):
     assert [step for step, _ in tracker.points(child)["losses/entropy"]] == [128, 192]
 
 
+@pytest.mark.slow
 def test_wandb_draws_each_metric_against_what_its_steps_count():
     pytest.importorskip("wandb")
     train(wandb_logger(), 1)

@@ -61,6 +61,7 @@ def test_a_word_that_is_none_is_said(capsys):
     )
 
 
+@pytest.mark.slow
 def test_loggers_are_told_the_seed():
     go("--seed_everything", "7", "--trainer.max_epochs", "1", auto=False)
     assert yaml.safe_load((RUN / "hparams.yaml").read_text())["seed"] == 7

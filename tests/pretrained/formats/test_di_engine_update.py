@@ -69,6 +69,7 @@ def old_policy(expected):
     return torch.distributions.Independent(torch.distributions.Normal(expected["old_mu"], expected["old_sigma"]), 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("updates_class", [EagerUpdater, CompiledUpdater])
 def test_an_update_moves_the_network_as_di_engine_does(case, updates_class):
     example = (case.minibatch,) if updates_class is CompiledUpdater else ()

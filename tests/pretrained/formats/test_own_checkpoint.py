@@ -26,6 +26,7 @@ def trained(**settings):
     return model, Path("lightning_logs/version_0/checkpoints/last.ckpt")
 
 
+@pytest.mark.slow
 def test_the_network_of_a_checkpoint_is_read(tmp_path):
     network = partial(MLPActorCritic, encoder_sizes=[8], actor_sizes=[7], critic_sizes=[6, 5], activation="elu")
     model, path = trained(env="Pendulum-v1", network=network)
