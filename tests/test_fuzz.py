@@ -3,6 +3,8 @@
 import os
 import signal
 
+import pytest
+
 from tests.fuzz import run
 from tests.fuzz.readers import READERS, SHARES
 
@@ -11,6 +13,7 @@ def test_every_reader_has_a_share():
     assert SHARES.keys() == READERS.keys() and sum(SHARES.values()) == 100
 
 
+@pytest.mark.slow
 def test_no_mutated_file_gets_further_than_a_sentence(capfd):
     failures = run.run(list(READERS), 400, seed=7)
     out = capfd.readouterr().out

@@ -53,6 +53,7 @@ def differences(one, other):
     return {name: text for name, text in compare_runs(run_of(one), run_of(other)).items() if text is not None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -244,6 +245,7 @@ else:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="Linux tells who is stopped")
 @pytest.mark.parametrize(("state", "status"), [("stopped", -signal.SIGKILL), ("running", 0)])
 def test_a_first_process_that_is_stopped_for_ever_is_killed_by_those_that_it_has_started(state, status):

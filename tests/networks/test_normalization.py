@@ -267,6 +267,7 @@ def test_other_precisions_leave_the_statistics_in_float64(precision):
 # --- saved and used -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["eager", "compiled"])
 @pytest.mark.parametrize(
     "settings",

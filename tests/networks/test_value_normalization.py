@@ -63,6 +63,7 @@ def test_the_value_function_learns_returns_of_any_size():
     assert explained[True] > 0.3 > explained[False]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

@@ -95,8 +95,17 @@ def no_picture(figure, file, **settings):
     file.write(b"drawn in test_plotting.py")
 
 
-# Each takes seconds; the first two read as validate does, the third has another test with safetensors.
-SLOW = ["test", "predict", "fit --pretrained.path"]
+# Each takes seconds; the fast tests open runs by the other doors.
+SLOW = [
+    "fit",
+    "pl_rl.Trainer.fit",
+    "lightning.Trainer.fit",
+    "validate",
+    "test",
+    "predict",
+    "plot",
+    "fit --pretrained.path",
+]
 
 
 @pytest.mark.filterwarnings("ignore")  # of Lightning, about checkpoints as strange as these
