@@ -88,6 +88,7 @@ def test_a_parameter_that_its_owner_froze_stays_frozen():
     assert not model.network.actor[0].weight.requires_grad
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("cut", [1, 2, 4])
 def test_a_resume_goes_on_holding_bit_for_bit(tmp_path, cut, compiled, capsys):

@@ -119,6 +119,7 @@ def test_a_policy_with_a_dictionary_is_exported(tmp_path):
         obs, *_ = env.step(action[0])
 
 
+@pytest.mark.slow
 def test_a_policy_with_a_memory_is_exported(tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     train(tmp_path, 1, **KINDS["memory, native"])

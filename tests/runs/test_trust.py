@@ -97,14 +97,17 @@ def no_picture(figure, file, **settings):
 
 # Each takes seconds; the fast tests open runs by the other doors.
 SLOW = [
-    "fit",
-    "pl_rl.Trainer.fit",
-    "lightning.Trainer.fit",
-    "validate",
-    "test",
-    "predict",
-    "plot",
-    "fit --pretrained.path",
+    *(
+        "fit",
+        "fit --pretrained.path",
+        "pl_rl.Trainer.fit",
+        "lightning.Trainer.fit",
+        "validate",
+        "test",
+        "predict",
+        "plot",
+    ),
+    *(f"export --to {to}" for to in ("hub", "onnx", "safetensors", "state_dict")),
 ]
 
 
