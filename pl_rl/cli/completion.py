@@ -55,4 +55,5 @@ def _add(verb: argparse.ArgumentParser, action: argparse.Action, files: Any) -> 
         made = verb.add_argument(action.dest, nargs=action.nargs if isinstance(action.nargs, str) else None)
     made.choices = action.choices if made.nargs != 0 else None
     if not action.option_strings or set(action.option_strings) & set(PATHS):
+        # What shtab looks for, which argparse does not declare.
         made.complete = files  # type: ignore[attr-defined]

@@ -132,6 +132,7 @@ def prepare_strategy(trainer: L.Trainer) -> None:
         for tensor in [] if strategy.model is None else strategy.model.state_dict().values():
             dist.broadcast(tensor, 0)
 
+    # Of this strategy alone: the user may have made it, of a class that a launcher such as Ray's asks for.
     strategy.setup_distributed = setup_distributed  # type: ignore[method-assign]
     strategy.configure_ddp = configure_ddp  # type: ignore[method-assign]
     strategy._process_group_backend = strategy._process_group_backend or _backend()

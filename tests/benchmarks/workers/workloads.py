@@ -129,22 +129,15 @@ MEMORY = Workload(  # configs/cartpole-memory.yaml
     ent_coef=0.0,
     peers=("sb3",),
 )
-TAXI = Workload(  # configs/taxi.yaml
+TAXI = dataclasses.replace(  # configs/taxi.yaml
+    MEMORY,
     env_id="Taxi-v4",
+    components=(),
+    memory_size=0,
     masked=True,
     num_envs=16,
-    num_steps=128,
-    update_epochs=4,
-    minibatch_size=256,
-    total_env_steps=102_400,
-    encoder_sizes=(),
-    head_sizes=(64,),
-    activation="tanh",
-    learning_rate=1e-3,
-    anneal_lr=True,
     gamma=0.99,
     ent_coef=0.01,
-    peers=("sb3",),
 )
 MINIGRID = dataclasses.replace(  # configs/minigrid-dict.yaml
     TAXI,
