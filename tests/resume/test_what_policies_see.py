@@ -58,6 +58,20 @@ def test_a_run_that_is_stopped_several_times_is_the_same_run(tmp_path, settings,
     assert differences(tmp_path / "whole", tmp_path / "parts") == {}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["dict", "memory, native"])
+def test_a_run_that_was_saved_with_eager_updates_goes_on_with_eager_ones(tmp_path, kind, capsys):
+    """Though, as the run got longer, a new one would be compiled."""
+    settings = {**KINDS[kind], "compile_update": None}
+    train(tmp_path, 1, **settings)
+    assert "eager" in read_checkpoint(last_of(tmp_path))["pl_rl"]["platform"]["updates"]
+    train(tmp_path, 2, last_of(tmp_path), total_env_steps=10**7, **settings)
+    assert account(capsys)[-1] == "fidelity: exact"
+    assert "eager" in read_checkpoint(last_of(tmp_path))["pl_rl"]["platform"]["updates"]
+    train(tmp_path / "new", 1, total_env_steps=10**7, **settings)
+    assert "compiled" in read_checkpoint(last_of(tmp_path / "new"))["pl_rl"]["platform"]["updates"]
+
+
 def test_a_checkpoint_has_the_entries_of_the_open_step(tmp_path):
     train(tmp_path, 1, **masked("sync", "info.action_mask"))
     collector = read_checkpoint(last_of(tmp_path))["pl_rl"]["collector"]
