@@ -15,7 +15,9 @@ with quick_imports():
     from xdist.scheduler import WorkStealingScheduling
 
     import tests.environments  # noqa: F401  (registers the small environments)
+    from pl_rl.compiled import tracing
     from pl_rl.envs.processors import cores
+    from tests.traces import Traces
     from tests.warm import Server
 
 hypothesis.settings.register_profile("quick", max_examples=25, deadline=None, derandomize=True, database=None)
@@ -70,6 +72,13 @@ def _no_waiting_for_the_disk():
     """What a power cut would leave is nothing that a test could see."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", os.fstat)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _shared_traces():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tracing, "trace", Traces(tracing.trace))
         yield
 
 
