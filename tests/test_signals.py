@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -423,13 +424,19 @@ RolloutCollector.collect = lambda self: time.sleep({seconds}) or collect(self)
 """
 
 
-def start(folder, *args, slow="", env=None, group=False):
+@pytest.fixture(scope="module")
+def start(warm_server):
+    """Begins a process of its own in a folder."""
+    return partial(_start, warm_server)
+
+
+def _start(server, folder, *args, slow="", env=None, group=False):
     small = [f"--model.{name}={value}" for name, value in SMALL.items() if name not in ("total_env_steps", "eval_freq")]
     quiet = ["--trainer.enable_progress_bar=false", "--trainer.log_every_n_steps=1", "--model.eval_freq=8"]
     begin = [*small, "--model.eval_episodes=2", "--model.eval_num_envs=2", "--model.total_env_steps=640"]
     command = [sys.executable, "-c", SCRIPT.format(slow=slow), "fit", *(args or [*quiet, *begin])]
     root = str(Path(__file__).parents[1])
-    return subprocess.Popen(
+    return server.popen(
         command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=group,
         env={**os.environ, "PYTHONPATH": root, **(env or {})},
     )  # fmt: skip
@@ -451,7 +458,7 @@ def wait_for_training(folder, seconds):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole(tmp_path_factory, start):
     """A run that nobody interrupts."""
     folder = tmp_path_factory.mktemp("whole")
     assert finish(start(folder))[0] == 0
@@ -460,7 +467,7 @@ def whole(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", STATUS)
-def test_a_process_in_the_middle_of_a_long_rollout_leaves_within_seconds(tmp_path, whole, signum):
+def test_a_process_in_the_middle_of_a_long_rollout_leaves_within_seconds(tmp_path, whole, signum, start):
     process = start(tmp_path, slow=SLOW.format(seconds=20))
     wait_for_training(tmp_path, 1)
     process.send_signal(signum)
@@ -482,7 +489,7 @@ wait
 
 @pytest.mark.slow
 @pytest.mark.parametrize("group", [False, True])
-def test_a_signal_while_the_update_is_compiled_ends_the_compiler_too(tmp_path, group):
+def test_a_signal_while_the_update_is_compiled_ends_the_compiler_too(tmp_path, group, start):
     compiler = tmp_path / "slow-compiler"
     compiler.write_text(SLOW_COMPILER)
     compiler.chmod(0o755)
@@ -502,7 +509,7 @@ def test_a_signal_while_the_update_is_compiled_ends_the_compiler_too(tmp_path, g
 
 
 @pytest.mark.slow
-def test_a_second_signal_ends_the_process_at_once_with_the_last_checkpoint_intact(tmp_path, whole):
+def test_a_second_signal_ends_the_process_at_once_with_the_last_checkpoint_intact(tmp_path, whole, start):
     slow = SLOW.format(seconds=0.4)  # short enough to be finished
     process = start(tmp_path, slow=slow)
     wait_for_training(tmp_path, 1)
@@ -523,7 +530,7 @@ def with_workers():
 
 
 @pytest.fixture(scope="module")
-def whole_with_workers(tmp_path_factory, with_workers):
+def whole_with_workers(tmp_path_factory, with_workers, start):
     """Such a run that nobody interrupts."""
     folder = tmp_path_factory.mktemp("whole")
     assert finish(start(folder, *with_workers, "--trainer.max_epochs=20"))[0] == 0
@@ -532,7 +539,7 @@ def whole_with_workers(tmp_path_factory, with_workers):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", STATUS)
-def test_a_signal_to_worker_processes_too_harms_nothing(tmp_path, with_workers, whole_with_workers, signum):
+def test_a_signal_to_worker_processes_too_harms_nothing(tmp_path, with_workers, whole_with_workers, signum, start):
     """As a terminal sends Ctrl-C, and SLURM its signals."""
     process = start(
         tmp_path, *with_workers, "--model.total_env_steps=1000000", slow=SLOW.format(seconds=0.2), group=True
@@ -552,7 +559,7 @@ def test_a_signal_to_worker_processes_too_harms_nothing(tmp_path, with_workers, 
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("which", ["stdout", "both"])
-def test_a_signal_after_the_output_is_gone_saves_and_has_its_status(tmp_path, signum, which):
+def test_a_signal_after_the_output_is_gone_saves_and_has_its_status(tmp_path, signum, which, start):
     """As Ctrl-C behind ``| tee``, which it ends first, and as a terminal that is closed."""
     process = start(tmp_path, slow=SLOW.format(seconds=20))
     wait_for_training(tmp_path, 1)
@@ -568,7 +575,7 @@ def test_a_signal_after_the_output_is_gone_saves_and_has_its_status(tmp_path, si
 
 
 @pytest.mark.slow
-def test_training_goes_on_when_nobody_reads_its_output_any_more(tmp_path):
+def test_training_goes_on_when_nobody_reads_its_output_any_more(tmp_path, start):
     """As behind ``| head -1``, and where it was closed from the beginning."""
     process = start(tmp_path)
     process.stdout.close()

@@ -11,10 +11,13 @@ import json
 import os
 import pkgutil
 import runpy
+import select
 import signal
 import socket
 import subprocess
 import sys
+import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pl_rl
@@ -35,10 +38,18 @@ class Server:
         self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], cwd=root)
         theirs.close()
 
-    def popen(self, command, stdout=None, stderr=None, text=True):
-        """As ``subprocess.Popen``, for what the tests ask of it."""
-        assert command[:3] == [sys.executable, "-m", "pl_rl"] and text
-        return Process(self._requests, command[3:], stdout, stderr)
+    def popen(self, command, cwd=None, stdout=None, stderr=None, text=True, env=None, start_new_session=False):
+        """As ``subprocess.Popen``, for what the tests ask of it: ``-m pl_rl`` or ``-c`` and a program."""
+        interpreter, option, program, *arguments = command
+        assert interpreter == sys.executable and text and (option == "-c" or [option, program] == ["-m", "pl_rl"])
+        request = {
+            "program": program if option == "-c" else None,
+            "arguments": arguments,
+            "folder": str(cwd or Path.cwd()),
+            "variables": dict(os.environ if env is None else env),
+            "new_session": start_new_session,
+        }
+        return Process(self._requests, request, stdout, stderr)
 
     def close(self):
         self._requests.close()
@@ -48,17 +59,15 @@ class Server:
 class Process:
     """A forked process; its methods are those of ``subprocess.Popen``."""
 
-    def __init__(self, requests, arguments, stdout, stderr):
+    def __init__(self, requests, request, stdout, stderr):
         told, tell = os.pipe()
-        reader, writer = os.pipe() if stdout == subprocess.PIPE else (None, None)
-        out = writer if stdout == subprocess.PIPE else 1 if stdout is None else stdout.fileno()
-        request = json.dumps({"arguments": arguments, "folder": str(Path.cwd()), "variables": dict(os.environ)})
-        streams = [out, 2 if stderr is None else stderr.fileno(), tell]
-        socket.send_fds(requests, [request.encode()], streams)
+        self.stdout, out = _stream(stdout, 1)
+        self.stderr, err = _stream(stderr, 2)
+        socket.send_fds(requests, [json.dumps(request).encode()], [out, err, tell])
         os.close(tell)
-        if writer is not None:
-            os.close(writer)
-        self.stdout = None if reader is None else os.fdopen(reader)
+        for stream, number in ((self.stdout, out), (self.stderr, err)):
+            if stream is not None:
+                os.close(number)
         self._told = os.fdopen(told)
         self.pid = int(self._told.readline())
         self.returncode = None
@@ -70,18 +79,51 @@ class Process:
         if error[0] is not None:
             self.kill()
         self.wait()
-        for stream in (self.stdout, self._told):
+        for stream in (self.stdout, self.stderr):
             if stream is not None:
                 stream.close()
 
-    def kill(self):
+    def send_signal(self, signum):
         with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
+            os.kill(self.pid, signum)
 
-    def wait(self):
+    def kill(self):
+        self.send_signal(signal.SIGKILL)
+
+    def poll(self):
+        return self.returncode if self.returncode is None and not self._has_ended(0) else self.wait()
+
+    def wait(self, timeout=None):
         if self.returncode is None:
-            self.returncode = int(self._told.readline())
+            if not self._has_ended(timeout):
+                raise subprocess.TimeoutExpired("pl_rl", timeout)
+            with self._told:
+                self.returncode = int(self._told.readline())
         return self.returncode
+
+    def _has_ended(self, timeout):
+        return bool(select.select([self._told], [], [], timeout)[0])
+
+    def communicate(self, timeout=None):
+        """What it still prints until it ends."""
+        streams = [stream for stream in (self.stdout, self.stderr) if stream is not None]
+        with ThreadPoolExecutor(len(streams)) as pool:
+            reading = {stream: pool.submit(_read_all, stream) for stream in streams}
+            self.wait(timeout)
+        return tuple(reading[stream].result() if stream else None for stream in (self.stdout, self.stderr))
+
+
+def _stream(asked, number):
+    """Where this process reads a stream of the forked one, if it asked for that, and where that writes."""
+    if asked != subprocess.PIPE:
+        return None, number if asked is None else asked.fileno()
+    reader, writer = os.pipe()
+    return os.fdopen(reader), writer
+
+
+def _read_all(stream):
+    with stream:
+        return stream.read()
 
 
 def _serve(requests):
@@ -122,13 +164,22 @@ def _work(request, out, err):
     for stream, number in ((out, 1), (err, 2)):
         os.dup2(stream, number)
         os.close(stream)
+    # As in a terminal, whoever runs the tests.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    if request["new_session"]:
+        os.setsid()
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["variables"])
     sys.path[:0] = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     sys.argv = ["pl_rl", *request["arguments"]]
     try:
-        runpy.run_module("pl_rl", run_name="__main__", alter_sys=True)
+        if request["program"] is None:
+            runpy.run_module("pl_rl", run_name="__main__", alter_sys=True)
+        else:
+            sys.modules["__main__"] = main = types.ModuleType("__main__")
+            exec(request["program"], vars(main))
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
     except BaseException:

@@ -1,6 +1,7 @@
 """Gymnasium's own vectorized environments, in the autoreset mode that pl_rl uses, ``SAME_STEP``."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, cast
 
 import numpy as np
@@ -73,15 +74,55 @@ class SameStepCartPoleVectorEnv(CartPoleVectorEnv):
 
     def step(self, action: npt.NDArray[np.integer[Any]]) -> tuple[Floats, Floats, Bools, Bools, dict[str, Any]]:
         """One step of all environments; ``infos["final_obs"][i]`` is the last observation of an ended episode."""
-        obs, rewards, terminated, truncated, infos = super().step(action)
-        ended = self.prev_done
+        if self.kinematics_integrator == "euler" and _computes_as_gymnasium():
+            obs, rewards, terminated, truncated, infos = self._step(action)
+        else:
+            obs, rewards, terminated, truncated, infos = super().step(action)
+            self.prev_done = np.zeros_like(self.prev_done)
+        ended = terminated | truncated
         if ended.any():
             infos = {"final_obs": obs.copy(), "_final_obs": ended}
             self._draw(ended)
             self.steps[ended] = 0
-            self.prev_done = np.zeros_like(ended)
             obs[ended] = cast(Floats, self.state)[:, ended].T
         return obs, rewards, terminated, truncated, infos
+
+    def _step(self, action: npt.NDArray[np.integer[Any]]) -> tuple[Floats, Floats, Bools, Bools, dict[str, Any]]:
+        """Gymnasium's numbers, by half as many calls of NumPy, each of which takes a microsecond for few numbers."""
+        state: Any = self.state
+        theta, theta_dot = state[2:]
+        cos, sin = np.cos(theta), np.sin(theta)
+        force = np.where(action, self.force_mag, -self.force_mag)
+        temp = (force + self.polemass_length * np.square(theta_dot) * sin) / self.total_mass
+        change = np.empty_like(state)
+        change[0], change[2] = state[1], theta_dot
+        change[3] = acceleration = (self.gravity * sin - cos * temp) / (
+            self.length * (4.0 / 3.0 - self.masspole * np.square(cos) / self.total_mass)
+        )
+        change[1] = temp - self.polemass_length * acceleration * cos / self.total_mass
+        self.state = state = state + self.tau * change
+        self.steps += 1
+        terminated = (np.abs(state[0]) > self.x_threshold) | (np.abs(state[2]) > self.theta_threshold_radians)
+        if self._sutton_barto_reward:
+            rewards = -np.array(terminated, dtype=np.float32)
+        else:
+            rewards = np.ones(self.num_envs, dtype=np.float32)
+        return state.T.astype(np.float32), rewards, terminated, self.steps >= self.max_episode_steps, {}
+
+
+@cache
+def _computes_as_gymnasium() -> bool:
+    """Whether a few steps give the numbers of gymnasium's class, another release of which may have changed."""
+    ours, theirs = SameStepCartPoleVectorEnv(num_envs=16), CartPoleVectorEnv(num_envs=16)
+    theirs.reset(seed=0)
+    actions = np.arange(16) % 2
+    for _ in range(3):
+        ours.state = theirs.state = 3 * cast(Floats, theirs.state)  # some of them fall
+        steps = zip(ours._step(actions), theirs.step(actions), strict=True)
+        same = all(np.array_equal(one, other) for one, other in steps) and np.array_equal(ours.state, theirs.state)
+        if not same or theirs.prev_done.any():
+            return same
+    return True
 
 
 # By the entry point of the class that each replaces, as gymnasium registers it.

@@ -93,7 +93,7 @@ def test_the_numbers_are_those_of_gymnasium(name, kwargs):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_the_numbers_stay_those_of_gymnasium(name):
-    native, single = pair(name, 2, max_episode_steps=1000)
+    native, single = pair(name, 1, max_episode_steps=500)
     assert assert_equal_steps(native, single, 10_000) >= 20
     native.close(), single.close()
 
