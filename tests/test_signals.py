@@ -427,10 +427,10 @@ RolloutCollector.collect = lambda self: time.sleep({seconds}) or collect(self)
 @pytest.fixture(scope="module")
 def start(warm_server):
     """Begins a process of its own in a folder."""
-    return partial(_start, warm_server)
+    return partial(begin, warm_server)
 
 
-def _start(server, folder, *args, slow="", env=None, group=False):
+def begin(server, folder, *args, slow="", env=None, group=False):
     small = [f"--model.{name}={value}" for name, value in SMALL.items() if name not in ("total_env_steps", "eval_freq")]
     quiet = ["--trainer.enable_progress_bar=false", "--trainer.log_every_n_steps=1", "--model.eval_freq=8"]
     begin = [*small, "--model.eval_episodes=2", "--model.eval_num_envs=2", "--model.total_env_steps=640"]

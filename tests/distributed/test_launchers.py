@@ -40,6 +40,21 @@ def start(root, until, *options, launcher=(), env=None, start_new_session=False)
     )
 
 
+@pytest.fixture
+def alone(tmp_path, warm_server):
+    """Trains a run by a single process until an iteration, in the folder "alone"."""
+
+    def train(until):
+        command = [sys.executable, *FIT, "--trainer.default_root_dir", str(tmp_path / "alone")]
+        process = warm_server.popen(
+            [*command, "--trainer.max_epochs", str(until)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        outputs = process.communicate(timeout=600)
+        assert process.returncode == 0, outputs
+
+    return train
+
+
 def differences(one, other):
     return {name: text for name, text in compare_runs(run_of(one), run_of(other)).items() if text is not None}
 
@@ -90,7 +105,7 @@ def killed(root, signum, of_child):
 
 
 @pytest.mark.parametrize("machines", [1, 2])
-def test_torchrun_starts_killed_processes_again_and_the_run_goes_on(tmp_path, machines):
+def test_torchrun_starts_killed_processes_again_and_the_run_goes_on(tmp_path, machines, alone):
     """Two machines are two agents that meet at an address of this one."""
     meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--local-addr", "127.0.0.1"]
     options = [*meeting, "--nnodes", str(machines), "--nproc-per-node", str(2 // machines), "--max-restarts", "3"]
@@ -109,9 +124,7 @@ def test_torchrun_starts_killed_processes_again_and_the_run_goes_on(tmp_path, ma
     outputs = [agent.communicate(timeout=500)[0] for agent in agents]
     assert [agent.returncode for agent in agents] == [0] * machines, outputs
     assert "fidelity: exact" in "".join(outputs)
-    alone = start(tmp_path / "alone", 60)
-    out, _ = alone.communicate(timeout=500)
-    assert alone.returncode == 0, out
+    alone(60)
     assert differences(tmp_path / "alone", tmp_path / "run") == {}
     assert not run_of(tmp_path / "run", version=1).exists()
 
@@ -142,14 +155,13 @@ def _children(pid):
     ],
     ids=["killed", "first-killed", "stopped", "first-stopped", "terminated"],
 )
-def test_a_run_whose_process_dies_leaves_nobody_and_goes_on(tmp_path, signum, of_child, status, words):
+def test_a_run_whose_process_dies_leaves_nobody_and_goes_on(tmp_path, signum, of_child, status, words, alone):
     ended, out, child = killed(tmp_path / "run", signum, of_child)
     assert ended == status and out.count(words) == 1 and "Traceback" not in out, out
     assert not is_running(child)
     iteration = counters_in(last_of(tmp_path / "run"))["iteration"]
     resumed = start(tmp_path / "run", iteration + 2, "--ckpt_path", "last", "--trainer.devices", "2")
-    alone = start(tmp_path / "alone", iteration + 2)
-    for process in (resumed, alone):
-        out, _ = process.communicate(timeout=600)
-        assert process.returncode == 0, out
+    alone(iteration + 2)
+    out, _ = resumed.communicate(timeout=600)
+    assert resumed.returncode == 0, out
     assert differences(tmp_path / "alone", tmp_path / "run") == {}

@@ -19,7 +19,7 @@ from pl_rl.runs.lock import locked
 from pl_rl.tools.verification import compare_runs
 from tests.resume.test_resume import run_of, train
 from tests.support import SMALL, counters_in, fit, small_ppo
-from tests.test_signals import finish, start
+from tests.test_signals import begin, finish
 
 RUN = Path("lightning_logs/version_0")
 LAST = RUN / "checkpoints" / "last.ckpt"
@@ -226,7 +226,6 @@ def test_each_run_of_a_scripts_loop_goes_on_where_it_was(tmp_path, script, monke
 HOLD = """
 import sys, time
 from pathlib import Path
-from pl_rl.algorithm.rollout import RolloutCollector
 from pl_rl.runs.lock import locked
 with locked(Path(sys.argv[1])):
     print("locked", flush=True)
@@ -235,11 +234,10 @@ with locked(Path(sys.argv[1])):
 
 
 @pytest.fixture
-def holder():
+def holder(warm_server):
     """A process that holds the lock of the run."""
     RUN.mkdir(parents=True, exist_ok=True)
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    with subprocess.Popen([sys.executable, "-c", HOLD, RUN], stdout=subprocess.PIPE, text=True, env=env) as process:
+    with warm_server.popen([sys.executable, "-c", HOLD, str(RUN)], stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == "locked\n"
         yield process
         process.kill()
@@ -359,7 +357,7 @@ PPO.training_step = training_step
 
 @pytest.mark.slow
 @pytest.mark.parametrize("array", [False, True])
-def test_a_slurm_job_is_queued_again_and_goes_on(tmp_path, array):
+def test_a_slurm_job_is_queued_again_and_goes_on(tmp_path, array, warm_server):
     """The job's own signal; a ``scontrol`` that only notes what it was asked; the environment of the second start."""
     scontrol = tmp_path / "bin" / "scontrol"
     scontrol.parent.mkdir()
@@ -370,13 +368,13 @@ def test_a_slurm_job_is_queued_again_and_goes_on(tmp_path, array):
         job |= {"SLURM_ARRAY_JOB_ID": "4700", "SLURM_ARRAY_TASK_ID": "3"}
     (tmp_path / "whole").mkdir()
     (tmp_path / "parts").mkdir()
-    assert finish(start(tmp_path / "whole"))[0] == 0
-    status, out, err = finish(start(tmp_path / "parts", slow=SIGNAL, env=job))
+    assert finish(begin(warm_server, tmp_path / "whole"))[0] == 0
+    status, out, err = finish(begin(warm_server, tmp_path / "parts", slow=SIGNAL, env=job))
     assert status == 138, err
     number = "4700_3" if array else "4711"
     assert (tmp_path / "asked").read_text() == f"requeue {number}\n"
     assert f"SLURM job {number} is queued again." in out
-    status, out, err = finish(start(tmp_path / "parts", env={**job, "SLURM_RESTART_COUNT": "1"}))
+    status, out, err = finish(begin(warm_server, tmp_path / "parts", env={**job, "SLURM_RESTART_COUNT": "1"}))
     assert status == 0, err
     assert re.search(r"at: iteration 4, ", out) and "fidelity: exact" in out
     parts = run_of(tmp_path / "parts")
