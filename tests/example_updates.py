@@ -12,9 +12,9 @@ BOX = gym.spaces.Box(-1, 1, (3,))
 SPACES = {"discrete": gym.spaces.Discrete(2), "continuous": gym.spaces.Box(-1, 1, (2,))}
 
 
-def make_network(kind="discrete"):
+def make_network(kind="discrete", **settings):
     torch.manual_seed(0)
-    return MLPActorCritic(BOX, SPACES[kind], encoder_sizes=(8,), actor_sizes=(8,), critic_sizes=(8,))
+    return MLPActorCritic(BOX, SPACES[kind], encoder_sizes=(8,), actor_sizes=(8,), critic_sizes=(8,), **settings)
 
 
 def make_pixel_network(shape=(2, 36, 36)):

@@ -6,7 +6,7 @@ Shapes: ``B`` observations of any batch, ``P`` outputs of the policy (see :mod:`
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import gymnasium as gym
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pl_rl.errors import UsageError
 from pl_rl.networks.distributions import Continuous, DiagonalGaussian, make_distribution
-from pl_rl.networks.layers import NATURE, convolutions, convolved, is_image, linear, mlp, value_layer
+from pl_rl.networks.layers import NATURE, Activation, convolutions, convolved, is_image, linear, mlp, value_layer
 from pl_rl.networks.modes import evaluation_mode
 from pl_rl.networks.observations import input_layer
 from pl_rl.networks.records import MASK, ActionMask, Memory, entries_of
@@ -151,7 +151,7 @@ class MLPActorCritic(ActorCritic):
         encoder_sizes: Sequence[int] = (),
         actor_sizes: Sequence[int] = (64, 64),
         critic_sizes: Sequence[int] = (64, 64),
-        activation: Literal["elu", "relu", "silu", "tanh"] = "tanh",
+        activation: Activation = "tanh",
         log_std_init: float = 0.0,
         tanh_mean: bool = False,
         distribution: Continuous = "gaussian",

@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import gymnasium as gym
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pl_rl.errors import UsageError
 from pl_rl.networks.actor_critic import ActorCritic
 from pl_rl.networks.distributions import Continuous
-from pl_rl.networks.layers import NATURE, Convolution, convolutions, convolved, is_image, mlp, value_layer
+from pl_rl.networks.layers import NATURE, Activation, Convolution, convolutions, convolved, is_image, mlp, value_layer
 from pl_rl.networks.observations import OneHot
 from pl_rl.networks.records import ActionMask, Observations, entries, entries_of, matching
 
@@ -149,7 +149,7 @@ class MultiInputActorCritic(EncodingActorCritic):
         critic_keys: Sequence[str] = (),
         actor_sizes: Sequence[int] = (64, 64),
         critic_sizes: Sequence[int] = (64, 64),
-        activation: Literal["elu", "relu", "silu", "tanh"] = "tanh",
+        activation: Activation = "tanh",
         log_std_init: float = 0.0,
         distribution: Continuous = "gaussian",
         sde_sample_freq: int = -1,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pl_rl.errors import UsageError
 from pl_rl.networks.distributions import Continuous
+from pl_rl.networks.layers import Activation
 from pl_rl.networks.multi_input import EncodingActorCritic
 from pl_rl.networks.records import Memory, Remembered, entries
 
@@ -61,7 +62,7 @@ class RecurrentActorCritic(EncodingActorCritic):
         critic_keys: Sequence[str] = (),
         actor_sizes: Sequence[int] = (64,),
         critic_sizes: Sequence[int] = (64,),
-        activation: Literal["elu", "relu", "silu", "tanh"] = "tanh",
+        activation: Activation = "tanh",
         log_std_init: float = 0.0,
         distribution: Continuous = "gaussian",
         sde_sample_freq: int = -1,

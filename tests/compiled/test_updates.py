@@ -1,6 +1,7 @@
 """Gradient updates: compiled ones do what eager ones do."""
 
 import copy
+from typing import get_args
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from pl_rl.algorithm.updates import EagerUpdater
 from pl_rl.compiled.generator import operations
 from pl_rl.compiled.updates import CompiledUpdater
 from pl_rl.errors import CompilationError
+from pl_rl.networks.layers import Activation
 from tests.example_updates import (
     COEFFICIENTS,
     adam,
@@ -52,6 +54,19 @@ def test_compiled_updates_do_what_eager_ones_do(kind, settings):
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
     assert_same(eager, compiled)
     assert not torch.equal(networks[0].actor[0].weight, make_network(kind).actor[0].weight)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("activation", get_args(Activation))
+def test_every_activation_is_compiled(activation):
+    networks = [make_network(activation=activation) for _ in range(2)]
+    minibatch = make_minibatch(networks[0])
+    eager, compiled = (
+        make_updates(updates_class, network, minibatch)
+        for updates_class, network in zip([EagerUpdater, CompiledUpdater], networks, strict=True)
+    )
+    torch.testing.assert_close(run(compiled, minibatch), run(eager, minibatch), rtol=1e-4, atol=1e-5)
+    assert_same(eager, compiled)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from typing import get_args
 
 import gymnasium as gym
 import numpy as np
@@ -12,6 +13,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from pl_rl import ActorCritic, CNNActorCritic, MLPActorCritic, UsageError
+from pl_rl.networks.layers import ACTIVATIONS, Activation
 
 OBSERVATIONS = Box(-1.0, 1.0, (4,))
 ACTIONS = Discrete(2)
@@ -77,8 +79,9 @@ def test_without_an_encoder_policy_and_value_share_nothing():
     assert all(parameter.grad is None for parameter in network.actor.parameters())
 
 
-@pytest.mark.parametrize("activation", ["elu", "relu", "silu", "tanh"])
+@pytest.mark.parametrize("activation", get_args(Activation))
 def test_each_activation_can_be_named(activation):
+    assert ACTIVATIONS.keys() == set(get_args(Activation))
     assert MLPActorCritic(OBSERVATIONS, ACTIONS, activation=activation).value(torch.randn(3, 4)).shape == (3,)
 
 
