@@ -28,12 +28,25 @@ SLOW_SECONDS = 1800
 """Until a slow test is taken for one that hangs."""
 
 
-def pytest_collection_modifyitems(items):
-    # The longest first, lest all others wait for it at the end.
-    items.sort(key=lambda item: "test_chaos" not in item.nodeid)
+LONG = ("test_chaos", "test_launchers", "test_verification")
+"""Files that take minutes, the second one mostly by waiting."""
+
+
+def pytest_collection_modifyitems(config, items):
+    _spread(items, getattr(config, "workerinput", {}).get("workercount", 1))
     for item in items:
         if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(SLOW_SECONDS))
+
+
+def _spread(items, workers):
+    """Let each worker of xdist begin with a long file, lest all others wait for one at the end."""
+    long = {name: [item for item in items if f"/{name}.py" in item.nodeid] for name in LONG}
+    items[:] = [item for item in items if not any(item in those for those in long.values())]
+    share = (len(items) + sum(map(len, long.values()))) // workers
+    for number, those in enumerate(long.values()):
+        place = number % workers * share
+        items[place:place] = those
 
 
 @pytest.hookimpl(optionalhook=True)

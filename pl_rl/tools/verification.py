@@ -85,7 +85,8 @@ def verify(fit_args: list[str], iterations: int, kills: int, devices: Sequence[i
         # The most processes first, for whom refusals are.
         most_first = sorted(devices, key=lambda world: -(world or 1))
         alone = {world: run_of(f"alone-{world}", [None], [world]) for world in most_first}
-        moments = sorted(random.sample(range(1, iterations), kills))
+        # Not in the last iteration if there are others: it may be over before the kill comes.
+        moments = sorted(random.sample(range(1, max(iterations - 1, kills + 1)), kills))
         runs = {f"devices={world}": run for world, run in alone.items() if world != devices[0]}
         runs["killed and resumed"] = run_of("killed", [*moments, None], devices)
         differences = {name: compare_runs(alone[devices[0]], run) for name, run in runs.items()}
