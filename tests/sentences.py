@@ -86,7 +86,7 @@ CASES = [
     _fit("--model.env.kwargs [1]", r"--model.env.kwargs is '\[1\]' and must be settings by name"),
     _fit("--model.env.imports x", "--model.env.imports is 'x' and must be a list"),
     _fit("--model.env.vectorization fast", "must be one of 'auto', 'sync', 'async', 'native'"),
-    _fit("--model.network.init_args.activation swish", r"\.activation is 'swish' and must be one of 'elu', 'relu'"),
+    _fit("--model.network.init_args.activation swish", r"\.activation is 'swish' and must be one of 'elu', 'gelu'"),
     _fit("--model.network my.Net", "--model.network: .*No module named 'my'"),
     _fit("--model.network Linear", "--model.network must be the name of a class"),
     _fit("--seed_everything abc", "--seed_everything is 'abc' and must be true or false or a whole number"),

@@ -66,6 +66,12 @@ def test_depths_and_activation_are_told_by_the_file(name, actor, critic, activat
     }
 
 
+@pytest.mark.parametrize(("name", "ours"), [("GELU", "gelu"), ("LeakyReLU", "leaky_relu"), ("SiLU", "silu")])
+def test_the_activation_is_found_by_its_class(name, ours, tmp_path):
+    settings = {"activation_fn": f"<class 'torch.nn.modules.activation.{name}'>"}
+    assert read_weights(with_settings(tmp_path / "model.zip", policy_kwargs=settings)).network["activation"] == ours
+
+
 def test_pickles_in_the_settings_stay_closed(tmp_path):
     pickled = base64.b64encode(pickle.dumps(Bomb(tmp_path / "executed"))).decode()
     path = with_settings(tmp_path / "model.zip", policy_kwargs={":type:": "<class 'dict'>", ":serialized:": pickled})
@@ -90,7 +96,7 @@ def test_code_in_place_of_weights_is_not_run(tmp_path):
         ({"observation_space": {":type:": "<class 'gymnasium.spaces.graph.Graph'>"}}, "which no network of ours takes"),
         ({"observation_space": "Box"}, "space that is not told"),
         ({"policy_kwargs": {"features_extractor_class": "<class 'mine.Transformer'>"}}, "extracts features"),
-        ({"policy_kwargs": {"activation_fn": "<class 'torch.nn.modules.activation.GELU'>"}}, "activation.GELU"),
+        ({"policy_kwargs": {"activation_fn": "<class 'torch.nn.modules.activation.Mish'>"}}, "activation.Mish"),
     ],
 )
 def test_a_policy_that_does_not_fit_is_refused(changed, message, tmp_path):
