@@ -56,7 +56,7 @@ def test_what_a_killed_save_leaves_is_never_taken_for_a_checkpoint(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_kill_during_a_save_leaves_a_whole_file(tmp_path):
+def test_a_kill_during_a_save_leaves_a_whole_file(tmp_path, warm_server):
     script = """
 import sys, torch
 from pl_rl.checkpoints.saving import DurableCheckpointIO
@@ -68,7 +68,7 @@ while True:
 """
     path = tmp_path / "a.ckpt"
     for moment in range(4):
-        with subprocess.Popen([sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE, text=True) as process:
+        with warm_server.popen([sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE) as process:
             for _ in range(3):
                 process.stdout.readline()
             # Never seen shorter, so whatever the moment of a kill, it is whole.

@@ -144,7 +144,7 @@ def test_a_run_that_is_too_short_to_be_killed_is_no_proof(capsys, warm, monkeypa
 
 
 @pytest.mark.slow
-def test_a_run_whose_processes_are_killed_goes_on_with_others_bit_for_bit(capsys):
+def test_a_run_whose_processes_are_killed_goes_on_with_others_bit_for_bit(capsys, warm):
     run = ["--config", "cartpole.yaml", "--model.shards", "4", "--model.compile_update", "false"]
     assert verify("--devices", "1,2,4", "--iterations", "12", "--kills", "2", *run) == 0
     out = capsys.readouterr().out
