@@ -9,6 +9,7 @@ import torch
 
 import tests.uncertain_environments as uncertain
 from pl_rl.cli import main
+from pl_rl.tools import verification
 from pl_rl.tools.verification import first_difference
 
 SMALL_RUN = [
@@ -34,6 +35,20 @@ def test_differences_are_found_at_zero_tolerance():
     assert first_difference(one, {**one, "d": 0}) == "/d is in one only"
     assert first_difference({"x": 1}, {"x": 2}) == "/x: 1 and 2"
     assert first_difference(torch.ones(1), torch.ones(1, dtype=torch.float64)) == ": tensors differ"
+
+
+@pytest.mark.parametrize(("iterations", "kills", "latest"), [(12, 10, 10), (12, 11, 11), (4, 1, 2)])
+def test_kills_come_before_the_last_iteration_if_there_are_others(iterations, kills, latest, monkeypatch):
+    """A kill that is asked for after the last but one may come when the run is over."""
+
+    def run(command, remarks, resume, kill_after):
+        return iterations if kill_after is None else kill_after
+
+    monkeypatch.setattr(verification, "_run", run)
+    monkeypatch.setattr(verification, "compare_runs", lambda one, other: {})
+    drawn = [verification.verify([], iterations, kills).killed_after for _ in range(50)]
+    assert max(max(moments) for moments in drawn) == latest
+    assert all(len(set(moments)) == kills and min(moments) >= 1 for moments in drawn)
 
 
 @pytest.mark.slow
