@@ -5,10 +5,13 @@ Shapes: ``T`` steps of a rollout, ``N`` environments, ``P`` outputs of the polic
 
 from abc import ABC, abstractmethod
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from pl_rl.networks.actor_critic import ActorCritic
+from pl_rl.networks.distributions import to_numpy
 from pl_rl.networks.records import Observations, tree_map, unbind
 
 
@@ -36,8 +39,8 @@ class ActionSelector(ABC):
         """
 
     @abstractmethod
-    def act(self, t: int) -> Tensor:
-        """Actions ``[N]`` or ``[N, A]`` of step ``t``, whose observations have been filled in."""
+    def act(self, t: int) -> npt.NDArray[np.generic]:
+        """Actions ``[N]`` or ``[N, A]`` of step ``t``, whose observations have been filled in; not to be written to."""
 
     @abstractmethod
     def decisions(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -54,12 +57,12 @@ class EagerActionSelector(ActionSelector):
         self._decided: list[tuple[Tensor, Tensor, Tensor]] = []
         self._device = device
 
-    def act(self, t: int) -> Tensor:
+    def act(self, t: int) -> npt.NDArray[np.generic]:
         """One forward pass and one sample."""
         outputs, values, self.state = self.network.step(tree_map(lambda row: row.to(self._device), self._obs[t]))
         actions = self.network.distribution.sample(outputs, self._noise[t])
         self._decided.append((outputs, values, actions))
-        return actions
+        return to_numpy(actions)
 
     def decisions(self) -> tuple[Tensor, Tensor, Tensor]:
         """The steps, stacked."""

@@ -5,6 +5,8 @@ Shapes: ``T`` steps of a rollout, ``N`` environments, ``P`` outputs of the polic
 
 from typing import cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -79,15 +81,17 @@ class CompiledActionSelector(ActionSelector):
         self._decided = [torch.empty(len(noise), *like.shape, dtype=like.dtype) for like in self._compiled.results]
         read = [*leaves_as(self._seen, obs), noise]
         self._calls = StepCalls(self._compiled, read, self._tensors(), self._decided, [])
-        self._actions, *states = (steps.unbind() for steps in self._decided[2:])
-        self._states = states[0] if states else None
+        actions, *states = self._decided[2:]
+        self._actions: npt.NDArray[np.generic] = actions.numpy()
+        self._states = states[0].unbind() if states else None
 
-    def act(self, t: int) -> Tensor:
+    def act(self, t: int) -> npt.NDArray[np.generic]:
         """One call."""
         self._calls(t)
         if self._states is not None:
             self.state = self._states[t]
-        return self._actions[t]
+        actions: npt.NDArray[np.generic] = self._actions[t]
+        return actions
 
     def decisions(self) -> tuple[Tensor, Tensor, Tensor]:
         """The tensors that the calls wrote into."""

@@ -16,7 +16,7 @@ from pl_rl.algorithm import functional as F
 from pl_rl.algorithm.loss import Minibatch
 from pl_rl.algorithm.rollout import RolloutCollector
 from pl_rl.distributed.shards import Shards, checksum
-from pl_rl.networks.records import leaves, split, tree_map
+from pl_rl.networks.records import leaves, tree_map, unbind
 
 # Measured with gloo on one machine, and a network's arithmetic on one core.
 SECONDS_OF_EXCHANGE = 0.4e-3
@@ -62,7 +62,7 @@ class Experience(NamedTuple):
         order = (orders[here] + firsts.unsqueeze(1)).view(len(self.shards), *shape[1:]).transpose(0, 1).flatten()
         shuffled: Minibatch = tree_map(partial(torch.index_select, dim=0, index=order), self.samples)
         shuffled = shuffled._replace(advantages=advantages[:, here].flatten(0, 2))
-        yield from split(shuffled, len(self.shards) * shape[2])
+        yield from unbind(tree_map(lambda field: field.unflatten(0, (len(advantages), -1)), shuffled))
 
 
 def pooling_pays(flops: int, parameters: Iterable[Tensor], world: int) -> bool:

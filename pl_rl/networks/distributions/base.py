@@ -67,7 +67,7 @@ def to_numpy(actions: Tensor) -> npt.NDArray[np.generic]:
     """Actions for :meth:`ActionDistribution.to_env`; NumPy has no bfloat16."""
     if actions.is_floating_point():
         actions = actions.to(torch.promote_types(actions.dtype, torch.float32))
-    return actions.cpu().numpy()
+    return actions.detach().cpu().numpy()
 
 
 def at_least_float32(outputs: Tensor) -> Tensor:

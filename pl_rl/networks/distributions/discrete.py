@@ -46,7 +46,7 @@ class Categorical(ActionDistribution):
 
     def to_env(self, actions: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
         """Actions with the space's ``start`` added, in its type."""
-        return np.asarray(actions.astype(np.int64) + self._start, self._dtype)
+        return (np.add(actions, self._start) if self._start else actions).astype(self._dtype)
 
 
 class MultiCategorical(ActionDistribution):
