@@ -62,12 +62,13 @@ class Process:
     def __init__(self, requests, request, stdout, stderr):
         told, tell = os.pipe()
         self.stdout, out = _stream(stdout, 1)
-        self.stderr, err = _stream(stderr, 2)
+        self.stderr, err = (None, os.dup(out)) if stderr == subprocess.STDOUT else _stream(stderr, 2)
         socket.send_fds(requests, [json.dumps(request).encode()], [out, err, tell])
         os.close(tell)
-        for stream, number in ((self.stdout, out), (self.stderr, err)):
-            if stream is not None:
-                os.close(number)
+        if self.stdout is not None:
+            os.close(out)
+        if self.stderr is not None or stderr == subprocess.STDOUT:
+            os.close(err)
         self._told = os.fdopen(told)
         self.pid = int(self._told.readline())
         self.returncode = None

@@ -61,7 +61,7 @@ def links(libraries: list[Path]) -> None:
 
 def code_cache(chaos: Chaos) -> list[Outcome]:
     """A cache that is damaged or not the user's alone, and compilers that are killed."""
-    whole = chaos.whole("cache", COMMAND)
+    whole = chaos.whole(COMMAND)
     damaged = Outcome("machine code on disk cut, zeroed, swapped; open to others; another user's; links")
     sound = chaos.new("cache-sound")
     chaos.end(chaos.new("cache-filled"), COMMAND, _with(XDG_CACHE_HOME=sound))

@@ -95,7 +95,7 @@ class Networks:
 
 def distributed(chaos: Chaos, kills: int) -> list[Outcome]:
     """Ranks killed, stopped and asked to end, a full disk, a cut network."""
-    whole = chaos.whole("ranks", COMMAND)
+    whole = chaos.whole(COMMAND)
 
     def killed(ranks: Ranks, target: int) -> None:
         ranks.runs[target].kill()

@@ -61,19 +61,26 @@ class Chaos:
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder = folder
         self.chance = random.Random(seed)
+        self._wholes: dict[tuple[str, ...], Path] = {}
 
-    def whole(self, name: str, command: list[str]) -> Path:
-        """The folder of a run that is left alone."""
-        folder = self.new(f"{name}-whole")
-        status, output = Run(folder, command).wait()
-        assert status == 0, output
-        return folder
+    def whole(self, command: list[str]) -> Path:
+        """The folder of a run that is left alone; one for each command, to be looked at only."""
+        if tuple(command) not in self._wholes:
+            folder = self.new(f"whole-{len(self._wholes)}")
+            self.end(folder, command)
+            self._wholes[tuple(command)] = folder
+        return self._wholes[tuple(command)]
 
     def new(self, name: str) -> Path:
         """An empty folder."""
         folder = self.folder / name
         folder.mkdir()
         return folder
+
+    def copy(self, folder: Path, name: str) -> Path:
+        """Another folder with what is in one."""
+        shutil.copytree(folder, self.folder / name)
+        return self.folder / name
 
     def end(self, folder: Path, command: list[str], prepare: Callable[[], None] | None = None) -> None:
         """Let a run come to its end."""
@@ -92,7 +99,7 @@ class Chaos:
             "background": fit_command(),
         }
         prepare = {"background": _all_files_are_large}
-        whole = {name: self.whole(f"kills-{name}", command) for name, command in variants.items()}
+        whole = {name: self.whole(command) for name, command in variants.items()}
         for number in range(rounds):
             name = list(variants)[number % len(variants)]
             folder, killed = self.new(f"kills-{number}-{name}"), 0
@@ -128,7 +135,7 @@ class Chaos:
         """A signal at a random moment: the documented status, and nothing is lost."""
         outcome = Outcome("SIGTERM, SIGINT and SIGUSR1 at random moments")
         command = fit_command()
-        whole = self.whole("signals", command)
+        whole = self.whole(command)
         for number in range(rounds):
             signum = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)[number % 3]
             folder = self.new(f"signals-{number}")
@@ -150,7 +157,7 @@ class Chaos:
         """No room on the disk from some moment on: one sentence; with room again, the same run."""
         outcome = Outcome("disk full at random moments, then with room again")
         command = fit_command()
-        whole = self.whole("disk", command)
+        whole = self.whole(command)
         for number in range(rounds):
             folder = self.new(f"disk-{number}")
             mounted = _mount(folder)
@@ -198,8 +205,8 @@ class Chaos:
     def cut_and_flipped(self, flips: int = 1000) -> list[Outcome]:
         """A damaged file is known as such, and the one before it takes its place."""
         command = fit_command()
-        folder = self.whole("damage", command)
-        last = newest_run(folder) / "checkpoints" / "last.ckpt"
+        whole = self.whole(command)
+        last = newest_run(self.copy(whole, "damage")) / "checkpoints" / "last.ckpt"
         content = last.read_bytes()
         cut = Outcome("last.ckpt cut short at every 1,000th byte")
         for length in range(0, len(content), 1000):
@@ -210,7 +217,6 @@ class Chaos:
             for bit in self.chance.sample(range(8 * len(content)), self.chance.randint(1, 8)):
                 damaged[bit // 8] ^= 1 << bit % 8
             self._damage(flipped, last, bytes(damaged))
-        last.write_bytes(content)
         passed = Outcome("runs continued from the checkpoint before a damaged one")
         for number in range(4):
             parts = self.new(f"damage-{number}")
@@ -221,7 +227,7 @@ class Chaos:
             path = newest_run(parts) / "checkpoints" / "last.ckpt"
             path.write_bytes(path.read_bytes()[: self.chance.randint(0, 100_000)])
             self.end(parts, command)
-            passed.judge(folder, parts)
+            passed.judge(whole, parts)
         return [cut, flipped, passed]
 
     def _damage(self, outcome: Outcome, path: Path, damaged: bytes) -> None:
@@ -238,7 +244,7 @@ class Chaos:
         """The second is refused and told of the first, which goes on undisturbed; a dead one's lock is taken over."""
         outcome = Outcome("a second process in the run's directory")
         command = fit_command()
-        whole = self.whole("two", command)
+        whole = self.whole(command)
         folder = self.new("two")
         first = Run(folder, command, slow=0.4)
         first.wait_for("updating", 3)
@@ -259,7 +265,7 @@ class Chaos:
         """The clock is set back between a run's death and its resume."""
         outcome = Outcome("clock set back by a second, an hour, a year")
         command = fit_command()
-        whole = self.whole("clock", command)
+        whole = self.whole(command)
         for back in (1, 3600, 365 * 86400):
             folder = self.new(f"clock-{back}")
             run = Run(folder, command)
@@ -276,7 +282,7 @@ class Chaos:
         """A worker process of asynchronous environments is killed: the last checkpoint stays, and a resume is exact."""
         outcome = Outcome("a worker process of the environments killed")
         command = fit_command(model__env__vectorization="async")
-        whole = self.whole("workers", command)
+        whole = self.whole(command)
         for number in range(rounds):
             folder = self.new(f"workers-{number}")
             run = Run(folder, command)
@@ -329,7 +335,7 @@ class Chaos:
     def nothing_sound(self) -> Outcome:
         """Where no checkpoint is left, a run is refused and never begun from scratch in silence."""
         outcome = Outcome("no sound checkpoint left")
-        folder = self.whole("nothing", fit_command())
+        folder = self.copy(self.whole(fit_command()), "nothing")
         run = newest_run(folder)
         for path in (run / "checkpoints").glob("*.ckpt"):
             path.write_bytes(path.read_bytes()[:-1])

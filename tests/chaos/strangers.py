@@ -1,7 +1,6 @@
 """What a run's directory may hold that came from elsewhere, or was damaged: it reaches nothing else, and is said."""
 
 import os
-import shutil
 from pathlib import Path
 
 import torch
@@ -26,10 +25,10 @@ class Chaos(scenarios.Chaos):
     def links(self, rounds: int = 15) -> Outcome:
         """A link, a pipe or a folder in a file's place: nothing outside of the run changes, and nothing hangs."""
         outcome = Outcome("links, pipes and folders in the place of a run's files")
-        whole, killed = self.whole("links", fit_command()), self._killed("links", fit_command())
+        whole, killed = self.whole(fit_command()), self._killed("links", fit_command())
         names = self.chance.sample(NAMES, len(NAMES))
         for number in range(rounds):
-            folder, home = self._copy(killed, f"links-{number}"), self.new(f"links-{number}-home")
+            folder, home = self.copy(killed, f"links-{number}"), self.new(f"links-{number}-home")
             (home / "precious").write_text("precious")
             name, kind = names[number % len(names)], KINDS[number % len(KINDS)]
             _put(kind, newest_run(folder) / name, home)
@@ -43,10 +42,10 @@ class Chaos(scenarios.Chaos):
         """A checkpoint names another run's directory as its log's: that stays as it is, to the byte."""
         outcome = Outcome("checkpoints that name another run as the folder of their logs")
         killed = self._killed("foreign", fit_command())
-        victim = newest_run(self.whole("foreign-victim", fit_command(seed_everything=1)))
+        victim = newest_run(self.whole(fit_command(seed_everything=1)))
         before = _content(victim)
         for number in range(rounds):
-            folder = self._copy(killed, f"foreign-{number}")
+            folder = self.copy(killed, f"foreign-{number}")
             run_directory = newest_run(folder)
             named = self.chance.choice([str(victim), os.path.relpath(victim, run_directory), "tb"])
             if named == "tb":
@@ -69,10 +68,10 @@ class Chaos(scenarios.Chaos):
     def flipped_events(self, rounds: int = 5) -> Outcome:
         """Bits of what is kept of an event file are flipped: the resume says so, and its weights are the same."""
         outcome = Outcome("bits flipped in the part of an event file that is kept")
-        whole, killed = self.whole("flipped", fit_command()), self._killed("flipped", fit_command())
+        whole, killed = self.whole(fit_command()), self._killed("flipped", fit_command())
         final = torch.load(newest_run(whole) / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
         for number in range(rounds):
-            folder = self._copy(killed, f"flipped-{number}")
+            folder = self.copy(killed, f"flipped-{number}")
             last = newest_run(folder) / "checkpoints" / "last.ckpt"
             logs = torch.load(last, weights_only=True)["pl_rl_logs"]
             path = next(newest_run(folder).glob(EVENT_FILES))
@@ -100,10 +99,6 @@ class Chaos(scenarios.Chaos):
         run.wait()
         run.output.unlink()
         return killed
-
-    def _copy(self, folder: Path, name: str) -> Path:
-        shutil.copytree(folder, self.folder / name)
-        return self.folder / name
 
     def _judge(self, outcome: Outcome, run: Run, whole: Path, folder: Path, what: str) -> None:
         """A run goes on exactly, says that its best checkpoint is gone, or ends with a sentence."""

@@ -28,29 +28,32 @@ def free_port():
         return free.getsockname()[1]
 
 
-def start(root, until, *options, launcher=(), env=None, start_new_session=False):
-    command = [sys.executable, *launcher, *FIT, "--trainer.default_root_dir", str(root)]
-    return subprocess.Popen(
-        [*command, "--trainer.max_epochs", str(until), *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, **(env or {})},
-        start_new_session=start_new_session,
-    )
+@pytest.fixture
+def start(warm_server):
+    """Starts a run; its first process is forked where nobody else starts that."""
+
+    def begin(root, until, *options, launcher=(), env=None, start_new_session=False):
+        command = [sys.executable, *launcher, *FIT, "--trainer.default_root_dir", str(root)]
+        return (subprocess.Popen if launcher else warm_server.popen)(
+            [*command, "--trainer.max_epochs", str(until), *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, **(env or {})},
+            start_new_session=start_new_session,
+        )
+
+    return begin
 
 
 @pytest.fixture
-def alone(tmp_path, warm_server):
+def alone(tmp_path, start):
     """Trains a run by a single process until an iteration, in the folder "alone"."""
 
     def train(until):
-        command = [sys.executable, *FIT, "--trainer.default_root_dir", str(tmp_path / "alone")]
-        process = warm_server.popen(
-            [*command, "--trainer.max_epochs", str(until)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        outputs = process.communicate(timeout=600)
-        assert process.returncode == 0, outputs
+        process = start(tmp_path / "alone", until)
+        out, _ = process.communicate(timeout=600)
+        assert process.returncode == 0, out
 
     return train
 
@@ -67,7 +70,7 @@ def slurm_task(rank, port):
     return {**{f"SLURM_{name}": str(value) for name, value in job.items()}, "MASTER_PORT": str(port)}
 
 
-def test_every_launcher_trains_the_same_bits(tmp_path):
+def test_every_launcher_trains_the_same_bits(tmp_path, start):
     port = free_port()
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     started = {
@@ -90,7 +93,7 @@ def wait_for_iteration(root, iteration, process):
         time.sleep(0.2)
 
 
-def killed(root, signum, of_child):
+def killed(start, root, signum, of_child):
     """A run of two processes, of which one gets a signal; its status, output and child."""
     process = start(root, 100_000, "--trainer.devices", "2")
     wait_for_iteration(root, 3, process)
@@ -105,7 +108,7 @@ def killed(root, signum, of_child):
 
 
 @pytest.mark.parametrize("machines", [1, 2])
-def test_torchrun_starts_killed_processes_again_and_the_run_goes_on(tmp_path, machines, alone):
+def test_torchrun_starts_killed_processes_again_and_the_run_goes_on(tmp_path, machines, start, alone):
     """Two machines are two agents that meet at an address of this one."""
     meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--local-addr", "127.0.0.1"]
     options = [*meeting, "--nnodes", str(machines), "--nproc-per-node", str(2 // machines), "--max-restarts", "3"]
@@ -129,7 +132,7 @@ def test_torchrun_starts_killed_processes_again_and_the_run_goes_on(tmp_path, ma
     assert not run_of(tmp_path / "run", version=1).exists()
 
 
-def test_ctrl_c_in_a_terminal_ends_all_saved(tmp_path):
+def test_ctrl_c_in_a_terminal_ends_all_saved(tmp_path, start):
     process = start(tmp_path, 100_000, "--trainer.devices", "2", start_new_session=True)
     wait_for_iteration(tmp_path, 3, process)
     (child,) = _children(process.pid)
@@ -155,8 +158,8 @@ def _children(pid):
     ],
     ids=["killed", "first-killed", "stopped", "first-stopped", "terminated"],
 )
-def test_a_run_whose_process_dies_leaves_nobody_and_goes_on(tmp_path, signum, of_child, status, words, alone):
-    ended, out, child = killed(tmp_path / "run", signum, of_child)
+def test_a_run_whose_process_dies_leaves_nobody_and_goes_on(tmp_path, signum, of_child, status, words, start, alone):
+    ended, out, child = killed(start, tmp_path / "run", signum, of_child)
     assert ended == status and out.count(words) == 1 and "Traceback" not in out, out
     assert not is_running(child)
     iteration = counters_in(last_of(tmp_path / "run"))["iteration"]

@@ -81,7 +81,7 @@ def test_a_killed_run_is_proved_to_go_on_bit_for_bit(capsys):
 def test_runs_killed_three_times_at_random_moments_go_on_bit_for_bit(run, warm, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", _root())
     # Iterations of the small environment take a few milliseconds, in which a process must be hit.
-    assert verify("--iterations", "200" if "--config" not in run else "12", "--kills", "3", *run) == 0
+    assert verify("--iterations", "100" if "--config" not in run else "8", "--kills", "3", *run) == 0
 
 
 SHORT = [
@@ -122,7 +122,7 @@ def test_native_atari_goes_on_bit_for_bit(game, warm):
     """Over anchors, lives and games, evaluations included."""
     settings = ["--model.eval_freq", "30", "--model.env.vectorization", "native"]
     run = ["--config", f"{game}.yaml", *SHORT, *SMALL_IMAGES, *settings]
-    assert verify("--iterations", "30", "--kills", "3", *run) == 0
+    assert verify("--iterations", "20", "--kills", "3", *run) == 0
 
 
 @pytest.mark.slow
@@ -138,7 +138,7 @@ def test_mujoco_goes_on_bit_for_bit(env, vectorization, warm):
 def test_environments_that_cannot_be_restored_fail_the_proof_by_name(env, warm, monkeypatch, capsys):
     monkeypatch.setenv("PYTHONPATH", _root())
     run = ["--model.env", f"tests.uncertain_environments:PlRlTest/{env}-v0", *SMALL_RUN]
-    assert verify("--iterations", "200", "--kills", "3", *run) == 1
+    assert verify("--iterations", "100", "--kills", "3", *run) == 1
     captured = capsys.readouterr()
     assert "not exact: environments: restarted" in captured.out
     assert "environments" in captured.err and captured.err.startswith("error: killed after iterations")
