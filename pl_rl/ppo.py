@@ -57,11 +57,15 @@ class PPO(ResumableAgent):
     def training_step(self, rollout: Rollout, batch_idx: int) -> dict[str, Tensor]:
         """One PPO iteration: learn from a rollout in several passes; callbacks are given the last one's KL."""
         self._follow_changes()
-        progress = min(1.0, (self.env_steps - self.num_steps * self.num_envs) / self.total_env_steps)
-        clip_coef = self.clip_coef * annealing_factor(self.anneal_clip, progress)
+        horizon = self.anneal_env_steps or self.total_env_steps
+        progress = min(1.0, (self.env_steps - self.num_steps * self.num_envs) / horizon)
+        of_clipping = annealing_factor(self.anneal_clip, progress)
+        clip_coef, vf_clip_coef = self.clip_coef * of_clipping, (self.vf_clip_coef or self.clip_coef) * of_clipping
         ent_coef = self.ent_coef * annealing_factor(self.anneal_ent, progress)
-        coefficients = Coefficients(torch.tensor(clip_coef, device=self.device), self.vf_coef, ent_coef)
-        self.learner.rates.apply(self._optimizer(), self.learning_rate, annealing_factor(self.anneal_lr, progress))
+        coefficients = Coefficients(torch.tensor(clip_coef, device=self.device), self.vf_coef, ent_coef, vf_clip_coef)
+        last_factor = self.final_learning_rate / self.learning_rate if self.learning_rate else 0.0
+        factor = annealing_factor(self.anneal_lr, progress, last_factor)
+        self.learner.rates.apply(self._optimizer(), self.learning_rate, factor)
 
         estimates = self.gamma, self.gae_lambda, self.network.sequence_length, self.value_normalizer
         samples = samples_of(rollout, len(self.shards_here.local), *estimates)
@@ -107,8 +111,8 @@ class PPO(ResumableAgent):
             yield from experience.minibatches(self.minibatch_size, self.norm_adv)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam with the epsilon of the PPO reference implementation, in its fused form."""
-        return torch.optim.Adam(self.network.parameters(), lr=self.learning_rate, eps=1e-5, fused=True)
+        """Adam in its fused form; its epsilon is by default that of the PPO reference implementation."""
+        return torch.optim.Adam(self.network.parameters(), lr=self.learning_rate, eps=self.adam_eps, fused=True)
 
     def __init__(
         self,
@@ -121,11 +125,15 @@ class PPO(ResumableAgent):
         minibatch_size: int = 256,
         learning_rate: float = 2.5e-4,
         anneal_lr: Schedule = False,
+        final_learning_rate: float = 0.0,
+        anneal_env_steps: float | None = None,
+        adam_eps: float = 1e-5,
         gamma: float = 0.99,
         gae_lambda: float = 0.95,
         clip_coef: float = 0.2,
         anneal_clip: Schedule = False,
         clip_vloss: bool = False,
+        vf_clip_coef: float | None = None,
         norm_adv: bool = True,
         norm_obs: bool | list[str] = False,
         norm_reward: bool = False,
@@ -148,34 +156,37 @@ class PPO(ResumableAgent):
         Args:
             env: Name of the environment, or more about it.
             network: Class of the policy and value network; its arguments beyond the two spaces are settings.
-            total_env_steps: Length of a run in transitions, over all environments and resumes; horizon of schedules.
+            total_env_steps: Length of a run in transitions, over all environments and resumes.
             num_envs: Environments stepped together.
-            num_steps: Steps of each environment in one rollout.
+            num_steps: Steps of each in a rollout.
             update_epochs: Passes over a rollout.
-            minibatch_size: Samples of one gradient update; divides num_envs * num_steps.
+            minibatch_size: Samples of an update; divides num_envs * num_steps.
             learning_rate: Of Adam, at the start.
-            anneal_lr: Its schedule, to zero at total_env_steps; true is linear.
+            anneal_lr: Its schedule; true is linear.
+            final_learning_rate: Where that ends.
+            anneal_env_steps: Length of schedules; null is total_env_steps.
+            adam_eps: Epsilon of Adam.
             gamma: Discount factor.
             gae_lambda: Weight of longer returns in the advantages.
             clip_coef: Half-width of the clipping interval of the probability ratio, at the start.
-            anneal_clip: Its schedule, likewise.
-            clip_vloss: Clip the value loss too, by the same coefficient.
+            anneal_clip: Its schedule, to zero.
+            clip_vloss: Clip the value loss too.
+            vf_clip_coef: Largest change of a value that counts there; null is clip_coef.
             norm_adv: Normalize advantages in each minibatch.
             norm_obs: Normalize observations by mean and variance so far, clip to 10; of a dictionary all floats, or
                 what matches a list of patterns.
             norm_reward: Scale rewards by the deviation of their discounted sums so far, clip to 10.
             norm_value: Let the value function predict normalized returns.
             ent_coef: Weight of the entropy.
-            anneal_ent: Its schedule, likewise.
+            anneal_ent: Its schedule, to zero.
             vf_coef: Weight of the value loss, half a mean squared error.
-            max_grad_norm: Largest norm of the gradient over all parameters; null does not clip.
+            max_grad_norm: Largest norm of the whole gradient; null does not clip.
             target_kl: End an iteration's updates when a minibatch's KL divergence exceeds 1.5 times this; null never
                 does.
-            compile_update: Make updates as one compiled function, which is faster and rounds differently; where null,
-                a run of 1,000 updates, or fewer of a large network, if its network and optimizer and the machine allow
-                it, and a resumed run as before.
-            eval_freq: Train iterations (gradient updates) between evaluations; an iteration has ``num_steps *
-                num_envs * update_epochs / minibatch_size`` of them. 0 never evaluates.
+            compile_update: Make updates as one compiled function, faster and rounded differently; null does in runs of
+                1,000 updates, or fewer of a large network, if possible, and resumes as before.
+            eval_freq: Train iterations between evaluations, 0 for none; an iteration has ``num_steps * num_envs *
+                update_epochs / minibatch_size`` of them.
             eval_episodes: Episodes of an evaluation.
             eval_num_envs: Environments of an evaluation.
             eval_deterministic: Whether evaluations take the most probable action.
@@ -205,11 +216,15 @@ class PPO(ResumableAgent):
         self.minibatch_size = minibatch_size
         self.learning_rate = learning_rate
         self.anneal_lr = anneal_lr
+        self.final_learning_rate = final_learning_rate
+        self.anneal_env_steps = anneal_env_steps
+        self.adam_eps = adam_eps
         self.gamma = gamma
         self.gae_lambda = gae_lambda
         self.clip_coef = clip_coef
         self.anneal_clip = anneal_clip
         self.clip_vloss = clip_vloss
+        self.vf_clip_coef = vf_clip_coef
         self.norm_adv = norm_adv
         self.norm_obs = norm_obs
         self.norm_reward = norm_reward
@@ -237,7 +252,8 @@ class PPO(ResumableAgent):
     @property
     def anneals(self) -> bool:
         """Whether a schedule runs towards ``total_env_steps``."""
-        return not all(is_constant(schedule) for schedule in (self.anneal_lr, self.anneal_clip, self.anneal_ent))
+        schedules = self.anneal_lr, self.anneal_clip, self.anneal_ent
+        return self.anneal_env_steps is None and not all(map(is_constant, schedules))
 
     def configure_callbacks(self) -> list[L.Callback]:
         """What a script cannot forget: the state that a resume needs, and evaluation."""
@@ -282,6 +298,9 @@ class PPO(ResumableAgent):
     def _resume_rates(self, learner: Learner, checkpoint: Mapping[str, Any]) -> None:
         given, counters = checkpoint["hyper_parameters"], checkpoint[STATE_KEY]["counters"]
         in_groups = [float(group["lr"]) for group in checkpoint["optimizer_states"][0]["param_groups"]]
+        if self.hparams.get("adam_eps", 1e-5) != given.get("adam_eps", 1e-5):
+            for group in checkpoint["optimizer_states"][0]["param_groups"]:  # which are loaded after this
+                group["eps"] = self.adam_eps
         goes_on = learner.rates.load_state_dict(counters.get("rates"), in_groups)
         if goes_on and self.hparams.get("learning_rate") == given.get("learning_rate"):
             self.learning_rate = counters["learning_rate"]
@@ -317,11 +336,7 @@ class PPO(ResumableAgent):
         return super()._collect()
 
     def _follow_changes(self) -> None:
-        """Let what callbacks have changed take effect, before it is acted or learnt with.
-
-        Raises:
-            UsageError: For a change that has no effect.
-        """
+        """Let what callbacks have changed take effect, before it is acted or learnt with."""
         self.check_hyperparameters()
         change = self.learner.follow(self._optimizer(), self.clip_vloss)
         if change is not None:
@@ -334,11 +349,7 @@ class PPO(ResumableAgent):
         return optimizer
 
     def _check_finite(self, metrics: Tensor, grad_norms: Tensor) -> None:
-        """End a run whose numbers are lost, before anything of this iteration is logged or saved.
-
-        Raises:
-            RunFailure: If the loss, the gradient or a parameter is infinite or not a number.
-        """
+        """End a run whose numbers are lost, before anything of this iteration is logged or saved."""
         lost = lost_number(self.network, metrics, grad_norms)
         if lost is not None:
             raise RunFailure(
@@ -348,17 +359,7 @@ class PPO(ResumableAgent):
             )
 
     def _audit(self, samples: Minibatch, obs: Observations, coefficients: Coefficients, evaluates: bool) -> None:
-        """Look at each evaluation, and now and then, whether compiled functions compute what PyTorch does.
-
-        Args:
-            samples: Of the iteration.
-            obs: ``[T, N, ...]``, of its steps.
-            coefficients: Of the loss.
-            evaluates: Whether an evaluation follows.
-
-        Raises:
-            RunFailure: If they do not.
-        """
+        """Look at each evaluation, and now and then, whether compiled functions compute what PyTorch does."""
         if not self.learner.audit_is_due(self.iteration, evaluates):
             return
         minibatch: Minibatch = rows(samples, slice(self.learner.part_size(self.minibatch_size)))

@@ -7,7 +7,7 @@ from pl_rl import CNNActorCritic, MLPActorCritic
 from pl_rl.algorithm.loss import Coefficients, Minibatch, PPOLoss
 from pl_rl.algorithm.updates import EagerUpdater
 
-COEFFICIENTS = Coefficients(torch.tensor(0.2), vf_coef=0.5, ent_coef=0.01)
+COEFFICIENTS = Coefficients(torch.tensor(0.2), vf_coef=0.5, ent_coef=0.01, vf_clip_coef=0.3)
 BOX = gym.spaces.Box(-1, 1, (3,))
 SPACES = {"discrete": gym.spaces.Discrete(2), "continuous": gym.spaces.Box(-1, 1, (2,))}
 

@@ -237,6 +237,16 @@ def test_learning_rate_and_clip_are_annealed_to_the_end_of_the_budget():
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-3 / 8)
 
 
+@pytest.mark.parametrize(("env_steps", "iterations"), [(64 * 4, 4), (64 * 16, 16)])
+def test_schedules_have_a_length_and_the_rate_an_end_of_their_own(env_steps, iterations):
+    logger = MemoryLogger()
+    settings = {"learning_rate": 1e-3, "final_learning_rate": 2e-4, "anneal_env_steps": env_steps}
+    fit(small_ppo(anneal_lr=True, anneal_clip=True, **settings), logger=logger)
+    done = [min(1, i / iterations) for i in range(8)]
+    assert logger.values("schedule/learning_rate") == pytest.approx([1e-3 - 8e-4 * share for share in done])
+    assert logger.values("schedule/clip_coef") == pytest.approx([0.2 * (1 - share) for share in done])
+
+
 def test_each_coefficient_follows_a_schedule_of_its_own():
     logger = MemoryLogger()
     schedules = {"anneal_lr": "cosine", "anneal_clip": lambda progress: 2 - progress, "anneal_ent": "linear"}
@@ -369,6 +379,17 @@ def test_the_value_loss_is_clipped_when_asked_for():
 
     # The worse of two losses, on the same first rollout.
     assert value_losses(True) != value_losses(False)
+
+
+def test_values_may_be_clipped_by_a_coefficient_of_their_own():
+    def weights(**settings):
+        return trained(clip_vloss=True, learning_rate=0.1, **settings)[0].state_dict()
+
+    assert same_bits(weights(), weights(vf_clip_coef=0.2))
+    assert not same_bits(weights(), weights(vf_clip_coef=1e-3))
+    # It is annealed as the other one.
+    assert same_bits(weights(anneal_clip=True), weights(anneal_clip=True, vf_clip_coef=0.2))
+    assert not same_bits(weights(anneal_clip=True, vf_clip_coef=1.0), weights(anneal_clip=True))
 
 
 @pytest.mark.parametrize(("precision", "weights"), [("64-true", torch.float64), ("bf16-mixed", torch.float32)])

@@ -47,6 +47,8 @@ class Coefficients(NamedTuple):
     """Weight of the value loss."""
     ent_coef: float | Tensor
     """Weight of the entropy bonus."""
+    vf_clip_coef: float | Tensor
+    """Largest change of a value that counts, where the value loss is clipped."""
 
 
 class PPOLoss(nn.Module):
@@ -54,7 +56,7 @@ class PPOLoss(nn.Module):
 
     Args:
         network: The policy and the value function.
-        clip_vloss: Clip the value loss too, by the same coefficient.
+        clip_vloss: Clip the value loss too, by a coefficient of its own.
     """
 
     METRICS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")
@@ -74,7 +76,7 @@ class PPOLoss(nn.Module):
             coefficients: Of the terms.
             said: Policy outputs and values, where the network has computed them already.
         """
-        clip_coef, vf_coef, ent_coef = coefficients
+        clip_coef, vf_coef, ent_coef, vf_clip_coef = coefficients
         outputs, values = self.network(minibatch.obs) if said is None else said
         values = values.to(minibatch.values.dtype)
         distribution = self.network.distribution
@@ -82,7 +84,7 @@ class PPOLoss(nn.Module):
         ratio = log_ratio.exp()
         policy_loss = F.clipped_surrogate_loss(ratio, minibatch.advantages, clip_coef)
         if self.clip_vloss:
-            value_loss = F.clipped_value_loss(values, minibatch.values, minibatch.returns, clip_coef)
+            value_loss = F.clipped_value_loss(values, minibatch.values, minibatch.returns, vf_clip_coef)
         else:
             value_loss = F.value_loss(values, minibatch.returns)
         entropy = distribution.entropy(outputs).mean()

@@ -45,12 +45,13 @@ def is_constant(schedule: Schedule) -> bool:
     return schedule in (False, "constant")
 
 
-def annealing_factor(schedule: Schedule, progress: float) -> float:
-    """What a schedule multiplies its coefficient by: 1 at the start, and 0 at the end if linear or cosine.
+def annealing_factor(schedule: Schedule, progress: float, end: float = 0.0) -> float:
+    """What a schedule multiplies its coefficient by: 1 at the start, and ``end`` at the end if linear or cosine.
 
     Args:
         schedule: Of the coefficient; a function is asked for the factor.
-        progress: Share of the run that is done, between 0 and 1.
+        progress: Share of the schedule that is done, between 0 and 1.
+        end: In place of 0; what a function gives is not changed.
 
     Raises:
         UsageError: If a function gives no finite number of 0 or more.
@@ -58,7 +59,8 @@ def annealing_factor(schedule: Schedule, progress: float) -> float:
     if is_constant(schedule):
         return 1.0
     if not callable(schedule):
-        return (1 + math.cos(math.pi * progress)) / 2 if schedule == "cosine" else 1 - progress
+        factor = (1 + math.cos(math.pi * progress)) / 2 if schedule == "cosine" else 1 - progress
+        return factor + (1 - factor) * end
     factor = float(schedule(progress))
     if not 0 <= factor < math.inf:
         raise UsageError(

@@ -35,6 +35,7 @@ FIXED_IN_FIT = {
     "num_steps": f"memory for its rollouts has been laid out; {_ELSEWHERE}",
     "minibatch_size": f"updates may be compiled for one size; {_ELSEWHERE}",
     "compile_update": f"it is decided when a run begins; {_ELSEWHERE}",
+    "adam_eps": f"the optimizer has been made; {_ELSEWHERE}",
 }
 AT_LEAST_ONE = (
     *("total_env_steps", "num_envs", "shards", "num_steps", "update_epochs", "minibatch_size"),
@@ -45,10 +46,13 @@ SWITCHES = ("clip_vloss", "norm_adv", "norm_reward", "norm_value", "compile_upda
 SCHEDULES = ("anneal_lr", "anneal_clip", "anneal_ent")
 NUMBERS = (
     *("total_env_steps", "learning_rate", "gamma", "gae_lambda", "clip_coef", "ent_coef", "vf_coef"),
-    *("max_grad_norm", "target_kl", "stop_value"),
+    *("max_grad_norm", "target_kl", "stop_value", "adam_eps", "vf_clip_coef", "anneal_env_steps"),
+    "final_learning_rate",
 )
-OPTIONAL = ("max_grad_norm", "target_kl", "stop_value", "compile_update")
-POSITIVE = ("learning_rate", "clip_coef", "max_grad_norm", "target_kl")
+OPTIONAL = ("max_grad_norm", "target_kl", "stop_value", "compile_update", "vf_clip_coef", "anneal_env_steps")
+POSITIVE = (
+    *("learning_rate", "clip_coef", "max_grad_norm", "target_kl", "adam_eps", "vf_clip_coef", "anneal_env_steps"),
+)
 # Zero is allowed during fit, as the end of a schedule.
 ZERO_IN_FIT = ("learning_rate", "clip_coef")
 
@@ -190,6 +194,8 @@ def check_settings(ppo: Any, fitting: bool = False) -> None:
     for name in ("ent_coef", "vf_coef"):
         if not math.isfinite(getattr(ppo, name)):
             raise UsageError(f"{name}={getattr(ppo, name)} must be a finite number")
+    if not 0 <= ppo.final_learning_rate < math.inf:
+        raise UsageError(f"final_learning_rate={ppo.final_learning_rate} must be a finite number of 0 or more")
     if not ppo.env_config.timeout > 0:
         raise UsageError(f"env.timeout={ppo.env_config.timeout} must be positive, in seconds")
     for name in ("gamma", "gae_lambda"):

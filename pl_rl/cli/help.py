@@ -5,6 +5,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from jsonargparse import DefaultHelpFormatter
+
 # By the first option of each group; what is not named here comes after them.
 ORDER = ("model", "ckpt_path", "pretrained", "checkpoint", "eval", "config")
 ON_REQUEST = ("trainer", "data")
@@ -37,6 +39,19 @@ def help_of(
         return without_markup(full_help()).replace(" [options]", "", 1)
     finally:
         parser._action_groups, parser.usage = groups, usage
+
+
+class PlainTypes(DefaultHelpFormatter):
+    """Shows choices and functions in plain words, as far as the library shows types by this method."""
+
+    def _get_type_str(self, action: argparse.Action) -> str | None:
+        shown = super()._get_type_str(action)
+        if shown is None:
+            return None
+        shown = re.sub(r"Literal\[([^\]]*)\]", lambda match: match[1].replace("'", "").replace(", ", " | "), shown)
+        shown = shown.replace("Callable[[float], float]", "function")
+        shown = re.sub(r"^Optional\[(.*)\]$", r"\1 | null", shown)
+        return re.sub(r"Union\[([^\[\]]*)\]", lambda match: match[1].replace(", ", " | "), shown)
 
 
 def without_markup(text: str) -> str:

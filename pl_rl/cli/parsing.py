@@ -11,7 +11,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, _loaders_dumpers
 from jsonargparse._loaders_dumpers import get_yaml_default_loader
 
 from pl_rl.cli.configs import find_config, packaged_configs
-from pl_rl.cli.help import help_of, without_markup
+from pl_rl.cli.help import PlainTypes, help_of, without_markup
 from pl_rl.cli.sentences import Places, WithinClass, sentence_of
 from pl_rl.errors import UsageError
 from pl_rl.files.plain_yaml import check_yaml, lines_of, read_yaml
@@ -88,6 +88,9 @@ class Parser(ArgumentParser):
     given: ClassVar[list[str]] = []
     within: ClassVar[list[WithinClass]] = []
     is_of_trainer = False
+
+    def __init__(self, *args: Any, formatter_class: type = PlainTypes, **kwargs: Any) -> None:
+        super().__init__(*args, formatter_class=formatter_class, **kwargs)
 
     def full_help(self) -> str:
         """The help with all options."""

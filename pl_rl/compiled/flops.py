@@ -34,7 +34,7 @@ def count_flops(loss: PPOLoss, minibatch: Minibatch) -> int:
             state: dict[str, Tensor] = {name: mode.from_tensor(tensor) for name, tensor in tensors}
             example: Minibatch = tree_map(mode.from_tensor, minibatch)
             value, _ = functional_call(
-                loss, state, (example, Coefficients(mode.from_tensor(torch.tensor(0.2)), 0.5, 0.01))
+                loss, state, (example, Coefficients(mode.from_tensor(torch.tensor(0.2)), 0.5, 0.01, 0.2))
             )
             trained = [tensor for tensor in state.values() if tensor.requires_grad]
             torch.autograd.grad(value, trained, allow_unused=True)

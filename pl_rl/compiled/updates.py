@@ -113,7 +113,7 @@ class CompiledUpdater(PartUpdater):
         Raises:
             CompilationError: If it differs by more than rounding.
         """
-        coefficients = Coefficients(torch.tensor(0.2), 0.5, 0.01)
+        coefficients = Coefficients(torch.tensor(0.2), 0.5, 0.01, 0.2)
         self._bind_state(coefficients)
         self.gradient(example)
         difference = relative_error(self._mean_gradient, self.eager_gradient(example, coefficients))

@@ -4,6 +4,8 @@ from typing import Any, SupportsFloat
 
 import gymnasium as gym
 
+from pl_rl.errors import UsageError
+
 
 class EpisodicLife(gym.Wrapper[Any, Any, Any, Any]):
     """Ends an episode when a life is lost; the next episode continues the same game.
@@ -41,3 +43,26 @@ class EpisodicLife(gym.Wrapper[Any, Any, Any, Any]):
         self._lives = info["lives"]
         self.reset_goes_on = False
         return obs, info
+
+
+class FireOnReset(gym.Wrapper[Any, Any, Any, Any]):
+    """Presses the button after each reset, which some games wait for, such as Breakout.
+
+    Around :class:`EpisodicLife` it does so for each life. The reward of that step is not passed on.
+
+    Raises:
+        UsageError: If the game has no such action.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        meanings: list[str] = env.get_wrapper_attr("get_action_meanings")()
+        if "FIRE" not in meanings:
+            raise UsageError(f"FireOnReset: the game has no action FIRE, but {', '.join(meanings)}; leave it out")
+        self._fire = meanings.index("FIRE")
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Reset, and press the button; once more without it, should that end the episode."""
+        self.env.reset(seed=seed, options=options)
+        obs, _, terminated, truncated, info = self.env.step(self._fire)
+        return self.env.reset(options=options) if terminated or truncated else (obs, info)

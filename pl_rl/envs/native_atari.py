@@ -22,7 +22,7 @@ ATARI_ENTRY_POINT = "ale_py.env:AtariEnv"
 
 STANDARD_WRAPPERS = ["gymnasium.wrappers.AtariPreprocessing", "gymnasium.wrappers.FrameStackObservation"]
 # They do not change actions, so a game's step may begin before its action has passed through them.
-OUTER_WRAPPERS = {"pl_rl.envs.atari.EpisodicLife", "gymnasium.wrappers.ClipReward"}
+OUTER_WRAPPERS = {"pl_rl.envs.atari.EpisodicLife", "pl_rl.envs.atari.FireOnReset", "gymnasium.wrappers.ClipReward"}
 
 # Arguments of the environment and of the standard wrappers that the C++ code has too, with their defaults; those with
 # None must be given as numbers.
@@ -67,6 +67,10 @@ class AtariGame(gym.Env[npt.NDArray[np.uint8], Any]):
         self._begun = False
         self._blank = 0
         self._first_frame = np.empty(0, np.uint8)
+
+    def get_action_meanings(self) -> list[str]:
+        """What each action does, as of gymnasium's environment."""
+        return [action.name for action in self._games.ale.get_action_set()]
 
     def begin(self, action: int) -> None:
         """Start a step in the game's thread; the next call of :meth:`step` returns it."""

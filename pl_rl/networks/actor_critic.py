@@ -6,6 +6,7 @@ Shapes: ``B`` observations of any batch, ``P`` outputs of the policy (see :mod:`
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, cast
 
 import gymnasium as gym
@@ -119,8 +120,7 @@ class MLPActorCritic(ActorCritic):
     """Fully connected networks for vector observations.
 
     With ``encoder_sizes`` the policy and the value function share these layers; without, they share nothing.
-    All weights are orthogonal: gain sqrt(2) in hidden layers, 0.01 for the policy's outputs (so that it starts
-    close to uniform), 1 for the value; biases are zero (detail 2 of
+    All weights are orthogonal, biases zero (detail 2 of
     https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/).
 
     Args:
@@ -137,6 +137,9 @@ class MLPActorCritic(ActorCritic):
             observation, and whose samples are clipped to the bounds, or whose noise is linear in the last hidden
             layer (``gsde``); or one squashed to them by tanh, or a beta distribution between them.
         sde_sample_freq: Env steps between new exploration matrices of ``gsde``; -1 for once a rollout.
+        hidden_gain: Of the initial weights of hidden layers.
+        policy_gain: Of those of the policy's outputs; it starts close to uniform if this is small.
+        value_gain: Of those of the value.
 
     Raises:
         UsageError: If a space is not supported, a width is not positive, or actions without a mean are bounded.
@@ -156,6 +159,9 @@ class MLPActorCritic(ActorCritic):
         tanh_mean: bool = False,
         distribution: Continuous = "gaussian",
         sde_sample_freq: int = -1,
+        hidden_gain: float = math.sqrt(2),
+        policy_gain: float = 0.01,
+        value_gain: float = 1.0,
     ) -> None:
         super().__init__(observation_space, action_space, log_std_init, distribution, sde_sample_freq)
         if tanh_mean and type(self.distribution) is not DiagonalGaussian:
@@ -178,9 +184,10 @@ class MLPActorCritic(ActorCritic):
                 raise UsageError(f"{name}_sizes={list(sizes)} has a layer without units; use widths of 1 or more")
         self.inputs, inputs = layer
         features = encoder_sizes[-1] if encoder_sizes else inputs
-        self.encoder = mlp([inputs, *encoder_sizes], activation)
-        self.actor = mlp([features, *actor_sizes], activation, self.distribution.output_layer)
-        self.critic = mlp([features, *critic_sizes], activation, value_layer)
+        policy_layer = partial(self.distribution.output_layer, gain=policy_gain)
+        self.encoder = mlp([inputs, *encoder_sizes], activation, gain=hidden_gain)
+        self.actor = mlp([features, *actor_sizes], activation, policy_layer, hidden_gain)
+        self.critic = mlp([features, *critic_sizes], activation, partial(value_layer, gain=value_gain), hidden_gain)
         self.activation = activation
         self.tanh_mean = tanh_mean
         self.continuous = distribution

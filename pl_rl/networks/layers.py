@@ -48,19 +48,24 @@ def convolved(size: int, layers: Sequence[Convolution]) -> int:
     return size
 
 
-def mlp(sizes: Sequence[int], activation: str, output_layer: Callable[[int], nn.Module] | None = None) -> nn.Sequential:
+def mlp(
+    sizes: Sequence[int],
+    activation: str,
+    output_layer: Callable[[int], nn.Module] | None = None,
+    gain: float = math.sqrt(2),
+) -> nn.Sequential:
     """Hidden layers of the widths ``sizes[1:]`` over ``sizes[0]`` inputs, and the layer over the last if wanted."""
     layers: list[nn.Module] = []
     for width, following in itertools.pairwise(sizes):
-        layers += [linear(width, following, gain=math.sqrt(2)), ACTIVATIONS[activation]()]
+        layers += [linear(width, following, gain), ACTIVATIONS[activation]()]
     if output_layer is not None:
         layers.append(output_layer(sizes[-1]))
     return nn.Sequential(*layers)
 
 
-def value_layer(inputs: int) -> nn.Linear:
+def value_layer(inputs: int, gain: float = 1.0) -> nn.Linear:
     """The last layer of a value function."""
-    return linear(inputs, 1, gain=1.0)
+    return linear(inputs, 1, gain)
 
 
 def linear(inputs: int, outputs: int, gain: float) -> nn.Linear:

@@ -36,7 +36,7 @@ WRAPPERS = {
     "minigrid.wrappers": """ActionBonus DictObservationSpaceWrapper DirectionObsWrapper FlatObsWrapper FullyObsWrapper
         ImgObsWrapper NoDeath OneHotPartialObsWrapper PositionBonus RGBImgObsWrapper RGBImgPartialObsWrapper
         ReseedWrapper StochasticActionWrapper SymbolicObsWrapper ViewSizeWrapper""",
-    "pl_rl.envs.atari": "EpisodicLife",
+    "pl_rl.envs.atari": "EpisodicLife FireOnReset",
     "pl_rl.envs.partial": "KeepComponents SplitComponents",
 }
 

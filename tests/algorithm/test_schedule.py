@@ -30,6 +30,13 @@ def test_a_schedule_gives_the_factor_of_a_share_of_the_run(schedule, factors):
     assert [annealing_factor(schedule, share) for share in (0, 0.25, 0.5, 1)] == pytest.approx(factors)
 
 
+def test_a_schedule_may_end_elsewhere():
+    for schedule in (True, "cosine"):
+        assert [annealing_factor(schedule, share, 0.2) for share in (0, 0.5, 1)] == pytest.approx([1, 0.6, 0.2])
+    assert annealing_factor(False, 0.5, 0.2) == 1
+    assert annealing_factor(lambda progress: 0.5, 0.5, 0.2) == 0.5
+
+
 def test_annealing_multiplies_each_groups_rate():
     optimizer = make(0.1, 0.4)
     rates = LearningRates(optimizer, setting=0.1)

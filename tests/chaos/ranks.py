@@ -18,7 +18,7 @@ from tests.chaos.processes import Run, fit_command, moment
 from tests.chaos.scenarios import Chaos, Outcome, has_ended
 
 WORLDS = (1, 2, 4)
-COMMAND = fit_command(model__shards=4)
+COMMAND = fit_command(model__shards=4, model__total_env_steps=64 * 12)
 ASKED = 128 + signal.SIGTERM
 START_SECONDS, PATIENCE_SECONDS = 60, 20
 """For which processes wait for each other here, on a busy machine, too; instead of five minutes and one."""

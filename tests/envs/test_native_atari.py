@@ -10,15 +10,17 @@ import pytest
 
 from pl_rl import EnvConfig, UsageError
 from pl_rl.envs import make_env, make_vector_env, replayed_steps, restore_envs, save_envs, vectorization_of
+from pl_rl.envs.atari import EpisodicLife, FireOnReset
 from pl_rl.envs.native_atari import atari_game_fn
 from pl_rl.networks.actor_critic import CNNActorCritic
 from tests.envs.test_families import shipped
 from tests.support import fit, small_ppo
 
-PREPROCESSING, STACKING, LIFE, CLIP = (
+PREPROCESSING, STACKING, LIFE, FIRE, CLIP = (
     "gymnasium.wrappers.AtariPreprocessing",
     "gymnasium.wrappers.FrameStackObservation",
     "pl_rl.envs.atari.EpisodicLife",
+    "pl_rl.envs.atari.FireOnReset",
     "gymnasium.wrappers.ClipReward",
 )
 
@@ -48,6 +50,7 @@ SEEDS = [seed for seed in range(20) if of_ale(seed) < 2**31]
     [
         ("ALE/Breakout-v5", 900, {}),
         ("ALE/Pong-v5", 1100, {}),
+        ("ALE/Breakout-v5", 300, {"further": [LIFE, FIRE], "repeat_action_probability": 0.0}),
         ("PongNoFrameskip-v4", 40, {}),
         ("ALE/Qbert-v5", 300, {"full_action_space": True, "repeat_action_probability": 0.5}),
         (
@@ -63,7 +66,7 @@ def test_the_game_is_that_of_the_wrappers(env_id, steps, settings):
     """Pixel for pixel over sticky actions, lives and games; idle frames before them come from other generators."""
     preprocessing = {**settings.pop("preprocessing", {}), "noop_max": 0}
     clip = {"class_path": CLIP, "init_args": {"min_reward": -1, "max_reward": 1}}
-    config = atari(env_id, preprocessing, further=[LIFE, clip], **settings)
+    config = atari(env_id, preprocessing, further=[*settings.pop("further", [LIFE]), clip], **settings)
     native, wrapped = atari_game_fn(config, training=True)(), make_env(config, training=True)
     assert native.observation_space == wrapped.observation_space
     assert native.action_space == wrapped.action_space
@@ -81,6 +84,57 @@ def test_the_game_is_that_of_the_wrappers(env_id, steps, settings):
             assert native.get_wrapper_attr("reset_goes_on") == wrapped.get_wrapper_attr("reset_goes_on")
             assert np.array_equal(native.reset()[0], wrapped.reset()[0])
     assert ended >= steps // 1000
+
+
+class Waits(gym.Env):
+    """Says what was done; a life is lost by the second step of each."""
+
+    observation_space, action_space = gym.spaces.Discrete(1), gym.spaces.Discrete(3)
+
+    def __init__(self, meanings=("NOOP", "UP", "FIRE")):
+        self.meanings, self.done = list(meanings), []
+
+    def get_action_meanings(self):
+        return self.meanings
+
+    def reset(self, *, seed=None, options=None):
+        self.done.append(f"reset {seed}")
+        self.lives = 2
+        return 0, {"lives": self.lives}
+
+    def step(self, action):
+        self.done.append(self.meanings[action])
+        self.lives -= self.done[-2] == "FIRE"
+        return 0, 1.0, self.lives == 0, False, {"lives": self.lives}
+
+
+def test_the_button_is_pressed_for_each_life():
+    game = FireOnReset(EpisodicLife(Waits()))
+    game.reset(seed=5)
+    assert game.step(1)[2]
+    game.reset()
+    assert game.unwrapped.done == ["reset 5", "FIRE", "UP", "NOOP", "FIRE"]
+    game.reset(seed=6)
+    assert game.unwrapped.done[5:] == ["reset 6", "FIRE"]
+
+
+def test_a_press_that_ends_the_episode_is_followed_by_a_reset():
+    game = FireOnReset(Waits())
+    game.unwrapped.step = lambda action: (0, 0.0, False, True, {"lives": 0})
+    game.reset(seed=5)
+    assert game.unwrapped.done == ["reset 5", "reset None"]
+
+
+def test_games_without_a_button_are_refused():
+    with pytest.raises(UsageError, match="the game has no action FIRE, but NOOP, UP, DOWN; leave it out"):
+        FireOnReset(Waits(["NOOP", "UP", "DOWN"]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("env_id", ["ALE/Breakout-v5", "ALE/Freeway-v5"])
+def test_actions_have_the_meanings_of_gymnasiums_environment(env_id):
+    game, env = atari_game_fn(atari(env_id), training=False)(), gym.make(env_id)
+    assert game.get_wrapper_attr("get_action_meanings")() == env.get_wrapper_attr("get_action_meanings")()
 
 
 @pytest.mark.slow

@@ -39,6 +39,19 @@ def test_the_seed_network_has_46211_parameters():
     assert sum(parameter.numel() for parameter in network.parameters()) == encoder + actor + critic == 46_211
 
 
+@pytest.mark.parametrize("distribution", ["gaussian", "gsde"])
+def test_layers_begin_with_the_gains_that_are_given(distribution):
+    network = MLPActorCritic(
+        *(OBSERVATIONS, Box(-1.0, 1.0, (3,)), [8], [8], [8]),
+        distribution=distribution, hidden_gain=0.5, policy_gain=2.0, value_gain=3.0,
+    )  # fmt: skip
+    of_policy, of_value = (layers_of(part)[-1] for part in (network.actor, network.critic))
+    hidden = [layer for layer in layers_of(network) if layer not in (of_policy, of_value)]
+    assert len(hidden) == 3
+    for layer, gain in [*((layer, 0.5) for layer in hidden), (of_policy, 2.0), (of_value, 3.0)]:
+        assert_orthogonal(layer.weight.detach(), gain)
+
+
 def test_continuous_actions_add_one_deviation_for_each_dimension():
     network = MLPActorCritic(OBSERVATIONS, Box(-1.0, 1.0, (3,)), actor_sizes=[], critic_sizes=[], log_std_init=-0.5)
     assert sum(parameter.numel() for parameter in network.parameters()) == (4 * 3 + 3) + (4 + 1) + 3

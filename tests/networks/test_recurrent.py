@@ -90,7 +90,7 @@ def test_a_sequence_is_learnt_from_as_worked_out_by_hand():
     assert network.value(seen).tolist() == [[2, 3, 3, 5.5]]
     zeros = torch.zeros(1, 4)
     minibatch = Minibatch(seen, zeros.long(), zeros, zeros, zeros, zeros)
-    loss, _ = PPOLoss(network, clip_vloss=False)(minibatch, Coefficients(torch.tensor(0.2), 1.0, 0.0))
+    loss, _ = PPOLoss(network, clip_vloss=False)(minibatch, Coefficients(torch.tensor(0.2), 1.0, 0.0, 0.2))
     loss.backward()
     assert network.critic_memory.weight_hh.grad.item() == pytest.approx(7.375)
 

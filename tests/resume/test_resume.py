@@ -90,7 +90,10 @@ def warm_up(progress):
         {"env": "Pendulum-v1"},
         {"env": "PlRlTest/NoisyWalk-v0"},
         {"env": "PlRlTest/ClipsInPlace-v0"},
-        {"env": "CartPole-v1", "anneal_lr": True, "anneal_clip": True, "clip_vloss": True},
+        {
+            **{"env": "CartPole-v1", "anneal_lr": True, "anneal_clip": True, "clip_vloss": True, "vf_clip_coef": 0.4},
+            **{"final_learning_rate": 1e-4, "anneal_env_steps": 64 * 12, "adam_eps": 1e-7},
+        },
         {"env": "CartPole-v1", "anneal_lr": "cosine", "anneal_clip": warm_up, "anneal_ent": "linear", "ent_coef": 0.01},
         {"env": "PlRlTest/Pictures-v0", "network": pl_rl.CNNActorCritic, "eval_freq": 0},
         {"env": "CartPole-v1", "target_kl": 0.001, "eval_deterministic": False},
@@ -322,6 +325,16 @@ def test_annealing_follows_the_new_horizon_of_an_extended_run(tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_an_extended_run_keeps_a_schedule_that_has_a_length_of_its_own(tmp_path, capsys):
+    schedule = {"anneal_lr": True, "anneal_env_steps": 64 * 12, "final_learning_rate": 1e-5}
+    train(tmp_path / "whole", -1, total_env_steps=64 * 8, **schedule)
+    train(tmp_path / "parts", -1, total_env_steps=64 * 4, **schedule)
+    train(tmp_path / "parts", -1, last_of(tmp_path / "parts"), total_env_steps=64 * 8, **schedule)
+    assert "annealing goes on" not in capsys.readouterr().out
+    assert differences(tmp_path / "whole", tmp_path / "parts") == {}
+
+
+@pytest.mark.slow
 def test_a_branch_is_a_run_of_its_own_from_the_same_state(tmp_path, capsys):
     train(tmp_path, 4)
     parent = torch.load(last_of(tmp_path), weights_only=True)
@@ -371,6 +384,16 @@ def test_a_resume_says_from_what_where_and_how_exactly(tmp_path, capsys):
         "changed: ent_coef: 0.0 -> 0.5",
         "fidelity: exact",
     ]
+
+
+def test_a_changed_epsilon_of_adam_beats_the_optimizers_saved_one(tmp_path):
+    train(tmp_path, 3)
+    _, trainer = train(tmp_path, 4, last_of(tmp_path))
+    assert trainer.optimizers[0].param_groups[0]["eps"] == 1e-5
+    _, trainer = train(tmp_path, 5, last_of(tmp_path), adam_eps=1e-7)
+    assert trainer.optimizers[0].param_groups[0]["eps"] == 1e-7
+    _, trainer = train(tmp_path, 6, last_of(tmp_path), adam_eps=1e-7)
+    assert trainer.optimizers[0].param_groups[0]["eps"] == 1e-7
 
 
 def test_a_changed_learning_rate_beats_the_optimizers_saved_one(tmp_path):

@@ -22,9 +22,9 @@ class ActionDistribution(nn.Module, ABC):
 
     num_outputs: int
 
-    def output_layer(self, features: int) -> nn.Module:
+    def output_layer(self, features: int, gain: float = 0.01) -> nn.Module:
         """The last layer of a policy, from hidden features ``[..., features]`` to outputs; made once."""
-        return linear(features, self.num_outputs, gain=0.01)
+        return linear(features, self.num_outputs, gain)
 
     @abstractmethod
     def noise(self, batch_shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

@@ -49,11 +49,11 @@ class StateDependentExploration(StateDependentGaussian):
             )
         return super().__getattr__(name)
 
-    def output_layer(self, features: int) -> nn.Module:
+    def output_layer(self, features: int, gain: float = 0.01) -> nn.Module:
         """The layer of the means, which also passes on its input."""
         self.num_outputs = self.num_actions + features
         self.log_std = nn.Parameter(torch.full((features, self.num_actions), self.log_std_init))
-        return orthogonal(_MeanAndFeatures(features, self.num_actions), gain=0.01)
+        return orthogonal(_MeanAndFeatures(features, self.num_actions), gain)
 
     def noise(self, batch_shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Standard normal matrices ``[..., D, A]``; of ``[T, N]`` the same for some steps of each environment."""

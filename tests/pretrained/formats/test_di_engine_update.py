@@ -48,7 +48,9 @@ def case(request):
         network=network,
         optimizer=optimizer,
         loss=PPOLoss(network, clip_vloss=True),
-        coefficients=Coefficients(torch.tensor(hyper.clip_ratio), hyper.value_weight, hyper.entropy_weight),
+        coefficients=Coefficients(
+            torch.tensor(hyper.clip_ratio), hyper.value_weight, hyper.entropy_weight, hyper.clip_ratio
+        ),
         max_grad_norm=hyper.grad_clip_norm,
         minibatch=Minibatch(
             obs=reference["obs"],
