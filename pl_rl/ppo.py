@@ -62,7 +62,8 @@ class PPO(ResumableAgent):
         of_clipping = annealing_factor(self.anneal_clip, progress)
         clip_coef, vf_clip_coef = self.clip_coef * of_clipping, (self.vf_clip_coef or self.clip_coef) * of_clipping
         ent_coef = self.ent_coef * annealing_factor(self.anneal_ent, progress)
-        coefficients = Coefficients(torch.tensor(clip_coef, device=self.device), self.vf_coef, ent_coef, vf_clip_coef)
+        clip, vf_clip = torch.tensor([clip_coef, vf_clip_coef], device=self.device)
+        coefficients = Coefficients(clip, self.vf_coef, ent_coef, vf_clip)
         last_factor = self.final_learning_rate / self.learning_rate if self.learning_rate else 0.0
         factor = annealing_factor(self.anneal_lr, progress, last_factor)
         self.learner.rates.apply(self._optimizer(), self.learning_rate, factor)

@@ -237,6 +237,8 @@ def test_help_has_first_what_is_asked_for_most_and_lightning_s_options_on_reques
     order = [own.index(f"\n  {name} ") for name in ("--model.env", "--ckpt_path", "--pretrained.path", "-c CONFIG,")]
     assert order == sorted(order)
     assert len(own.splitlines()) < 220
+    assert "(type: bool | constant | linear | cosine | function, default:" in " ".join(own.split())
+    assert not re.search(r"Union\[|Optional\[|Literal\[", own), "Python's names for choices"
 
 
 FIT = ["fit", "--config", "small.yaml"]
