@@ -129,7 +129,7 @@ def test_an_iteration_can_be_left_anywhere(tmp_path, long, where, vectorization,
         "collect": "pl_rl.algorithm.rollout.EpisodeStatistics.add",
         "step": "pl_rl.algorithm.updates.EagerUpdater.step",
         "evaluate": "pl_rl.algorithm.evaluation.to_numpy",
-        "save": "pl_rl.checkpoints.saving.load_sound",
+        "save": "pl_rl.checkpoints.saving._rotate",
         "measure_logs": "pl_rl.callbacks.run_directory.measure_logs",
     }
 

@@ -13,6 +13,7 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 
 from pl_rl.checkpoints.format import STATE_KEY, Damaged, check_content, damage_of, load_sound, with_checksum
 from pl_rl.errors import RunFailure
+from pl_rl.files.plain_archive import is_sure_to_load
 from pl_rl.files.writing import create, flush, is_regular, kind_of
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
@@ -50,11 +51,12 @@ class DurableCheckpointIO(TorchCheckpointIO):
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
         archive = buffer.getvalue()
+        sure = is_sure_to_load(checkpoint, len(archive))
         self.finish()
         if len(archive) < LARGE:
-            _write(archive, Path(path))
+            _write(archive, Path(path), sure)
         else:
-            self._submit(_write, archive, Path(path))
+            self._submit(_write, archive, Path(path), sure)
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Read a checkpoint, after what is being written, which may be this one; plain data only.
@@ -108,7 +110,15 @@ class DurableCheckpointIO(TorchCheckpointIO):
             super().remove_checkpoint(path)
 
 
-def _write(archive: bytes, path: Path) -> None:
+def _write(archive: bytes, path: Path, sure: bool) -> None:
+    """Write a file and prove that it can be read.
+
+    Args:
+        archive: Its bytes, but for a checksum.
+        path: Where it will be.
+        sure: Whether nobody need try to open what has these bytes.
+    """
+    content = with_checksum(archive)
     # Fixed names: what a kill leaves behind is overwritten by the next save.
     partial, replaced = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.replaced")
     try:
@@ -117,13 +127,14 @@ def _write(archive: bytes, path: Path) -> None:
             if kind_of(place) == "a folder":
                 raise IsADirectoryError(errno.EISDIR, f"{place.name} is a folder")
         with create(partial) as file:
-            file.write(with_checksum(archive))
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
             if hasattr(os, "posix_fadvise"):
                 # Read back what is on the disk, not what the system remembers.
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        load_sound(partial)
+        if not sure or partial.read_bytes() != content:
+            load_sound(partial)
         _rotate(partial, path, replaced)
     except BaseException as error:
         for leftover in (partial, replaced):

@@ -8,6 +8,7 @@ import io
 import pickle
 import pickletools
 import zipfile
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -18,6 +19,14 @@ MAX_DEPTH = 64
 MAX_UNFOLDED = 8
 SMALL = 2**20
 """Bytes that a tree may unfold to, however small its file is."""
+
+# What torch.load gives back whatever is in it; there is more that it may give back, some of it by some releases only.
+CERTAIN = (type(None), bool, int, float, str, list, tuple, dict, OrderedDict, Tensor, torch.nn.Parameter)
+CERTAIN_DTYPES = (
+    *(torch.float32, torch.float64, torch.float16, torch.bfloat16),
+    *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool),
+)
+CERTAIN_BITS = 2000  # of a number; longer ones are written otherwise from 2,040 on
 
 # What weights_only=True lets a pickle call that gives more than it was given, as often as it asks.
 _COPYING = (b"_codecs\nencode\n", b"__builtin__\nbytearray\n", b"builtins\nbytearray\n")
@@ -53,14 +62,24 @@ def check_tree(value: Any, size: int | None = None) -> None:
     Raises:
         NotPlain: If they do, nest too deeply, hold themselves, or have tensors without numbers.
     """
+    _Measure().check(value, size)
+
+
+def is_sure_to_load(value: Any, size: int) -> bool:
+    """Whether :func:`load_plain` is known to open what ``torch.save`` makes of data, without trying it.
+
+    Trying takes ten times as long, as PyTorch's reader of plain data is written in Python.
+
+    Args:
+        value: The data.
+        size: Of the file, in bytes.
+    """
     measure = _Measure()
-    unfolded = measure.unfolded(value, 0)
-    stored = sum(measure.storages.values())
-    if size is None:
-        size = stored + measure.taken
-    most = max(SMALL, MAX_UNFOLDED * size)
-    if unfolded > most or stored > size:
-        raise NotPlain(f"its {size:,} bytes claim to be more than {most if unfolded > most else size:,}")
+    try:
+        measure.check(value, size)
+    except (NotPlain, RecursionError):
+        return False
+    return measure.certain
 
 
 def check_archive(content: bytes) -> None:
@@ -89,12 +108,24 @@ class _Measure:
     Attributes:
         storages: Bytes of the tensors' numbers, by where they lie.
         taken: Bytes, roughly, of everything else.
+        certain: Whether all of them are of types that torch.load always gives back.
     """
 
     def __init__(self) -> None:
         self.storages: dict[int, int] = {}
         self.taken = 0
+        self.certain = True
         self._known: dict[int, tuple[int, Any]] = {}
+
+    def check(self, value: Any, size: int | None) -> None:
+        """See :func:`check_tree`."""
+        unfolded = self.unfolded(value, 0)
+        stored = sum(self.storages.values())
+        if size is None:
+            size = stored + self.taken
+        most = max(SMALL, MAX_UNFOLDED * size)
+        if unfolded > most or stored > size:
+            raise NotPlain(f"its {size:,} bytes claim to be more than {most if unfolded > most else size:,}")
 
     def unfolded(self, value: Any, depth: int) -> int:
         """Bytes, roughly, if everything were written out where it stands.
@@ -102,7 +133,11 @@ class _Measure:
         Raises:
             NotPlain: As :func:`check_tree`.
         """
+        if type(value) not in CERTAIN:
+            self.certain = False
         if value is None or isinstance(value, bool | int | float | complex):
+            if isinstance(value, int) and value.bit_length() > CERTAIN_BITS:
+                self.certain = False
             self.taken += 1
             return 1
         if id(value) in self._known:
@@ -118,6 +153,8 @@ class _Measure:
             total += self._bytes_of(value)
         elif isinstance(value, dict):
             total += sum(self.unfolded(part, depth + 1) for item in value.items() for part in item)
+            if attributes := getattr(value, "__dict__", None):  # as of a module's state
+                total += self.unfolded(attributes, depth + 1)
         elif isinstance(value, list | tuple | set | frozenset):
             total += sum(self.unfolded(item, depth + 1) for item in value)
         self.taken += 1
@@ -130,6 +167,10 @@ class _Measure:
         if tensor.layout is torch.strided and not tensor.is_nested:
             storage = tensor.untyped_storage()
             self.storages[storage.data_ptr()] = storage.nbytes()
+            if tensor.dtype not in CERTAIN_DTYPES or tensor.is_neg() or vars(tensor):
+                self.certain = False
+        else:
+            self.certain = False
         return tensor.numel() * tensor.element_size()
 
 

@@ -18,6 +18,8 @@ from pl_rl.checkpoints import saving as checkpoint_io
 from pl_rl.checkpoints.format import load_sound
 from pl_rl.checkpoints.saving import DurableCheckpointIO
 from pl_rl.runs.directory import find_checkpoint
+from tests.resume.test_resume import last_of
+from tests.test_signals import train
 
 
 def test_a_checkpoint_comes_back(tmp_path):
@@ -132,6 +134,31 @@ def test_what_the_disk_garbles_never_takes_the_place_of_a_sound_file(tmp_path, m
     assert load_sound(tmp_path / "last.ckpt") == {"number": 1}
 
 
+def test_a_bit_that_the_disk_turns_over_is_found(tmp_path, monkeypatch):
+    save(tmp_path / "last.ckpt", number=1)
+    read_bytes = Path.read_bytes
+
+    def turned_over(path):
+        content = bytearray(read_bytes(path))
+        content[len(content) // 2] ^= 1
+        return bytes(content)
+
+    monkeypatch.setattr(Path, "read_bytes", turned_over)
+    with pytest.raises(pl_rl.RunFailure, match="cannot be read back, as its checksum is wrong"):
+        save(tmp_path / "last.ckpt", number=2)
+    monkeypatch.undo()
+    assert load_sound(tmp_path / "last.ckpt") == {"number": 1}
+
+
+@pytest.mark.parametrize("vectorization", ["native", "async"])
+def test_what_a_run_saves_is_known_to_load_without_opening_it(tmp_path, vectorization, monkeypatch):
+    """PyTorch's reader takes ten times as long as comparing the bytes."""
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_io, "load_sound", None)
+        train(tmp_path, 3, env=pl_rl.EnvConfig("CartPole-v1", vectorization), eval_freq=2, norm_reward=True)
+    assert load_sound(last_of(tmp_path))["pl_rl"]["counters"]["iteration"] == 3
+
+
 def test_what_could_not_be_resumed_is_refused_when_it_is_saved(tmp_path):
     with pytest.raises(pl_rl.RunFailure, match=r"holds more than plain data.*keep what callbacks and modules save to"):
         save(tmp_path / "last.ckpt", number=np.float64(1))
@@ -149,10 +176,10 @@ def large(monkeypatch):
 def test_a_large_state_is_copied_before_it_is_written(tmp_path, large, monkeypatch):
     started, go_on = threading.Event(), threading.Event()
 
-    def slow_write(content, path):
+    def slow_write(*args):
         started.set()
         go_on.wait(10)
-        write(content, path)
+        write(*args)
 
     write = checkpoint_io._write
     monkeypatch.setattr(checkpoint_io, "_write", slow_write)
@@ -200,9 +227,9 @@ def test_an_old_file_goes_only_after_its_successor_is_safe(tmp_path, large, monk
     go_on = threading.Event()
     write = checkpoint_io._write
 
-    def slow_write(content, path):
+    def slow_write(*args):
         go_on.wait(10)
-        write(content, path)
+        write(*args)
 
     with monkeypatch.context() as fault:
         fault.setattr(checkpoint_io, "_write", slow_write)

@@ -2,13 +2,18 @@
 
 import io
 import zipfile
+from collections import Counter, OrderedDict
 from pathlib import Path
 
+import hypothesis.strategies as some
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
 
 import pl_rl
 from pl_rl.checkpoints.format import load_sound, with_checksum
+from pl_rl.files.plain_archive import CERTAIN_DTYPES, is_sure_to_load, load_plain
 from pl_rl.pretrained import read_weights
 from pl_rl.tools.inspection import describe_checkpoint
 from tests.data.checkpoints import make
@@ -127,6 +132,72 @@ def test_large_and_unusual_files_are_read():
     }  # fmt: skip
     read = load_sound(written(content))
     assert read.keys() == content.keys() and read["view"].equal(content["view"])
+
+
+def with_attribute(value):
+    value.note = np.float64(1)
+    return value
+
+
+def archive_of(content):
+    file = io.BytesIO()
+    torch.save(content, file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.float64(1), np.int64(1), np.zeros(2), {1}, b"x", 1j, 2**2050, torch.Size([1]), torch.float32, Path("a"), len,
+        Counter("a"), torch.eye(3).to_sparse(), torch.zeros(2, dtype=torch.complex64), torch.empty(2, device="meta"),
+        with_attribute(torch.zeros(2)), with_attribute(OrderedDict()), shared_lists() * 9, deep_lists(),
+    ],
+    ids=lambda value: type(value).__name__,
+)  # fmt: skip
+def test_of_what_torch_may_refuse_nobody_is_sure(value):
+    """Alone, as a key where that is possible, and wherever a list is looked into."""
+    size = 10**4
+    assert is_sure_to_load([{"a": (1, "b")}], size)
+    assert not is_sure_to_load(value, size)
+    assert not is_sure_to_load([OrderedDict(a=({"b": value},))], size)
+
+
+tensors = some.builds(
+    lambda dtype, shape, parameter: (
+        torch.nn.Parameter(torch.ones(shape).to(dtype), False) if parameter else torch.ones(shape).to(dtype)[..., :1]
+    ),
+    some.sampled_from(CERTAIN_DTYPES),
+    some.sampled_from([(1,), (2, 3), (0, 4)]),
+    some.booleans(),
+)
+plain = some.none() | some.booleans() | some.integers(-(2**2000), 2**2000) | some.floats() | some.text()
+odd = some.sampled_from([np.float64(1), {1}, b"x", 1j, 2**2050, torch.Size([1]), Path("a"), Counter("a")])
+
+
+@given(
+    some.recursive(
+        plain | tensors | odd,
+        lambda inner: (
+            some.lists(inner, max_size=4)
+            | some.lists(inner, max_size=4).map(tuple)
+            | some.dictionaries(some.text(max_size=2) | some.integers(), inner, max_size=4)
+            | some.dictionaries(some.text(max_size=2), inner, max_size=4).map(OrderedDict)
+        ),
+        max_leaves=8,
+    )
+)
+def test_what_is_sure_to_be_opened_is(value):
+    content = archive_of(value)
+    if is_sure_to_load(value, len(content)):
+        read = load_plain(content)
+        assert type(read) is type(value) and archive_of(read) == content
+
+
+def test_attributes_of_a_dictionary_count_as_what_is_in_it():
+    content = sound()
+    content["state_dict"].own = shared_lists()
+    with pytest.raises(pl_rl.UsageError, match="bytes claim to be"):
+        load_sound(written(content))
 
 
 def test_what_is_meant_for_others_is_named(tmp_path):

@@ -131,7 +131,7 @@ def die(*args, **kwargs):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "moment", ["callbacks.run_checkpoint.RunCheckpoint.on_train_start", "checkpoints.saving.load_sound"]
+    "moment", ["callbacks.run_checkpoint.RunCheckpoint.on_train_start", "checkpoints.saving._rotate"]
 )
 @pytest.mark.parametrize("logger", ["TensorBoardLogger", "CSVLogger"])
 def test_runs_that_die_before_their_first_checkpoint_leave_nothing_behind(moment, logger, monkeypatch, capsys):
