@@ -18,7 +18,7 @@ from pl_rl.algorithm import functional as F
 from pl_rl.algorithm.loss import Coefficients, Minibatch, PPOLoss, mean_losses
 from pl_rl.algorithm.rollout import Rollout
 from pl_rl.algorithm.samples import samples_of
-from pl_rl.algorithm.schedule import Schedule, annealing_factor, in_all_units, is_constant, is_due
+from pl_rl.algorithm.schedule import Schedule, annealed, in_all_units, is_constant, is_due
 from pl_rl.algorithm.updates import lost_number
 from pl_rl.callbacks.evaluation import PeriodicEvaluation
 from pl_rl.callbacks.lookup import find_callback
@@ -37,7 +37,7 @@ from pl_rl.networks.normalization import ValueNormalizer
 from pl_rl.networks.records import Observations, rows
 from pl_rl.resume.resumable import ResumableAgent
 from pl_rl.runs.dashboard import lay_out
-from pl_rl.runs.directory import display_path
+from pl_rl.runs.directory import last_good_checkpoint
 
 APPROX_KL = PPOLoss.METRICS.index("approx_kl")
 
@@ -57,24 +57,11 @@ class PPO(ResumableAgent):
     def training_step(self, rollout: Rollout, batch_idx: int) -> dict[str, Tensor]:
         """One PPO iteration: learn from a rollout in several passes; callbacks are given the last one's KL."""
         self._follow_changes()
-        horizon = self.anneal_env_steps or self.total_env_steps
-        progress = min(1.0, (self.env_steps - self.num_steps * self.num_envs) / horizon)
-        of_clipping = annealing_factor(self.anneal_clip, progress)
-        clip_coef, vf_clip_coef = self.clip_coef * of_clipping, (self.vf_clip_coef or self.clip_coef) * of_clipping
-        ent_coef = self.ent_coef * annealing_factor(self.anneal_ent, progress)
-        clip, vf_clip = torch.tensor([clip_coef, vf_clip_coef], device=self.device)
-        coefficients = Coefficients(clip, self.vf_coef, ent_coef, vf_clip)
-        last_factor = self.final_learning_rate / self.learning_rate if self.learning_rate else 0.0
-        factor = annealing_factor(self.anneal_lr, progress, last_factor)
-        self.learner.rates.apply(self._optimizer(), self.learning_rate, factor)
-
-        estimates = self.gamma, self.gae_lambda, self.network.sequence_length, self.value_normalizer
-        samples = samples_of(rollout, len(self.shards_here.local), *estimates)
-        experience = share(samples, self.collector, self.shards_here, self.learner.pools_rollouts)
-        if self.value_normalizer is not None:
-            self.value_normalizer.update(experience.advantages + experience.values)
-            experience = experience._replace(samples=experience.samples.as_predicted_by(self.value_normalizer))
-        metrics, grad_norms = self._learn(experience, coefficients)
+        annealed_to, rate_factor = annealed(self, self.env_steps - self.num_steps * self.num_envs)
+        coefficients = annealed_to.on(self.device)
+        self.learner.rates.apply(self._optimizer(), self.learning_rate, rate_factor)
+        experience = self._experience(rollout)
+        metrics, grad_norms = self._learn(rollout, experience, coefficients)
         self._check_finite(metrics, grad_norms)
 
         self.iteration += 1
@@ -85,12 +72,12 @@ class PPO(ResumableAgent):
         self._audit(experience.samples, rollout.obs, coefficients, is_due(before, self.train_iter, self.eval_freq))
         log_every_n_steps: int = cast(Any, self.trainer).log_every_n_steps  # set by Lightning without declaring it
         if is_due(before, self.train_iter, log_every_n_steps):
-            self._log_iteration(experience, mean_losses(metrics, coefficients), grad_norms, clip_coef, ent_coef)
+            self._log_iteration(experience, mean_losses(metrics, coefficients), grad_norms, annealed_to)
         in_a_pass = self.num_steps * self.num_envs // self.minibatch_size
         return {"approx_kl": metrics[-in_a_pass:, APPROX_KL].mean()}
 
-    def _learn(self, experience: Experience, coefficients: Coefficients) -> tuple[Tensor, Tensor]:
-        """Passes over the samples, each in an order of its own.
+    def _learn(self, rollout: Rollout, experience: Experience, coefficients: Coefficients) -> tuple[Tensor, Tensor]:
+        """Passes over the samples of a rollout, each in an order of its own.
 
         Returns:
             ``PPOLoss.METRICS`` and the gradient's norm, of each of ``U`` updates: ``[U, 5]`` and ``[U]``.
@@ -99,7 +86,7 @@ class PPO(ResumableAgent):
         norms: list[Tensor] = []
         updates = self.learner.updates(self.minibatch_size)
         with training_mode(self.network), updates.iteration(coefficients, self.max_grad_norm):
-            for minibatch in self._minibatches(experience):
+            for minibatch in self._minibatches(rollout, experience):
                 measured = updates.gradient(minibatch)
                 if norms and self.target_kl is not None and measured[APPROX_KL] > 1.5 * self.target_kl:
                     break
@@ -107,9 +94,25 @@ class PPO(ResumableAgent):
                 norms.append(updates.step())
         return torch.stack(metrics), torch.stack(norms)
 
-    def _minibatches(self, experience: Experience) -> Iterator[Minibatch]:
-        for _ in range(self.update_epochs):
+    def _minibatches(self, rollout: Rollout, experience: Experience) -> Iterator[Minibatch]:
+        for number in range(self.update_epochs):
+            if number and self.recompute_adv:
+                experience = self._experience(self.collector.revalue(rollout), experience)
             yield from experience.minibatches(self.minibatch_size, self.norm_adv)
+
+    def _experience(self, rollout: Rollout, before: Experience | None = None) -> Experience:
+        """What is learnt from a rollout, and in a later pass from the same one with other values than before."""
+        estimates = self.gamma, self.gae_lambda, self.network.sequence_length, self.value_normalizer
+        samples = samples_of(rollout, len(self.shards_here.local), *estimates)
+        if before is not None:
+            experience = before.with_values_of(samples, self.shards_here)
+        else:
+            experience = share(samples, self.collector, self.shards_here, self.learner.pools_rollouts)
+        if self.value_normalizer is None:
+            return experience
+        if before is None:
+            self.value_normalizer.update(experience.advantages + experience.values)
+        return experience._replace(samples=experience.samples.as_predicted_by(self.value_normalizer))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam in its fused form; its epsilon is by default that of the PPO reference implementation."""
@@ -136,6 +139,7 @@ class PPO(ResumableAgent):
         clip_vloss: bool = False,
         vf_clip_coef: float | None = None,
         norm_adv: bool = True,
+        recompute_adv: bool = False,
         norm_obs: bool | list[str] = False,
         norm_reward: bool = False,
         norm_value: bool = False,
@@ -157,7 +161,7 @@ class PPO(ResumableAgent):
         Args:
             env: Name of the environment, or more about it.
             network: Class of the policy and value network; its arguments beyond the two spaces are settings.
-            total_env_steps: Length of a run in transitions, over all environments and resumes.
+            total_env_steps: Length of a run in transitions, with its resumes.
             num_envs: Environments stepped together.
             num_steps: Steps of each in a rollout.
             update_epochs: Passes over a rollout.
@@ -174,8 +178,9 @@ class PPO(ResumableAgent):
             clip_vloss: Clip the value loss too.
             vf_clip_coef: Largest change of a value that counts there; null is clip_coef.
             norm_adv: Normalize advantages in each minibatch.
+            recompute_adv: Compute advantages anew in each pass.
             norm_obs: Normalize observations by mean and variance so far, clip to 10; of a dictionary all floats, or
-                what matches a list of patterns.
+                some by pattern.
             norm_reward: Scale rewards by the deviation of their discounted sums so far, clip to 10.
             norm_value: Let the value function predict normalized returns.
             ent_coef: Weight of the entropy.
@@ -227,6 +232,7 @@ class PPO(ResumableAgent):
         self.clip_vloss = clip_vloss
         self.vf_clip_coef = vf_clip_coef
         self.norm_adv = norm_adv
+        self.recompute_adv = recompute_adv
         self.norm_obs = norm_obs
         self.norm_reward = norm_reward
         self.norm_value = norm_value
@@ -355,8 +361,8 @@ class PPO(ResumableAgent):
         if lost is not None:
             raise RunFailure(
                 f"{lost} in iteration {self.iteration + 1} (train_iter {self.train_iter:,}, env_steps "
-                f"{self.env_steps:,}); {self._last_good_checkpoint()}; lower learning_rate or max_grad_norm, or find "
-                "the operation with --trainer.detect_anomaly true"
+                f"{self.env_steps:,}); {last_good_checkpoint(self.trainer)}; lower learning_rate or max_grad_norm, or "
+                "find the operation with --trainer.detect_anomaly true"
             )
 
     def _audit(self, samples: Minibatch, obs: Observations, coefficients: Coefficients, evaluates: bool) -> None:
@@ -370,30 +376,24 @@ class PPO(ResumableAgent):
         fault = self.learner.audit(minibatch, last, coefficients, self.iteration)
         if fault is not None:
             raise RunFailure(
-                f"compiled updates are wrong in iteration {self.iteration:,}: {fault}; {self._last_good_checkpoint()}; "
-                "continue it with --model.compile_update false"
+                f"compiled updates are wrong in iteration {self.iteration:,}: {fault}; "
+                f"{last_good_checkpoint(self.trainer)}; continue it with --model.compile_update false"
             )
 
-    def _last_good_checkpoint(self) -> str:
-        kept = getattr(self.trainer.checkpoint_callback, "last_model_path", "")
-        return f"the last good checkpoint is {display_path(kept)}" if kept else "no checkpoint was saved"
-
     def _log_iteration(
-        self, experience: Experience, losses: dict[str, Tensor], grad_norms: Tensor, clip_coef: float, ent_coef: float
+        self, experience: Experience, losses: dict[str, Tensor], grad_norms: Tensor, annealed_to: Coefficients
     ) -> None:
         """Write the iteration's metrics against env steps."""
         losses["grad_norm"] = grad_norms.mean()
-        losses["explained_variance"] = F.explained_variance(
-            experience.values.flatten(), (experience.advantages + experience.values).flatten()
-        )
+        losses["explained_variance"] = experience.explained_variance()
         scalars = {f"losses/{name}": value.item() for name, value in losses.items()}
         scalars |= {f"rollout/{name}": value for name, value in self.collector.episode_scalars().items()}
         std = self.network.mean_std(rows(experience.samples.obs, slice(self.minibatch_size)))
         if std is not None:
             scalars["policy/std"] = std
         scalars["schedule/learning_rate"] = float(self._optimizer().param_groups[0]["lr"])
-        scalars["schedule/clip_coef"] = clip_coef
+        scalars["schedule/clip_coef"] = float(annealed_to.clip_coef)
         if not is_constant(self.anneal_ent):
-            scalars["schedule/ent_coef"] = ent_coef
+            scalars["schedule/ent_coef"] = float(annealed_to.ent_coef)
         scalars["time/env_steps_per_second"] = self.env_steps_per_second
         self.log_scalars(scalars, step=self.env_steps)

@@ -102,8 +102,8 @@ class Trainer(L.Trainer):
             ckpt_path: Checkpoint to go on from: a path, or ``last`` for the newest run's last one.
             weights_only: As Lightning's; nothing but plain data is ever read.
             branch: Begin a run of its own at the checkpoint, in a new directory and with random numbers of its own.
-            auto_resume: Go on with the newest run that the same command began, if there is one: a command can then be
-                given again and again. Implied in a SLURM job that was queued again.
+            auto_resume: Go on with the newest run that the same command began, if there is one. Implied
+                in a SLURM job that was queued again.
 
         Raises:
             UsageError: If the checkpoint, or a file of pre-trained weights, cannot be used, or another process trains

@@ -41,7 +41,7 @@ class Minibatch(NamedTuple):
 class Coefficients(NamedTuple):
     """Coefficients of the loss, scalars; they may change between iterations."""
 
-    clip_coef: Tensor
+    clip_coef: float | Tensor
     """Half-width of the clipping interval of the probability ratio."""
     vf_coef: float | Tensor
     """Weight of the value loss."""
@@ -49,6 +49,11 @@ class Coefficients(NamedTuple):
     """Weight of the entropy bonus."""
     vf_clip_coef: float | Tensor
     """Largest change of a value that counts, where the value loss is clipped."""
+
+    def on(self, device: torch.device) -> "Coefficients":
+        """Those that are clipped by as tensors, as a loss takes them."""
+        clip_coef, vf_clip_coef = torch.tensor([float(self.clip_coef), float(self.vf_clip_coef)], device=device)
+        return self._replace(clip_coef=clip_coef, vf_clip_coef=vf_clip_coef)
 
 
 class PPOLoss(nn.Module):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pl_rl.algorithm.acting import ActionSelector, EagerActionSelector
 from pl_rl.algorithm.episodes import EpisodeStatistics
+from pl_rl.algorithm.following import Following, values_of_steps
 from pl_rl.envs import AnyVectorEnv, restore_envs, save_envs
 from pl_rl.envs.faults import check_finite, too_large
 from pl_rl.errors import EnvironmentFailure, UsageError
@@ -221,6 +222,16 @@ class RolloutCollector:
         with evaluation_mode(self.network, self.normalizer):
             return self._collect()
 
+    @torch.no_grad()
+    def revalue(self, rollout: Rollout) -> Rollout:
+        """The latest rollout with the values that the network, in evaluation mode, gives now."""
+        with evaluation_mode(self.network):
+            return self._revalue(rollout)
+
+    def _revalue(self, rollout: Rollout) -> Rollout:
+        values, next_values = self._following.next_values(self.network, values_of_steps(self.network, rollout.obs))
+        return rollout._replace(values=values, next_values=next_values)
+
     def _collect(self) -> Rollout:
         steps = self.steps()
         actions = next(steps)
@@ -301,9 +312,10 @@ class RolloutCollector:
     ) -> Rollout:
         """What the steps ``[T, N]`` were, with what the policy decided in them."""
         outputs, values, actions = self.acting.decisions()
-        values, next_values = self._with_next_values(values, final_obs, final_states)
-        step_rewards = self._scaled(rewards, terminated | truncated)
         device = next(self.network.parameters()).device
+        self._following = self._what_follows(final_obs, final_states, device)
+        values, next_values = self._following.next_values(self.network, values)
+        step_rewards = self._scaled(rewards, terminated | truncated)
         return Rollout(
             obs=tree_map(lambda steps: steps.to(device), seen),
             actions=actions,
@@ -342,30 +354,22 @@ class RolloutCollector:
         scaled, self._discounted_sums = self.reward_scaler(rewards, ended, self._discounted_sums)
         return scaled
 
-    def _with_next_values(
-        self, values: Tensor, final_obs: dict[tuple[int, int], Observations], final_states: list[Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Values and next values, both ``[T, N]``.
+    def _what_follows(
+        self, final_obs: dict[tuple[int, int], Observations], final_states: list[Tensor], device: torch.device
+    ) -> Following:
+        """What the steps led to.
 
         Args:
-            values: ``[T, N]``.
             final_obs: By (step, environment), the last observations of episodes that a time limit ended.
             final_states: Of the memory there, if the network has one.
+            device: The network's.
         """
         obs = tree_map(Tensor.to, self._as_input(self._obs), self.obs_dtype)
         last, final = unbind(with_memory(obs, self._memory)), list(final_obs.values())
         if self._memory is not None:
             going_on = torch.zeros((), dtype=torch.bool, device=self._memory.begins.device)
             final = [Remembered(*both) for both in zip(final, (Memory(s, going_on) for s in final_states), strict=True)]
-        every_last = tree_map(lambda rows: rows.to(values.device), stack([*last, *final]))
-        last_values, final_values = self.network.value(every_last).split([len(last), len(final)])
-        every_value = torch.cat([values, last_values.unsqueeze(0)])
-        # In float32 at least, whatever the network computes in.
-        every_value = every_value.to(torch.promote_types(every_value.dtype, torch.float32))
-        next_values = every_value[1:].clone()
-        for step_and_env, final_value in zip(final_obs, final_values, strict=True):
-            next_values[step_and_env] = final_value
-        return every_value[:-1], next_values
+        return Following(tree_map(lambda rows: rows.to(device), stack([*last, *final])), list(final_obs))
 
 
 def _restored(saved: Mapping[str, Tensor] | None, like: Memory) -> Memory:

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from pl_rl.algorithm.loss import Coefficients
 from pl_rl.errors import UsageError
 
 Shape = Literal["constant", "linear", "cosine"]
@@ -68,6 +69,22 @@ def annealing_factor(schedule: Schedule, progress: float, end: float = 0.0) -> f
             "by, 0 or more"
         )
     return factor
+
+
+def annealed(ppo: Any, env_steps: int) -> tuple[Coefficients, float]:
+    """The coefficients of a model's loss, as numbers, and the factor of its learning rates.
+
+    Args:
+        ppo: The model.
+        env_steps: That it has learnt from.
+    """
+    progress = min(1.0, env_steps / (ppo.anneal_env_steps or ppo.total_env_steps))
+    of_clipping = annealing_factor(ppo.anneal_clip, progress)
+    clip_coef, vf_clip_coef = ppo.clip_coef * of_clipping, (ppo.vf_clip_coef or ppo.clip_coef) * of_clipping
+    ent_coef = ppo.ent_coef * annealing_factor(ppo.anneal_ent, progress)
+    last_factor = ppo.final_learning_rate / ppo.learning_rate if ppo.learning_rate else 0.0
+    factor = annealing_factor(ppo.anneal_lr, progress, last_factor)
+    return Coefficients(clip_coef, ppo.vf_coef, ent_coef, vf_clip_coef), factor
 
 
 def adapted_rate(rate: float, kl: float, desired_kl: float) -> float:

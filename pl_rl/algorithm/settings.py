@@ -42,7 +42,9 @@ AT_LEAST_ONE = (
     *("eval_episodes", "eval_num_envs"),
 )
 WHOLE = (*(name for name in AT_LEAST_ONE if name != "total_env_steps"), "eval_freq")
-SWITCHES = ("clip_vloss", "norm_adv", "norm_reward", "norm_value", "compile_update", "eval_deterministic")
+SWITCHES = (
+    *("clip_vloss", "norm_adv", "recompute_adv", "norm_reward", "norm_value", "compile_update", "eval_deterministic"),
+)
 SCHEDULES = ("anneal_lr", "anneal_clip", "anneal_ent")
 NUMBERS = (
     *("total_env_steps", "learning_rate", "gamma", "gae_lambda", "clip_coef", "ent_coef", "vf_coef"),

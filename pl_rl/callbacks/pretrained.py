@@ -39,8 +39,8 @@ class PretrainedCheckpoint(L.Callback):
         include: Patterns of the parameters to load, such as ``actor.*``; null means all.
         exclude: Patterns of the parameters to leave as they were initialized.
         rename: Beginnings of names in the file, and what takes their place: ``{"policy.": "actor."}``.
-        shapes: What to do where a weight has another shape in the file: stop with an error, skip it, or take over the
-            part that overlaps, for observations or actions that became more or fewer.
+        shapes: What to do with a weight of another shape: stop with an error, skip it, or take over the part that
+            overlaps, for observations or actions that became more.
         normalizer: Whether to take over the statistics that observations are normalized by; or the file that has them,
             such as that of a ``VecNormalize``.
         optimizer: Whether Adam goes on with its averages in the file rather than starting afresh.

@@ -168,6 +168,10 @@ class ShardedCollector(RolloutCollector):
         self._join_episodes()
         return Rollout.join(answers)
 
+    def _revalue(self, rollout: Rollout) -> Rollout:
+        parts = zip(self._parts, rollout.split(len(self._parts)), strict=True)
+        return Rollout.join([part.revalue(of_part) for part, of_part in parts])
+
     def _step(self, steps: "Sequence[_Steps]", actions: npt.NDArray[Any]) -> list[tuple[Any, ...]]:
         """One step of all, split into those of shards."""
         try:

@@ -64,6 +64,25 @@ class Experience(NamedTuple):
         shuffled = shuffled._replace(advantages=advantages[:, here].flatten(0, 2))
         yield from unbind(tree_map(lambda field: field.unflatten(0, (len(advantages), -1)), shuffled))
 
+    def explained_variance(self) -> Tensor:
+        """See :func:`pl_rl.algorithm.functional.explained_variance`."""
+        return F.explained_variance(self.values.flatten(), (self.advantages + self.values).flatten())
+
+    def with_values_of(self, samples: Minibatch, shards: Shards) -> "Experience":
+        """The same samples with other values, and the advantages and returns by them; all processes exchange these.
+
+        Args:
+            samples: ``[L * M, ...]`` of this process's shards.
+            shards: Of the run.
+        """
+        own = [field.unflatten(0, (len(shards.local), -1)) for field in (samples.advantages, samples.values)]
+        # Weights are compared once an iteration.
+        advantages, values = shards.gather(own, lambda: torch.zeros((), dtype=torch.int64))
+        here = slice(self.shards.start, self.shards.stop)
+        known = advantages[here].flatten(0, 1), values[here].flatten(0, 1)
+        samples = self.samples._replace(advantages=known[0], values=known[1], returns=known[0] + known[1])
+        return self._replace(samples=samples, advantages=advantages, values=values)
+
 
 def pooling_pays(flops: int, parameters: Iterable[Tensor], world: int) -> bool:
     """Whether every process had better compute all gradients than exchange those that it has computed.

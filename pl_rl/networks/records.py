@@ -86,6 +86,14 @@ def as_samples(steps: Tensor, length: int | None) -> Tensor:
     return sequences.transpose(1, 2).flatten(0, 1)
 
 
+def as_steps(samples: Tensor, steps: int, length: int | None) -> Tensor:
+    """The inverse of :func:`as_samples`, of ``T`` steps."""
+    if length is None:
+        return samples.view(steps, -1, *samples.shape[1:])
+    sequences = samples.view(steps // length, -1, *samples.shape[1:])
+    return sequences.transpose(1, 2).flatten(0, 1)
+
+
 def rows(tree: Any, index: Any) -> Any:
     """A tree of rows, or of a row, of each array."""
     return tree_map(lambda leaf: leaf[index], tree)

@@ -183,6 +183,12 @@ def display_path(path: Path | str) -> str:
     return printable(absolute.relative_to(here) if absolute.is_relative_to(here) else absolute)
 
 
+def last_good_checkpoint(trainer: Any) -> str:
+    """Where a run that fails can go on from, in words."""
+    kept = getattr(trainer.checkpoint_callback, "last_model_path", "")
+    return f"the last good checkpoint is {display_path(kept)}" if kept else "no checkpoint was saved"
+
+
 def _version(run: Path) -> int:
     match = re.fullmatch(r"version_(\d+)", run.name)
     return int(match[1]) if match else -1

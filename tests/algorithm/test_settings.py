@@ -29,6 +29,7 @@ CHANGES = {
     "clip_vloss": True,
     "vf_clip_coef": 1e-3,
     "norm_adv": False,
+    "recompute_adv": True,
     "ent_coef": 10.0,
     "anneal_ent": True,
     "vf_coef": 50.0,

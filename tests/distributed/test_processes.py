@@ -30,6 +30,7 @@ from tests.support import counters_in
 
 SHARDED = {"shards": 4, "num_envs": 8, "compile_update": False}
 BOTH_NORMS = {"env": "Pendulum-v1", "norm_obs": True, "norm_reward": True, "target_kl": 0.01}
+RECOMPUTED = {"env": "Pendulum-v1", "norm_obs": True, "norm_value": True, "recompute_adv": True}
 
 
 def train_in(world, root, until, ckpt_path=None, **settings):
@@ -61,6 +62,7 @@ def differences(one, other):
         {"env": "CartPole-v1", "compile_update": True},
         BOTH_NORMS,
         {**BOTH_NORMS, "compile_update": True},
+        RECOMPUTED,
         {"env": pl_rl.EnvConfig("Acrobot-v1", "async"), "anneal_lr": True, "clip_vloss": True},
         {"env": "PlRlTest/Pictures-v0", "network": pl_rl.CNNActorCritic, "eval_freq": 0},
     ],
@@ -75,10 +77,11 @@ def test_a_run_has_the_same_bits_with_any_number_of_processes(tmp_path, settings
 
 
 @pytest.mark.slow
-def test_exchanged_gradients_and_rollouts_give_the_same_bits(tmp_path, monkeypatch):
+@pytest.mark.parametrize("settings", [BOTH_NORMS, RECOMPUTED], ids=["", "recomputed"])
+def test_exchanged_gradients_and_rollouts_give_the_same_bits(tmp_path, settings, monkeypatch):
     for pays in (False, True):
         monkeypatch.setattr("pl_rl.compiled.learner.pooling_pays", lambda *_, pays=pays: pays)
-        assert train_in(2, tmp_path / str(pays), 4, **BOTH_NORMS) == [None] * 2
+        assert train_in(2, tmp_path / str(pays), 4, **settings) == [None] * 2
     assert differences(tmp_path / "False", tmp_path / "True") == {}
 
 

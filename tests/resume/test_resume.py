@@ -95,6 +95,7 @@ def warm_up(progress):
             **{"final_learning_rate": 1e-4, "anneal_env_steps": 64 * 12, "adam_eps": 1e-7},
         },
         {"env": "CartPole-v1", "anneal_lr": "cosine", "anneal_clip": warm_up, "anneal_ent": "linear", "ent_coef": 0.01},
+        {"env": "Pendulum-v1", "recompute_adv": True, "norm_value": True, "norm_obs": True},
         {"env": "PlRlTest/Pictures-v0", "network": pl_rl.CNNActorCritic, "eval_freq": 0},
         {"env": "CartPole-v1", "target_kl": 0.001, "eval_deterministic": False},
         {
