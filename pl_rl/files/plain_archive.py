@@ -21,7 +21,7 @@ SMALL = 2**20
 """Bytes that a tree may unfold to, however small its file is."""
 
 # What torch.load gives back whatever is in it; there is more that it may give back, some of it by some releases only.
-CERTAIN = (type(None), bool, int, float, str, list, tuple, dict, OrderedDict, Tensor, torch.nn.Parameter)
+CERTAIN = frozenset({type(None), bool, int, float, str, list, tuple, dict, OrderedDict, Tensor, torch.nn.Parameter})
 CERTAIN_DTYPES = (
     *(torch.float32, torch.float64, torch.float16, torch.bfloat16),
     *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool),
@@ -133,11 +133,9 @@ class _Measure:
         Raises:
             NotPlain: As :func:`check_tree`.
         """
-        if type(value) not in CERTAIN:
+        if type(value) not in CERTAIN or (type(value) is int and value.bit_length() > CERTAIN_BITS):
             self.certain = False
-        if value is None or isinstance(value, bool | int | float | complex):
-            if isinstance(value, int) and value.bit_length() > CERTAIN_BITS:
-                self.certain = False
+        if value is None or isinstance(value, (int, float, complex)):  # a union is made anew each time
             self.taken += 1
             return 1
         if id(value) in self._known:
@@ -146,7 +144,7 @@ class _Measure:
             raise NotPlain(f"its data nest deeper than {MAX_DEPTH} levels")
         self._known[id(value)] = (2**63, value)  # what holds itself has no end
         total = 1
-        if isinstance(value, str | bytes | bytearray):
+        if isinstance(value, (str, bytes, bytearray)):
             total += len(value)
             self.taken += len(value)
         elif isinstance(value, Tensor):
@@ -155,7 +153,7 @@ class _Measure:
             total += sum(self.unfolded(part, depth + 1) for item in value.items() for part in item)
             if attributes := getattr(value, "__dict__", None):  # as of a module's state
                 total += self.unfolded(attributes, depth + 1)
-        elif isinstance(value, list | tuple | set | frozenset):
+        elif isinstance(value, (list, tuple, set, frozenset)):
             total += sum(self.unfolded(item, depth + 1) for item in value)
         self.taken += 1
         self._known[id(value)] = (total, value)
