@@ -106,7 +106,11 @@ def warm_server():
 @pytest.fixture
 def warm(warm_server, monkeypatch):
     """Runs that ``verify`` kills begin in processes in which everything has been imported."""
-    in_place = SimpleNamespace(Popen=warm_server.popen, PIPE=subprocess.PIPE)
+
+    def popen(command, **options):
+        return warm_server.popen(command, family="--trainer.devices" in command, **options)
+
+    in_place = SimpleNamespace(Popen=popen, PIPE=subprocess.PIPE)
     monkeypatch.setattr("pl_rl.tools.verification.subprocess", in_place)
 
 

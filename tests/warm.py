@@ -5,6 +5,7 @@ process that has computed something has threads, which do not live through a for
 """
 
 import contextlib
+import ctypes
 import gc
 import importlib
 import json
@@ -16,6 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +27,11 @@ from pl_rl.imports import quick_imports
 
 LONGEST = 1 << 20
 """Bytes of a request."""
+LAUNCHER = "torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler"
+"""The module of torchrun that starts processes."""
+PR_SET_CHILD_SUBREAPER = 36
+STARTER = "starter"
+NAME = Path("/proc/self/comm")
 
 
 class Server:
@@ -38,17 +45,15 @@ class Server:
         self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], cwd=root)
         theirs.close()
 
-    def popen(self, command, cwd=None, stdout=None, stderr=None, text=True, env=None, start_new_session=False):
-        """As ``subprocess.Popen``, for what the tests ask of it: ``-m pl_rl`` or ``-c`` and a program."""
-        interpreter, option, program, *arguments = command
-        assert interpreter == sys.executable and text and (option == "-c" or [option, program] == ["-m", "pl_rl"])
-        request = {
-            "program": program if option == "-c" else None,
-            "arguments": arguments,
-            "folder": str(cwd or Path.cwd()),
-            "variables": dict(os.environ if env is None else env),
-            "new_session": start_new_session,
-        }
+    def popen(
+        self, command, cwd=None, stdout=None, stderr=None, text=True, env=None, start_new_session=False, family=False
+    ):
+        """As ``subprocess.Popen``, for what the tests ask of it: ``-m`` and a module or ``-c`` and a program.
+
+        With ``family``, processes of this project that the process starts are forked like itself.
+        """
+        assert text
+        request = _request(command, cwd, env, start_new_session, family)
         return Process(self._requests, request, stdout, stderr)
 
     def close(self):
@@ -114,6 +119,20 @@ class Process:
         return tuple(reading[stream].result() if stream else None for stream in (self.stdout, self.stderr))
 
 
+def _request(command, cwd, env, new_session, family=False):
+    interpreter, option, program, *arguments = [part for part in command if part != "-u"]
+    assert interpreter == sys.executable and option in ("-c", "-m")
+    return {
+        "option": option,
+        "program": program,
+        "arguments": arguments,
+        "folder": str(cwd or Path.cwd()),
+        "variables": dict(os.environ if env is None else env),
+        "new_session": new_session,
+        "family": family,
+    }
+
+
 def _stream(asked, number):
     """Where this process reads a stream of the forked one, if it asked for that, and where that writes."""
     if asked != subprocess.PIPE:
@@ -132,7 +151,8 @@ def _serve(requests):
         for module in pkgutil.walk_packages(pl_rl.__path__, "pl_rl."):
             if not module.name.endswith("__main__"):
                 importlib.import_module(module.name)
-        importlib.import_module("torch.utils.tensorboard")
+        for name in ("torch.utils.tensorboard", LAUNCHER):
+            importlib.import_module(name)
     gc.freeze()  # or collections in the forked processes would copy all that they share
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who wait for the processes
     while True:
@@ -167,17 +187,20 @@ def _work(request, out, err):
         os.close(stream)
     # As in a terminal, whoever runs the tests.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    for signum in (signal.SIGHUP, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_DFL)
     if request["new_session"]:
         os.setsid()
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["variables"])
     sys.path[:0] = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    sys.argv = ["pl_rl", *request["arguments"]]
+    sys.argv = [request["program"] if request["option"] == "-m" else "-c", *request["arguments"]]
+    if request["family"]:
+        subprocess.Popen = sys.modules[LAUNCHER].Popen = _popen_of(_Starter())
     try:
-        if request["program"] is None:
-            runpy.run_module("pl_rl", run_name="__main__", alter_sys=True)
+        if request["option"] == "-m":
+            runpy.run_module(request["program"], run_name="__main__", alter_sys=True)
         else:
             sys.modules["__main__"] = main = types.ModuleType("__main__")
             exec(request["program"], vars(main))
@@ -190,6 +213,75 @@ def _work(request, out, err):
         sys.stdout.flush()
         sys.stderr.flush()
     return 0
+
+
+class _Starter:
+    """A process that forks others for the one that makes it, from before that had threads.
+
+    They are children of the latter, and in its group, as those that it starts by itself: each is forked twice, and a
+    process whose parent has ended goes to the next one above that takes such in.
+    """
+
+    def __init__(self):
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        parent, (self._requests, theirs) = os.getpid(), socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        if os.fork() == 0:
+            self._requests.close()
+            _start_for(parent, theirs)
+            os._exit(0)
+        theirs.close()
+
+    def start(self, request, out, err):
+        """The number of a new process."""
+        socket.send_fds(self._requests, [json.dumps(request).encode()], [out, err])
+        return int(self._requests.recv(100))
+
+
+def _start_for(parent, requests):
+    NAME.write_text(STARTER)
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # to all of a group
+        signal.signal(signum, signal.SIG_IGN)
+    with Path(os.devnull).open("w") as nowhere:
+        for stream in (1, 2):
+            os.dup2(nowhere.fileno(), stream)  # or whoever reads them would wait for this process
+    while True:
+        request, streams, _, _ = socket.recv_fds(requests, LONGEST, 2)
+        if not request:
+            return
+        told, tell = os.pipe()
+        between = os.fork()
+        if between == 0:
+            between, pid = os.getpid(), os.fork()
+            if pid == 0:
+                while os.getppid() == between:
+                    time.sleep(0.001)
+                NAME.write_text("python")
+                for descriptor in (told, tell, requests.detach()):
+                    os.close(descriptor)
+                os._exit(_work(json.loads(request), *streams))
+            os.write(tell, str(pid).encode())
+            os._exit(0)
+        os.waitpid(between, 0)  # after which the process has its parent
+        requests.send(os.read(told, 100))
+        for descriptor in (told, tell, *streams):
+            os.close(descriptor)
+
+
+def _popen_of(starter):
+    """``subprocess.Popen``, which lets a starter start what runs this project."""
+
+    class Popen(subprocess.Popen):
+        def _execute_child(self, args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *others):
+            if isinstance(args, str) or not {"pl_rl", "pl_rl.__main__"} & set(args[1:4]):
+                super()._execute_child(args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *others)
+                return
+            pipes, new_session = others[3:9], others[-2]
+            out, err = (theirs if theirs != -1 else own for theirs, own in ((pipes[3], 1), (pipes[5], 2)))
+            self.pid = starter.start(_request(args, cwd, env, new_session), out, err)
+            self._child_created = True
+            self._close_pipe_fds(*pipes)
+
+    return Popen
 
 
 if __name__ == "__main__":

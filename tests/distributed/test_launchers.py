@@ -6,11 +6,13 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from pl_rl.tools.verification import compare_runs
+from tests import warm
 from tests.resume.test_resume import last_of, run_of
 from tests.support import counters_in, is_running
 
@@ -30,11 +32,12 @@ def free_port():
 
 @pytest.fixture
 def start(warm_server):
-    """Starts a run; its first process is forked where nobody else starts that."""
+    """Starts a run; its processes are forked, unless all that its launcher starts shall be new."""
 
-    def begin(root, until, *options, launcher=(), env=None, start_new_session=False):
+    def begin(root, until, *options, launcher=(), env=None, start_new_session=False, new=False):
         command = [sys.executable, *launcher, *FIT, "--trainer.default_root_dir", str(root)]
-        return (subprocess.Popen if launcher else warm_server.popen)(
+        popen = partial(warm_server.popen, family=not new)
+        return (subprocess.Popen if new and launcher else popen)(
             [*command, "--trainer.max_epochs", str(until), *options],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -75,8 +78,8 @@ def test_every_launcher_trains_the_same_bits(tmp_path, start):
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     started = {
         "alone": [start(tmp_path / "alone", 3)],
-        "lightning": [start(tmp_path / "lightning", 3, "--trainer.devices", "2")],
-        "torchrun": [start(tmp_path / "torchrun", 3, launcher=torchrun)],
+        "lightning": [start(tmp_path / "lightning", 3, "--trainer.devices", "2", new=True)],
+        "torchrun": [start(tmp_path / "torchrun", 3, launcher=torchrun, new=True)],
         "slurm": [start(tmp_path / "slurm", 3, env=slurm_task(rank, port)) for rank in (0, 1)],
     }
     for name, processes in started.items():
@@ -144,7 +147,9 @@ def test_ctrl_c_in_a_terminal_ends_all_saved(tmp_path, start):
 
 
 def _children(pid):
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    """Those that a run has; the tests' own is no part of it."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in children if Path(f"/proc/{child}/comm").read_text().strip() != warm.STARTER]
 
 
 @pytest.mark.parametrize(
