@@ -11,7 +11,6 @@ from torch._decomp import core_aten_decompositions, get_decompositions
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 from pl_rl.compiled import generator as codegen
 from pl_rl.errors import CompilationError
@@ -28,15 +27,63 @@ def trace(function: Callable[..., Sequence[Tensor]], example: Sequence[Tensor]) 
     Raises:
         CompilationError: If it cannot be traced, or the graph would not be the same function.
     """
-    graph = _recorded(function, example)
-    _check(graph)
     decompositions = _decompositions(len(torch._C._dispatch_get_all_op_names()))
-    functional = _recorded(functionalize(graph), example, {**decompositions})
+    functional = _recorded(function, example, {**decompositions})
+    _check(functional)
+    if not _replace_copies(functional):
+        functional = _recorded(functionalize(_recorded(function, example)), example, {**decompositions})
     functional.graph.eliminate_dead_code()
     for node in functional.graph.nodes:
         if node.target is torch.ops.aten.copy_.default:  # those that are left change an argument
             raise CompilationError("the network changes its own state")
     return functional
+
+
+def _replace_copies(graph: fx.GraphModule) -> bool:
+    """Use what is copied into an intermediate result in the place of that result.
+
+    Derivatives of minimum and maximum copy so. To trace once more, by torch's own way of doing without changes in
+    place, takes longer than the trace itself.
+
+    Returns:
+        Whether nothing is changed in place any more; if not, the graph is of no use.
+    """
+    nodes = {node: place for place, node in enumerate(graph.graph.nodes)}
+    changes = [node for node in nodes if node.op == "call_function" and _aliases(node, "arguments", written=True)]
+    targets = [node.args[0] for node in changes]
+    for change in changes:
+        if change.target is not torch.ops.aten.copy_.default:
+            return False
+        target, source = change.args[:2]
+        if source in targets or not (_is_own(target, change) and _is_own(source)) or _layout(target) != _layout(source):
+            return False
+        for user in list(target.users):
+            if nodes[user] > nodes[change]:
+                user.replace_input_with(target, source)
+        change.replace_all_uses_with(source)
+        graph.graph.erase_node(change)
+    return True
+
+
+def _is_own(node: Any, change: fx.Node | None = None) -> bool:
+    """Whether it is the result of an operation and no view; nor is there a view of one that a node changes."""
+    if not isinstance(node, fx.Node) or node.op != "call_function" or _aliases(node, "returns"):
+        return False
+    others = [user for user in node.users if user.op == "call_function" and user is not change]
+    return change is None or not any(_aliases(user, "arguments") for user in others)
+
+
+def _aliases(node: fx.Node, what: str, written: bool = False) -> bool:
+    """Whether an operation's arguments or returns share memory with others, or are written to; of others, perhaps."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return not written
+    infos = [part.alias_info for part in getattr(node.target._schema, what)]
+    return any(info is not None and (info.is_write or not written) for info in infos)
+
+
+def _layout(node: fx.Node) -> tuple[Any, ...]:
+    value = node.meta["val"]
+    return value.shape, value.stride(), value.dtype
 
 
 @cache
@@ -51,7 +98,9 @@ def _decompositions(operations: int) -> dict[Any, Any]:
     decompositions |= codegen.DECOMPOSITIONS
     for operation in NOT_DECOMPOSED:
         decompositions.pop(operation, None)
-    return decompositions
+    # What a network is refused for must not turn into something else.
+    refused = [operation for operation in decompositions if _draws(operation) or _keeps_statistics(operation)]
+    return {operation: by for operation, by in decompositions.items() if operation not in refused}
 
 
 def _recorded(
@@ -70,9 +119,17 @@ class _NoArrays(TorchFunctionMode):
     """Refuses tensors made from NumPy arrays."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if any(isinstance(value, np.ndarray) for value in tree_leaves((args, kwargs))):
+        if _has_array((args, kwargs)):
             raise CompilationError(ARRAY)
         return func(*args, **(kwargs or {}))
+
+
+def _has_array(value: Any) -> bool:
+    if isinstance(value, Tensor):  # most are
+        return False
+    if isinstance(value, dict):
+        return any(map(_has_array, value.values()))
+    return isinstance(value, np.ndarray) or (isinstance(value, (list, tuple)) and any(map(_has_array, value)))
 
 
 def _layer_norm(
@@ -98,10 +155,18 @@ def _check(graph: fx.GraphModule) -> None:
     if any(isinstance(value, Tensor) and not value.untyped_storage().resizable() for value in constants):
         raise CompilationError(ARRAY)
     for node in graph.graph.nodes:
-        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+        if _draws(node.target):
             raise CompilationError(f"the network draws random numbers ({node.target})")
-        if "batch_norm" in str(node.target):
+        if _keeps_statistics(node.target):
             raise CompilationError(f"the network changes its own state ({node.target})")
+
+
+def _draws(operation: Any) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(operation, "tags", ())
+
+
+def _keeps_statistics(operation: Any) -> bool:
+    return "batch_norm" in str(operation)
 
 
 def first_line(error: Exception) -> str:
