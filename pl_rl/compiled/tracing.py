@@ -98,9 +98,7 @@ def _decompositions(operations: int) -> dict[Any, Any]:
     decompositions |= codegen.DECOMPOSITIONS
     for operation in NOT_DECOMPOSED:
         decompositions.pop(operation, None)
-    # What a network is refused for must not turn into something else.
-    refused = [operation for operation in decompositions if _draws(operation) or _keeps_statistics(operation)]
-    return {operation: by for operation, by in decompositions.items() if operation not in refused}
+    return decompositions
 
 
 def _recorded(
@@ -155,18 +153,10 @@ def _check(graph: fx.GraphModule) -> None:
     if any(isinstance(value, Tensor) and not value.untyped_storage().resizable() for value in constants):
         raise CompilationError(ARRAY)
     for node in graph.graph.nodes:
-        if _draws(node.target):
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             raise CompilationError(f"the network draws random numbers ({node.target})")
-        if _keeps_statistics(node.target):
+        if "batch_norm" in str(node.target):
             raise CompilationError(f"the network changes its own state ({node.target})")
-
-
-def _draws(operation: Any) -> bool:
-    return torch.Tag.nondeterministic_seeded in getattr(operation, "tags", ())
-
-
-def _keeps_statistics(operation: Any) -> bool:
-    return "batch_norm" in str(operation)
 
 
 def first_line(error: Exception) -> str:
