@@ -3,8 +3,10 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
+from tests.benchmarks import paired
 from tests.benchmarks.results import Result, row, seeds_of, spans
 
 
@@ -36,3 +38,17 @@ def test_a_study_that_is_asked_for_again_trains_what_is_missing(tmp_path):
     assert (tmp_path / "study/seed_3/result.json").stat() == saved
     assert first.splitlines()[0] in both and "seed 4:" in both and "| 3 to 4 |" in both
     assert (tmp_path / "study/evaluator_step.png").stat().st_size > 1000
+
+
+def test_a_pair_has_the_difference_of_its_runs():
+    returns = np.array([[10.0, 8.0], [20.0, 21.0], [30.0, 28.0]])
+    assert (
+        paired.row("configs/pendulum.yaml", 2048, returns) == "| `pendulum` | 2,048 | 3 | 20.0 | 19.0 | +1.0 +- 1.0 |"
+    )
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_runs_of_a_pair_are_the_configs_own_and_repeat(compiled, capsys):
+    first, again, other = (paired.train("cartpole.yaml", 2048, (seed, compiled)) for seed in (3, 3, 4))
+    assert first == again != other and capsys.readouterr() == ("", "")
+    assert paired.model_of("cartpole.yaml", {"gamma": 0.5}).hparams["gamma"] == 0.5

@@ -47,8 +47,8 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path, monkeypatch, value, wor
 
 def test_a_parameter_that_is_no_number_ends_the_run():
     class Spoilt(pl_rl.PPO):
-        def _learn(self, samples, clip_coef):
-            learnt = super()._learn(samples, clip_coef)
+        def _learn(self, *args):
+            learnt = super()._learn(*args)
             if self.iteration == 2:
                 self.network.critic[0].bias.data[1] = math.nan
             return learnt
@@ -59,8 +59,8 @@ def test_a_parameter_that_is_no_number_ends_the_run():
 
 def test_a_gradient_that_is_no_number_ends_the_run():
     class Spoilt(pl_rl.PPO):
-        def _learn(self, samples, clip_coef):
-            metrics, norms = super()._learn(samples, clip_coef)
+        def _learn(self, *args):
+            metrics, norms = super()._learn(*args)
             return metrics, norms * math.inf
 
     with pytest.raises(pl_rl.RunFailure, match="the gradient became inf in iteration 1 "):
@@ -69,8 +69,8 @@ def test_a_gradient_that_is_no_number_ends_the_run():
 
 def test_a_large_loss_is_no_lost_one():
     class Large(pl_rl.PPO):
-        def _learn(self, samples, clip_coef):
-            metrics, norms = super()._learn(samples, clip_coef)
+        def _learn(self, *args):
+            metrics, norms = super()._learn(*args)
             return metrics * 1e30, norms
 
     fit(small_ppo(model_class=Large))
