@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from itertools import product
 
 import pytest
 import torch
@@ -74,6 +75,7 @@ def test_a_killed_run_is_proved_to_go_on_bit_for_bit(capsys):
         ["--config", "halfcheetah.yaml"],
         ["--config", "hopper.yaml"],
         ["--config", "cartpole-fast.yaml"],
+        ["--config", "mountaincar-continuous.yaml"],
         ["--model.env", "tests.uncertain_environments:PlRlTest/NoisyWalk-v0", *SMALL_RUN],
     ],
     ids=lambda run: "-".join(run[1:4:2]),
@@ -126,8 +128,14 @@ def test_native_atari_goes_on_bit_for_bit(game, warm):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("vectorization", ["sync", "async", "native"])
-@pytest.mark.parametrize("env", ["HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Humanoid-v5"])
+@pytest.mark.parametrize(
+    ("env", "vectorization"),
+    [
+        *product(["HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Humanoid-v5"], ["sync", "async", "native"]),
+        ("Swimmer-v5", "native"),
+        ("InvertedPendulum-v5", "native"),
+    ],
+)
 def test_mujoco_goes_on_bit_for_bit(env, vectorization, warm):
     run = ["--model.env.id", env, *SHORT, "--model.eval_freq", "0", "--model.env.vectorization", vectorization]
     assert verify("--iterations", "12", "--kills", "1", *run) == 0
