@@ -77,7 +77,7 @@ def is_sure_to_load(value: Any, size: int) -> bool:
     measure = _Measure()
     try:
         measure.check(value, size)
-    except (NotPlain, RecursionError):
+    except NotPlain:
         return False
     return measure.certain
 
@@ -165,9 +165,9 @@ class _Measure:
         if tensor.layout is torch.strided and not tensor.is_nested:
             storage = tensor.untyped_storage()
             self.storages[storage.data_ptr()] = storage.nbytes()
-            if tensor.dtype not in CERTAIN_DTYPES or tensor.is_neg() or vars(tensor):
-                self.certain = False
-        else:
+        if not (tensor.layout is torch.strided and tensor.device.type in ("cpu", "cuda")):
+            self.certain = False
+        if tensor.dtype not in CERTAIN_DTYPES or tensor.is_neg() or vars(tensor):
             self.certain = False
         return tensor.numel() * tensor.element_size()
 
