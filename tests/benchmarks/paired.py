@@ -6,6 +6,7 @@ Run it with ``python -m tests.benchmarks.paired --config pendulum.yaml --seeds 1
 import argparse
 import contextlib
 import io
+import logging
 import multiprocessing
 from functools import partial
 from pathlib import Path
@@ -76,6 +77,11 @@ def model_of(config: str, changes: dict[str, Any]) -> pl_rl.PPO:
     return model
 
 
+def quiet() -> None:
+    """Let Lightning say nothing in a process of the pool."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+
+
 def main() -> None:
     """Train all pairs, as many runs side by side as there are cores, and print the table's row."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -84,7 +90,7 @@ def main() -> None:
     parser.add_argument("--env-steps", type=int, required=True)
     arguments = parser.parse_args()
     runs = [(seed, compiled) for seed in arguments.seeds for compiled in (True, False)]
-    with multiprocessing.get_context("spawn").Pool(num_cores()) as pool:
+    with multiprocessing.get_context("spawn").Pool(num_cores(), quiet) as pool:
         returns = pool.map(partial(train, arguments.config, arguments.env_steps), runs, chunksize=1)
     print(row(arguments.config, arguments.env_steps, np.array(returns).reshape(-1, 2)))
 
