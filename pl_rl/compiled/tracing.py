@@ -55,8 +55,10 @@ def _replace_copies(graph: fx.GraphModule) -> bool:
         if change.target is not torch.ops.aten.copy_.default:
             return False
         target, source = change.args[:2]
-        if source in targets or not (_is_own(target, change) and _is_own(source)) or _layout(target) != _layout(source):
+        if not (_is_own(target) and _is_own(source)) or source in targets or _layout(target) != _layout(source):
             return False
+        if any(_aliases(user, "arguments") for user in target.users if user not in (change, graph.graph.output_node())):
+            return False  # a view would go on showing what was there before
         for user in list(target.users):
             if nodes[user] > nodes[change]:
                 user.replace_input_with(target, source)
@@ -65,12 +67,9 @@ def _replace_copies(graph: fx.GraphModule) -> bool:
     return True
 
 
-def _is_own(node: Any, change: fx.Node | None = None) -> bool:
-    """Whether it is the result of an operation and no view; nor is there a view of one that a node changes."""
-    if not isinstance(node, fx.Node) or node.op != "call_function" or _aliases(node, "returns"):
-        return False
-    others = [user for user in node.users if user.op == "call_function" and user is not change]
-    return change is None or not any(_aliases(user, "arguments") for user in others)
+def _is_own(node: Any) -> bool:
+    """Whether it is the result of an operation and no view."""
+    return isinstance(node, fx.Node) and node.op == "call_function" and not _aliases(node, "returns")
 
 
 def _aliases(node: fx.Node, what: str, written: bool = False) -> bool:

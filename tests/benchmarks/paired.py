@@ -23,6 +23,7 @@ import pl_rl
 from pl_rl.cli.configs import find_config
 from tests.benchmarks.processes import num_cores
 from tests.benchmarks.results import seeds_of
+from tests.support import fit
 
 
 class ReturnAtEnd(L.Callback):
@@ -53,16 +54,7 @@ def train(config: str, env_steps: int, seed_and_compiled: tuple[int, bool]) -> f
     with contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence):
         L.seed_everything(seed, verbose=False)
         model = model_of(config, {"compile_update": compiled, "eval_freq": 0, "stop_value": None})
-        trainer = pl_rl.Trainer(
-            accelerator="cpu",
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            callbacks=[at_end],
-            max_epochs=env_steps // (model.num_envs * model.num_steps),
-        )
-        trainer.fit(model)
+        fit(model, max_epochs=env_steps // (model.num_envs * model.num_steps), callbacks=[at_end])
     if compiled != ("compiled" in model.numerics()["updates"]):
         raise RuntimeError(f"updates were {model.numerics()['updates']}")
     return at_end.mean
