@@ -43,7 +43,7 @@ class PretrainedCheckpoint(L.Callback):
             overlaps, for observations or actions that became more.
         normalizer: Whether to take over the statistics that observations are normalized by; or the file that has them,
             such as that of a ``VecNormalize``.
-        optimizer: Whether Adam goes on with its averages in the file rather than starting afresh.
+        optimizer: Whether Adam goes on with its averages in the file.
         freeze: Patterns of parameters that do not learn.
         freeze_iterations: For how many iterations they do not; null means the whole run.
         critic_warmup: Iterations in which the value function alone learns, all that the policy depends on being frozen.

@@ -23,8 +23,7 @@ class RunCheckpoint(Checkpoint):
     as well; this one also saves before the first iteration and after the last.
 
     Args:
-        last_every_n_iterations: Iterations (collect and learn) between two savings of ``last.ckpt``, which is what
-            a killed run loses at most.
+        last_every_n_iterations: Iterations between two savings of ``last.ckpt``, the most that a killed run loses.
         keep_every_n_iterations: Iterations between two ``iteration_N.ckpt``; 0 keeps none.
         keep_last_n: How many ``iteration_N.ckpt`` to keep, the newest; -1 keeps all.
 
