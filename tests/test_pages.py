@@ -93,7 +93,7 @@ def run_here(arguments):
         assert end.code in (None, 0), arguments
 
 
-def execute(block):
+def execute(block, server):
     if block.language == "python":
         exec(compile(block.code, "page", "exec"), {"__name__": "page"})
         return
@@ -102,15 +102,21 @@ def execute(block):
         run_here(["fit", "--config", "page.yaml", "--print_config"])
         return
     for command in block.commands:
-        execute_command(command, block.added)
+        execute_command(command, server, block.added)
 
 
-def execute_command(command, added=""):
+def execute_command(command, server, added=""):
     command, words = command.partition(" #")[0], shlex.split(command, comments=True)
-    if words[:3] == ["python", "-m", "pl_rl"] and not {"&&", "|", ">"} & set(words):
+    number = next(number for number, word in enumerate(words) if "=" not in word)
+    variables, words = dict(word.split("=", 1) for word in words[:number]), words[number:]
+    if words[:2] != ["python", "-m"] or {"&&", "|", ">"} & set(words):
+        run_in_shell(command)
+    elif words[2] == "pl_rl" and not variables:
         run_here(words[3:] + (shlex.split(added) if words[3] == "fit" else []))
     else:
-        run_in_shell(f"{command} {added if words[0] == 'python' else ''}")
+        words = [sys.executable, *words[1:], *shlex.split(added)]
+        done = server.run(words, env={**os.environ, **variables})
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
 
 
 OTHERS = [page for page in PAGES if page != README and any(block.is_executed for block in blocks_of(page))]
@@ -128,26 +134,26 @@ NEEDED = {
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("page", OTHERS, ids=name_of)
-def test_what_a_page_shows_works(page, folder, warm):
+def test_what_a_page_shows_works(page, folder, warm, warm_server):
     for package in NEEDED.get(name_of(page), []):
         pytest.importorskip(package)
     for block in blocks_of(page):
         if block.is_executed:
-            execute(block)
+            execute(block, warm_server)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_what_the_readme_shows_works(folder, warm):
+def test_what_the_readme_shows_works(folder, warm, warm_server):
     for package in NEEDED["README.md"]:
         pytest.importorskip(package)
     for block in blocks_of(README):
         if block.language == "python":
-            execute(block)
+            execute(block, warm_server)
         for command in block.commands if block.language == "bash" else []:
             set_up, _, command_after = command.rpartition("&& .venv/bin/")
             if not set_up:
-                execute_command(command)
+                execute_command(command, warm_server)
             elif "pytest" not in command:
                 run_in_shell(command_after)
     for picture in ("iter_pretrain", "step_pretrain", "iter_resume", "step_resume"):

@@ -1,6 +1,5 @@
 """The command behind the tables of results: a study of seeds that can be stopped."""
 
-import subprocess
 import sys
 
 import numpy as np
@@ -25,12 +24,14 @@ def test_a_row_has_the_middle_half_and_the_worst_seed():
 
 
 @pytest.mark.slow
-def test_a_study_that_is_asked_for_again_trains_what_is_missing(tmp_path):
+def test_a_study_that_is_asked_for_again_trains_what_is_missing(tmp_path, warm_server):
     def study(seeds):
         arguments = ["--config", "cartpole-fast.yaml", "--folder", str(tmp_path / "study"), "--seeds", seeds]
         quick = ["--model.total_env_steps", "2048", "--model.compile_update", "false"]
         command = [sys.executable, "-m", "tests.benchmarks.results", *arguments, *quick]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        done = warm_server.run(command, family=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     first = study("3")
     saved = (tmp_path / "study/seed_3/result.json").stat()

@@ -11,7 +11,6 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -20,7 +19,6 @@ from lightning.pytorch.callbacks import Timer
 from torch.func import functional_call
 
 import pl_rl
-from pl_rl.algorithm.loss import Minibatch
 from pl_rl.callbacks import RunCheckpoint
 from pl_rl.compiled.flops import count_flops
 from pl_rl.compiled.tracing import trace
@@ -361,29 +359,28 @@ class Untimely(torch.nn.Module):
     """Sends this process signals while it is traced."""
 
     traced = 0  # of the class, as changes of a module are undone
-    network = SimpleNamespace(sequence_length=None)
+    sequence_length = None
 
     def __init__(self, *signums):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.ones(()))
         self.signums = signums
 
-    def forward(self, minibatch, coefficients):
-        loss = minibatch.obs.sum() * self.weight
+    def forward(self, obs):
+        output = obs.sum() * self.weight
         for signum in self.signums:
             os.kill(os.getpid(), signum)
         Untimely.traced += 1
-        return loss, loss.detach()
+        return output, output.detach()
 
 
 def count(network):
-    count_flops(network, Minibatch(*[torch.ones(2)] * len(Minibatch._fields)))
+    count_flops(network, torch.ones(2))
 
 
 def record(network):
     def function(obs, weight):
-        minibatch = Minibatch(obs, *[None] * (len(Minibatch._fields) - 1))
-        return functional_call(network, {"weight": weight}, (minibatch, None))
+        return functional_call(network, {"weight": weight}, (obs,))
 
     trace(function, [torch.ones(2), torch.ones(())])
 

@@ -29,6 +29,16 @@ LONGEST = 1 << 20
 """Bytes of a request."""
 LAUNCHER = "torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler"
 """The module of torchrun that starts processes."""
+SIMULATORS = (
+    "ale_py",
+    "cv2",
+    "gymnasium.envs.box2d",
+    "gymnasium.envs.mujoco",
+    "gymnasium.wrappers",
+    "minigrid",
+    "pygame",
+)
+"""Packages that environments import when they are made."""
 PR_SET_CHILD_SUBREAPER = 36
 STARTER = "starter"
 NAME = Path("/proc/self/comm")
@@ -55,6 +65,12 @@ class Server:
         assert text
         request = _request(command, cwd, env, start_new_session, family)
         return Process(self._requests, request, stdout, stderr)
+
+    def run(self, command, timeout=None, **options):
+        """As ``subprocess.run`` that captures what is printed."""
+        with self.popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options) as process:
+            said = process.communicate(timeout)
+        return subprocess.CompletedProcess(command, process.returncode, *said)
 
     def close(self):
         self._requests.close()
@@ -153,6 +169,9 @@ def _serve(requests):
                 importlib.import_module(module.name)
         for name in ("torch.utils.tensorboard", LAUNCHER):
             importlib.import_module(name)
+        for name in SIMULATORS:
+            with contextlib.suppress(ImportError):  # of an extra
+                importlib.import_module(name)
     gc.freeze()  # or collections in the forked processes would copy all that they share
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who wait for the processes
     while True:
@@ -194,7 +213,8 @@ def _work(request, out, err):
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["variables"])
-    sys.path[:0] = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    found = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    sys.path[:1] = [request["folder"] if request["option"] == "-m" else "", *found]
     sys.argv = [request["program"] if request["option"] == "-m" else "-c", *request["arguments"]]
     if request["family"]:
         subprocess.Popen = sys.modules[LAUNCHER].Popen = _popen_of(_Starter())

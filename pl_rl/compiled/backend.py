@@ -47,7 +47,7 @@ def is_worth_compiling(loss: PPOLoss, num_updates: int, obs_dtype: Any, minibatc
 def flops_of(loss: PPOLoss, obs_dtype: Any, minibatch_size: int) -> int:
     """Of a minibatch's gradient; 0 if they cannot be counted."""
     try:
-        return count_flops(loss, make_example(loss.network, obs_dtype, minibatch_size))
+        return count_flops(loss.network, make_example(loss.network, obs_dtype, minibatch_size).obs)
     except Exception:  # a custom distribution may need other outputs
         return 0
 

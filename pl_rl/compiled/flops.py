@@ -8,9 +8,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from pl_rl.algorithm.loss import Coefficients, Minibatch, PPOLoss
 from pl_rl.compiled.module_state import ModuleWatch
-from pl_rl.networks.records import rows, tree_map
+from pl_rl.networks.actor_critic import ActorCritic
+from pl_rl.networks.records import Observations, rows, tree_map
 from pl_rl.signals import held_back
 
 # Minibatches are split into chunks, for cache blocking and as the unit of threading: of CHUNK_SIZE samples, or of fewer
@@ -20,24 +20,27 @@ LEAST_CHUNK_SIZE = 64
 CHUNK_FLOPS = 2**28
 
 
-def count_flops(loss: PPOLoss, minibatch: Minibatch) -> int:
+def count_flops(network: ActorCritic, obs: Observations) -> int:
     """FLOPs of the matrix products and convolutions in a gradient; 0 if the network cannot be traced.
 
-    A measure of cost that is the same in each run. It is counted on fake tensors: nothing is computed or changed.
+    A measure of cost that is the same in each run. It is counted on fake tensors: nothing is computed or changed. Of a
+    loss there is none, as that has no products, and most operations.
+
+    Args:
+        network: The policy and the value function.
+        obs: Of a minibatch.
     """
-    watch, length = ModuleWatch(loss), loss.network.sequence_length or 1
+    watch, length = ModuleWatch(network), network.sequence_length or 1
     if length > 1:  # of one step, as all cost the same
-        minibatch = rows(minibatch, (slice(None), slice(1)))
+        obs = rows(obs, (slice(None), slice(1)))
     try:
         with held_back(), FakeTensorMode() as mode, FlopCounterMode(display=False) as counter:
-            tensors = [*loss.named_parameters(), *loss.named_buffers()]
+            tensors = [*network.named_parameters(), *network.named_buffers()]
             state: dict[str, Tensor] = {name: mode.from_tensor(tensor) for name, tensor in tensors}
-            example: Minibatch = tree_map(mode.from_tensor, minibatch)
-            value, _ = functional_call(
-                loss, state, (example, Coefficients(mode.from_tensor(torch.tensor(0.2)), 0.5, 0.01, 0.2))
-            )
+            outputs = functional_call(network, state, (tree_map(mode.from_tensor, obs),))
+            learnt_by = [output for output in outputs if output.requires_grad]
             trained = [tensor for tensor in state.values() if tensor.requires_grad]
-            torch.autograd.grad(value, trained, allow_unused=True)
+            torch.autograd.grad(learnt_by, trained, grad_outputs=learnt_by, allow_unused=True)
     except Exception:  # of a network that does more than operations on tensors
         return 0
     finally:

@@ -57,7 +57,7 @@ class CompiledUpdater(PartUpdater):
             raise CompilationError("the optimizer has parameters that are frozen")
         self._places = [places[param] for param in self._parameters]
         self._others = [place for tensor, place in places.items() if tensor not in trained]
-        chunks = number_of_chunks(len(example.actions), count_flops(loss, example))
+        chunks = number_of_chunks(len(example.actions), count_flops(loss.network, example.obs))
         self._threads = min(chunks, cores())
         self._minibatch = tree_map(lambda field: (field.shape, field.dtype), example)
         part = tree_map(Tensor.contiguous, rows(example, slice(len(example.actions) // chunks)))

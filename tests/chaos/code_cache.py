@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.chaos.processes import Run, fit_command
+from tests.chaos.processes import ITERATION, Run, fit_command
 from tests.chaos.scenarios import NOBODY, Chaos, Outcome
 
-COMMAND = fit_command(model__compile_update="true", model__total_env_steps=64 * 8)
+COMMAND = fit_command(model__compile_update="true", model__total_env_steps=ITERATION * 8)
 # Has the version of the compiler that it stands for, so that it is asked for the same libraries.
 COMPILER = '#!/bin/sh\nif [ "$1" = --version ]; then exec g++ --version; fi\n{}\n'
 

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from pl_rl.checkpoints.format import read_checkpoint
 from pl_rl.tools.verification import WALL_CLOCK_TAGS, first_difference
 from pl_rl.trackers.registry import TRACKERS_KEY
-from tests.chaos.processes import Run, differences, fit_command, moment, newest_run
+from tests.chaos.processes import ITERATION, Run, differences, fit_command, moment, newest_run
 from tests.chaos.scenarios import Chaos, Outcome
 from tests.trackers import support
 
@@ -41,7 +41,7 @@ def killed(chaos: Chaos, logger: str, kills: int) -> Outcome:
     outcome = Outcome(f"SIGKILL at random moments of a run with the logger {logger}, whose data is read back")
     for module in IMPORTED.get(logger, ()):  # once for all processes
         import_module(module)
-    command = fit_command(trainer__logger=logger, model__total_env_steps=64 * ITERATIONS_PER_KILL * kills)
+    command = fit_command(trainer__logger=logger, model__total_env_steps=ITERATION * ITERATIONS_PER_KILL * kills)
     whole, parts = chaos.new(f"{logger}-whole"), chaos.new(f"{logger}-parts")
     chaos.end(whole, command, _offline)
     number = 0

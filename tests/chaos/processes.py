@@ -26,13 +26,17 @@ PHASES = {
     "writing logs": "pl_rl.callbacks.run_directory.measure_logs",
 }
 
+ITERATION = 32
+"""Env steps of one."""
+LONGER = {"model__num_steps": 16, "model__minibatch_size": 32}
+"""Settings for iterations of twice as many."""
 SETTINGS = {
     "model.env.id": "CartPole-v1",
-    "model.total_env_steps": 64 * 24,
+    "model.total_env_steps": 24 * ITERATION,
     "model.num_envs": 4,
-    "model.num_steps": 16,
+    "model.num_steps": 8,
     "model.update_epochs": 1,
-    "model.minibatch_size": 32,
+    "model.minibatch_size": 16,
     "model.eval_freq": 8,
     "model.eval_episodes": 2,
     "model.eval_num_envs": 2,
@@ -42,7 +46,6 @@ SETTINGS = {
     "trainer.log_every_n_steps": 1,
     "trainer.enable_progress_bar": "false",
 }
-ITERATIONS = 24
 
 
 def fit_command(**settings: object) -> list[str]:

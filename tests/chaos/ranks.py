@@ -14,11 +14,11 @@ from pathlib import Path
 from lightning.pytorch.utilities import rank_zero_only
 
 from pl_rl.distributed import processes, shards
-from tests.chaos.processes import Run, fit_command, moment
+from tests.chaos.processes import ITERATION, LONGER, Run, fit_command, moment
 from tests.chaos.scenarios import Chaos, Outcome, has_ended
 
 WORLDS = (1, 2, 4)
-COMMAND = fit_command(model__shards=4, model__total_env_steps=64 * 12)
+COMMAND = fit_command(model__shards=4, model__total_env_steps=2 * ITERATION * 12, **LONGER)
 ASKED = 128 + signal.SIGTERM
 START_SECONDS, PATIENCE_SECONDS = 60, 20
 """For which processes wait for each other here, on a busy machine, too; instead of five minutes and one."""

@@ -15,7 +15,7 @@ from pl_rl.checkpoints.format import Damaged, load_sound
 from pl_rl.errors import UsageError
 from pl_rl.runs.directory import newest_sound_checkpoint
 from pl_rl.runs.log_files import EVENT_FILES
-from tests.chaos.processes import Run, differences, fit_command, moment, newest_run
+from tests.chaos.processes import ITERATION, LONGER, Run, differences, fit_command, moment, newest_run
 
 NOBODY = 65534
 UNCERTAIN = "tests.uncertain_environments"
@@ -315,7 +315,8 @@ class Chaos:
             outcome = Outcome(f"{kind}, killed and continued: told that it is not exact")
             for vectorization in ("sync", "async"):
                 folder = self.new(f"hidden-{len(outcomes)}-{vectorization}")
-                command = fit_command(model__env__vectorization=vectorization, **settings)
+                longer = {"model__total_env_steps": 2 * ITERATION * 24, **LONGER}  # for episodes to end
+                command = fit_command(model__env__vectorization=vectorization, **longer, **settings)
                 run = Run(folder, command)
                 # Its first episodes since an anchor are over by then.
                 run.wait_for("collecting", self.chance.randint(15, 21))

@@ -223,14 +223,12 @@ def test_help_is_written_from_the_docstrings(args, words, capsys):
 
 
 @pytest.mark.slow
-def test_help_has_first_what_is_asked_for_most_and_lightning_s_options_on_request():
+def test_help_has_first_what_is_asked_for_most_and_lightning_s_options_on_request(warm_server):
     texts = {}
     for option in ("--help", "--help_trainer"):
         # A process of its own: help lists the networks that there are, those of other tests, too.
         command = [sys.executable, "-m", "pl_rl", "fit", option]
-        texts[option] = subprocess.run(
-            command, env={**os.environ, "COLUMNS": "80"}, capture_output=True, text=True, check=True
-        ).stdout
+        texts[option] = warm_server.run(command, env={**os.environ, "COLUMNS": "80"}).stdout
         assert not re.search(r":[a-z]+:`|``", texts[option]), "marks for Sphinx"
     own, trainer = texts["--help"], texts["--help_trainer"]
     assert "--trainer." not in own and "--data" not in own and "--model." not in trainer

@@ -3,7 +3,6 @@
 import errno
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from unittest.mock import patch
@@ -251,8 +250,8 @@ else:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="Linux tells who is stopped")
 @pytest.mark.parametrize(("state", "status"), [("stopped", -signal.SIGKILL), ("running", 0)])
-def test_a_first_process_that_is_stopped_for_ever_is_killed_by_those_that_it_has_started(state, status):
-    done = subprocess.run([sys.executable, "-c", FAMILY, state], stderr=subprocess.PIPE, text=True, timeout=300)
+def test_a_first_process_that_is_stopped_for_ever_is_killed_by_those_that_it_has_started(state, status, warm_server):
+    done = warm_server.run([sys.executable, "-c", FAMILY, state], timeout=300)
     assert done.returncode == status
     assert "RunFailure: another process of the run has ended, or does not answer" in done.stderr
 

@@ -225,21 +225,19 @@ def test_a_worker_that_is_killed_from_outside_is_named():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("state", ["idle", "stuck"])
-def test_no_worker_outlives_a_parent_that_was_killed(state):
+def test_no_worker_outlives_a_parent_that_was_killed(state, warm_server):
     code = (
-        "import numpy as np, sys, multiprocessing, tests.faulty_environments\n"
+        "import numpy as np, multiprocessing, time, tests.faulty_environments\n"
         "from pl_rl import EnvConfig\n"
         "from pl_rl.envs import make_vector_env\n"
         "config = EnvConfig('PlRlTest/Faulty-v0', 'async', {'fault': 'hangs', 'at': 1})\n"
         "env = make_vector_env(config, 2)\n"
         "env.reset(seed=0)\n"
         "print(*(child.pid for child in multiprocessing.active_children()), flush=True)\n"
-        + ("env.step(np.zeros(2, np.int64))" if state == "stuck" else "input()")
+        + ("env.step(np.zeros(2, np.int64))" if state == "stuck" else "time.sleep(600)")
     )
     root = Path(faulty.__file__).parents[1]
-    parent = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    parent = warm_server.popen([sys.executable, "-c", code], cwd=root, stdout=subprocess.PIPE)
     pids = [int(pid) for pid in parent.stdout.readline().split()]
     assert pids
     time.sleep(0.5)

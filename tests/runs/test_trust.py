@@ -3,11 +3,9 @@
 import ast
 import contextlib
 import json
-import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -59,10 +57,10 @@ def theirs(prepared, tmp_path, monkeypatch):
     doors.clean_up()
 
 
-def python(*args, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "pl_rl", *args], capture_output=True, text=True, env={**os.environ, **environment}
-    )
+@pytest.fixture
+def python(warm_server):
+    """Runs the command line in a process of its own."""
+    return lambda *args: warm_server.run([sys.executable, "-m", "pl_rl", *args], family=True)
 
 
 def refused(capsys, *args):
@@ -131,14 +129,14 @@ def test_nothing_that_a_strangers_policy_names_is_used(theirs, name):
 
 
 @pytest.mark.slow  # processes
-def test_nor_by_verify(theirs):
+def test_nor_by_verify(theirs, python):
     places.PLACES_OF_A_RUN["env.imports"]()
     end = python(*doors.DOORS_OF_PROCESSES["verify"])
     assert (end.returncode, doors.marks()) == (2, (0, 0, False)) and "names the module 'evil'" in end.stderr
 
 
 @pytest.mark.slow  # a process
-def test_a_folder_that_is_called_like_the_module_is_no_consent(theirs):
+def test_a_folder_that_is_called_like_the_module_is_no_consent(theirs, python):
     places.with_env(imports=["nice_run"])()
     places.RUN.rename("nice_run")
     Path("nice_run/__init__.py").write_text("from pathlib import Path; Path('imported').write_text('.')")

@@ -82,8 +82,9 @@ def test_a_killed_run_is_proved_to_go_on_bit_for_bit(capsys):
 )
 def test_runs_killed_three_times_at_random_moments_go_on_bit_for_bit(run, warm, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", _root())
+    few = ["--model.eval_episodes", "2", "--model.eval_num_envs", "2"]
     # Iterations of the small environment take a few milliseconds, in which a process must be hit.
-    assert verify("--iterations", "100" if "--config" not in run else "8", "--kills", "3", *run) == 0
+    assert verify("--iterations", "100" if "--config" not in run else "8", "--kills", "3", *run, *few) == 0
 
 
 SHORT = [
@@ -92,10 +93,11 @@ SHORT = [
 ]
 
 WRAPPERS = {"AtariPreprocessing": {"screen_size": 36}, "FrameStackObservation": {"stack_size": 4}}
-# With the smallest that the network takes, most of the time is the emulator's.
+# With the smallest that the network takes, most of the time is the emulator's. Several games end in a run.
 SMALL_IMAGES = [
     "--model.env.wrappers",
     json.dumps([{"class_path": f"gymnasium.wrappers.{name}", "init_args": args} for name, args in WRAPPERS.items()]),
+    *("--model.env.kwargs", '{"frameskip": 1, "max_num_frames_per_episode": 1000}', "--model.num_envs", "2"),
 ]
 
 
@@ -108,7 +110,7 @@ SMALL_IMAGES = [
         # Steps enough for several anchors, at each of which there is a new object.
         ("bipedalwalker", ["--model.eval_freq", "0", "--model.env.kwargs", '{"max_episode_steps": 80}']),
         ("minigrid", ["--model.eval_freq", "30"]),
-        ("breakout", ["--model.eval_freq", "30", *SMALL_IMAGES]),
+        ("breakout", ["--model.eval_freq", "10", *SMALL_IMAGES]),
         ("pong", ["--model.eval_freq", "0", *SMALL_IMAGES]),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -122,7 +124,7 @@ def test_simulators_go_on_bit_for_bit(config, settings, vectorization, warm):
 @pytest.mark.parametrize("game", ["pong", "breakout"])
 def test_native_atari_goes_on_bit_for_bit(game, warm):
     """Over anchors, lives and games, evaluations included."""
-    settings = ["--model.eval_freq", "30", "--model.env.vectorization", "native"]
+    settings = ["--model.eval_freq", "10", "--model.env.vectorization", "native"]
     run = ["--config", f"{game}.yaml", *SHORT, *SMALL_IMAGES, *settings]
     assert verify("--iterations", "12", "--kills", "3", *run) == 0
 
