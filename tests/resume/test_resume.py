@@ -126,6 +126,7 @@ def warm_up(progress):
     ids=lambda settings: "-".join(getattr(value, "__name__", str(value)) for value in settings.values()),
 )
 def test_a_run_that_is_stopped_several_times_is_the_same_run(tmp_path, settings, capsys):
+    settings = {"eval_freq": 16, **settings}
     train(tmp_path / "whole", 12, **settings)
     train(tmp_path / "parts", 3, **settings)
     for until in (4, 9, 12):
