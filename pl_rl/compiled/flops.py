@@ -23,8 +23,8 @@ CHUNK_FLOPS = 2**28
 def count_flops(network: ActorCritic, obs: Observations) -> int:
     """FLOPs of the matrix products and convolutions in a gradient; 0 if the network cannot be traced.
 
-    A measure of cost that is the same in each run. It is counted on fake tensors: nothing is computed or changed. Of a
-    loss there is none, as that has no products, and most operations.
+    A measure of cost that is the same in each run. It is counted on fake tensors: nothing is computed or changed. The
+    loss is left out: it has most of the operations and no products.
 
     Args:
         network: The policy and the value function.
