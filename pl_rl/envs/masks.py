@@ -35,6 +35,7 @@ class MaskedActions(gym.Wrapper[Any, Any, Any, Any]):
             )
         self._sizes = _choices(env.action_space)
         self._starts = np.cumsum([0, *self._sizes[:-1]])
+        self._size = sum(self._sizes)
         spaces = entries_of(env.observation_space)
         if self._kind == "obs" and spaces.pop(self._name, None) is None:
             raise UsageError(
@@ -47,7 +48,7 @@ class MaskedActions(gym.Wrapper[Any, Any, Any, Any]):
                 f"env.action_mask={source!r} leaves {', '.join(spaces) or 'nothing'} as observations; rename an entry "
                 "by a wrapper, or add one"
             )
-        self.observation_space = gym.spaces.Dict({**spaces, MASK: ActionMask(sum(self._sizes))})
+        self.observation_space = gym.spaces.Dict({**spaces, MASK: ActionMask(self._size)})
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin an episode.
@@ -66,7 +67,7 @@ class MaskedActions(gym.Wrapper[Any, Any, Any, Any]):
         """
         obs, reward, terminated, truncated, info = self.env.step(action)
         over = terminated or truncated
-        mask = np.ones(sum(self._sizes), np.int8) if over else self._mask(obs, info)
+        mask = np.ones(self._size, np.int8) if over else self._mask(obs, info)
         return self._with(mask, obs), reward, terminated, truncated, info
 
     def _with(self, mask: npt.NDArray[np.int8], obs: Any) -> dict[str, Any]:
@@ -87,13 +88,13 @@ class MaskedActions(gym.Wrapper[Any, Any, Any, Any]):
             raise WrongOutput(f"gave no action mask: there is no {self._kind}.{self._name}")
         parts = given if isinstance(given, tuple | list) else [given]
         mask = np.concatenate([np.ravel(part) for part in parts]) if len(parts) else np.empty(0)
-        if len(mask) != sum(self._sizes):
-            raise WrongOutput(f"gave an action mask of {len(mask)} numbers, where there are {sum(self._sizes)} choices")
-        if not np.isin(mask, (0, 1)).all():
+        if len(mask) != self._size:
+            raise WrongOutput(f"gave an action mask of {len(mask)} numbers, where there are {self._size} choices")
+        if mask.dtype.kind not in "biuf" or np.count_nonzero((allowed := mask.astype(bool)) != mask):
             raise WrongOutput("gave an action mask with other numbers than 0 and 1")
-        allowed = np.logical_or.reduceat(mask.astype(bool), self._starts)
-        if not allowed.all():
-            number = int(np.argmin(allowed))
+        in_dimensions = np.logical_or.reduceat(allowed, self._starts)
+        if np.count_nonzero(in_dimensions) < len(in_dimensions):
+            number = int(np.argmin(in_dimensions))
             of = f" in dimension {number}" if len(self._sizes) > 1 else ""
             raise WrongOutput(f"gave an action mask that allows no action{of}")
         return mask.astype(np.int8)

@@ -58,6 +58,8 @@ def test_after_the_last_step_everything_is_allowed():
         ("method.masks", {"mask": [1, 1]}, "gave an action mask of 2 numbers, where there are 3 choices"),
         ("method.masks", {"mask": [0, 0, 0]}, "gave an action mask that allows no action "),
         ("method.masks", {"mask": [0, 0.5, 1]}, "gave an action mask with other numbers than 0 and 1"),
+        ("method.masks", {"mask": [0, float("nan"), 1]}, "gave an action mask with other numbers than 0 and 1"),
+        ("method.masks", {"mask": ["0", "1", "1"]}, "gave an action mask with other numbers than 0 and 1"),
         (
             "info.action_mask",
             {"mask": [1, 0, 0, 0, 0], "sizes": (2, 3)},
