@@ -12,10 +12,14 @@ from torch import Tensor, nn
 
 from pl_rl.algorithm.acting import ActionSelector
 from pl_rl.compiled.function import Compiled, StepCalls
-from pl_rl.compiled.module_state import call_with, places_of
+from pl_rl.compiled.generator import takes_dot_products
+from pl_rl.compiled.module_state import Place, call_with, places_of
 from pl_rl.networks.actor_critic import ActorCritic
 from pl_rl.networks.modes import evaluation_mode
 from pl_rl.networks.records import Observations, leaves, leaves_as, tree_map
+
+# Layers that read a weight by nothing but the product with its transpose.
+LAYERS = (nn.Linear, nn.LSTMCell, nn.GRUCell)
 
 
 class _Decision(nn.Module):
@@ -50,6 +54,13 @@ class CompiledActionSelector(ActionSelector):
         noise = network.distribution.noise((len(inputs[0]),), torch.Generator())
         self._decision = _Decision(network)
         self._places = places_of(self._decision)
+        self._weights = {
+            f"{name}.{weight}"
+            for name, layer in self._decision.named_modules()
+            if type(layer) in LAYERS
+            for weight, parameter in layer.named_parameters()
+            if parameter.dim() == 2 and not takes_dot_products(len(inputs[0]), parameter.shape[1])
+        }
         with evaluation_mode(network):
             self._compiled = Compiled(self._act, [*inputs, noise, *self._tensors()])
 
@@ -67,7 +78,12 @@ class CompiledActionSelector(ActionSelector):
         Raises:
             CompilationError: If one has another shape or type.
         """
-        return [place.current() for place in self._places]
+        return [self._as_read(place) for place in self._places]
+
+    def _as_read(self, place: Place) -> Tensor:
+        """A weight of a layer by columns, once a rollout: to transpose it in each step would take most of the step."""
+        tensor = place.current()
+        return tensor.t().contiguous().t() if place.name in self._weights else tensor
 
     def _act(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """The function that is compiled, of what the network takes, the noise, and parameters and buffers."""

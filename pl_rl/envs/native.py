@@ -48,6 +48,7 @@ class SameStepCartPoleVectorEnv(CartPoleVectorEnv):
     def __init__(self, *args: Any, shards: int = 1, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._shards = shards
+        self._blocks = np.split(np.arange(self.num_envs), shards)
         self.action_space = Trusted(cast(MultiDiscrete, self.action_space).nvec)
 
     @property
@@ -68,7 +69,7 @@ class SameStepCartPoleVectorEnv(CartPoleVectorEnv):
     def _draw(self, begun: Bools) -> None:
         """The first states of episodes ``[N]``."""
         state = cast(Floats, self.state)
-        for block, generator in zip(np.split(np.arange(self.num_envs), self._shards), self.generators, strict=True):
+        for block, generator in zip(self._blocks, self.generators, strict=True):
             here = block[begun[block]]
             state[:, here] = generator.uniform(self.low, self.high, size=(4, len(here)))
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from pl_rl import MLPActorCritic
 from pl_rl.algorithm.acting import EagerActionSelector
+from pl_rl.compiled import acting as compiled_acting
 from pl_rl.compiled.acting import CompiledActionSelector
 from pl_rl.errors import CompilationError
 from pl_rl.networks.actor_critic import CNNActorCritic
@@ -51,6 +52,22 @@ def test_a_compiled_function_decides_what_the_network_does(space):
         with torch.no_grad():  # takes effect in the next rollout
             for parameter in network.parameters():
                 parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+
+
+@pytest.mark.parametrize(("num_envs", "size"), [(5, 8), (8, 40), (20, 100)])
+def test_reading_weights_by_columns_changes_no_bit(num_envs, size, monkeypatch):
+    torch.manual_seed(0)
+    network = MLPActorCritic(OBS, SPACES[0], encoder_sizes=(size, size), actor_sizes=(size,))
+    generator = torch.Generator().manual_seed(1)
+    obs, noise = torch.randn(4, num_envs, 3, generator=generator), network.distribution.noise((4, num_envs), generator)
+    decided = []
+    for layers in (compiled_acting.LAYERS, ()):
+        monkeypatch.setattr(compiled_acting, "LAYERS", layers)
+        compiled = CompiledActionSelector(network, obs[0])
+        compiled.load()
+        assert bool(compiled._weights) == bool(layers)
+        decided.append([tensor.clone() for tensor in rollout(compiled, obs, noise)])
+    assert all(map(torch.equal, *decided))
 
 
 class ModeDependent(MLPActorCritic):

@@ -8,6 +8,6 @@ What belongs here: what writes source. What does not: tracing, compiling and cal
 """
 
 from pl_rl.compiled.generator.convolutions import DECOMPOSITIONS
-from pl_rl.compiled.generator.graphs import Source, generate
+from pl_rl.compiled.generator.graphs import Source, generate, takes_dot_products
 
-__all__ = ["DECOMPOSITIONS", "Source", "generate"]
+__all__ = ["DECOMPOSITIONS", "Source", "generate", "takes_dot_products"]

@@ -60,6 +60,11 @@ PANEL_BYTES = 4 * 256 * 32
 """The packed panel of a right matrix: ``DEPTH * 2 * LANES`` floats of ``kernels/kernels.h``, at most."""
 
 
+def takes_dot_products(rows: int, inner: int) -> bool:
+    """Whether a product of so many rows and with this inner size reads a right matrix whose columns are contiguous."""
+    return rows <= FEW and inner >= LONG
+
+
 @dataclasses.dataclass(frozen=True)
 class Source:
     """A C++ function ``int run(void* const* arguments, void* const* results, char* block)``.
@@ -242,7 +247,7 @@ class _Generator(Elements):
             ]
             place = f"{result.name} + {batch * m * n}"
             (a_row, a_column), (b_row, b_column) = (side.strides[-2:] for side in sides)
-            if m <= FEW and k >= LONG and a_column == b_row == 1:
+            if takes_dot_products(m, k) and a_column == b_row == 1:
                 operands = f"{begins[0]}, {a_row}, {begins[1]}, {b_column}"
                 self.lines.append(f"multiply_few({m}, {n}, {k}, {operands}, {added}, {place});")
                 continue

@@ -110,6 +110,7 @@ enum { LANES = 8, ROWS = 6 };
 enum { LANES = 4, ROWS = 6 };
 #endif
 enum { DEPTH = 256 };  // cache blocking: a panel, DEPTH rows of two vectors, fits the first-level cache
+enum { PACKED = 3 };  // packing pays if so many tiles read the panel, or where rows are not contiguous
 
 typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int Lanes __attribute__((vector_size(4 * LANES)));
@@ -169,7 +170,7 @@ static void pack(const float* b, size row, size column, size depth, size width, 
 
 struct Tile {
   const float *a, *b, *start;  // start: what the product is added to, if anything
-  size a_row, a_column, start_row, depth;
+  size a_row, a_column, b_row, start_row, depth;
   float* c;
   size c_row;
 };
@@ -183,7 +184,7 @@ template <int R, int V> static void multiply_tile(const Tile& t) {
     for (int v = 0; v < V; v++)
       sums[r][v] = t.start ? *(const Vector*)(t.start + r * t.start_row + v * LANES) : Vector{};
   const float *a = t.a, *b = t.b;
-  for (size k = 0; k < t.depth; k++, a += t.a_column, b += V * LANES) {
+  for (size k = 0; k < t.depth; k++, a += t.a_column, b += t.b_row) {
     Vector right[V];
 #pragma GCC unroll 2
     for (int v = 0; v < V; v++) right[v] = *(const Vector*)(b + v * LANES);
@@ -213,7 +214,9 @@ static void multiply(size m, size n, size k, const float* a, size a_row, size a_
     for (size column = 0; column < n; column += 2 * LANES) {
       size width = n - column < 2 * LANES ? n - column : 2 * LANES, padded = width > LANES ? 2 * LANES : LANES;
       size part = k - depth < DEPTH ? k - depth : DEPTH;
-      pack(b + depth * b_row + column * b_column, b_row, b_column, part, width, padded, panel);
+      const float* right = b + depth * b_row + column * b_column;
+      bool in_place = b_column == 1 && width == padded && tiles < PACKED;
+      if (!in_place) pack(right, b_row, b_column, part, width, padded, panel);
       for (size i = 0; i < tiles; i++) {
         size row = i * m / tiles;
         int rows = (int)((i + 1) * m / tiles - row);
@@ -225,8 +228,9 @@ static void multiply(size m, size n, size k, const float* a, size a_row, size a_
         if (across && added)
           for (int r = 0; r < rows; r++)
             for (size j = 0; j < width; j++) edge[r * padded + j] = sum[r * sum_row + j * sum_column];
-        Tile tile{a + row * a_row + depth * a_column, panel, added ? across ? edge : sum : 0, a_row, a_column,
-                  across ? padded : sum_row, part, across ? edge : result, across ? padded : n};
+        Tile tile{a + row * a_row + depth * a_column, in_place ? right : panel, added ? across ? edge : sum : 0,
+                  a_row, a_column, in_place ? b_row : padded, across ? padded : sum_row, part,
+                  across ? edge : result, across ? padded : n};
         if (padded > LANES) multiply_rows<ROWS, 2>(rows, tile);
         else multiply_rows<ROWS, 1>(rows, tile);
         if (across)
