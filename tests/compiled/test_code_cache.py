@@ -324,6 +324,21 @@ def test_processors_of_other_kinds_are_told_apart():
     assert len(compiler._of_processor(flags)) == 2
 
 
+@pytest.mark.parametrize(
+    ("told", "by", "tuned"),
+    [
+        ("AMD EPYC fpu avx2", "g++ 12", True),
+        ("AMD EPYC fpu avx2 avx512f", "g++ 12", False),
+        ("Intel Xeon fpu avx2", "g++ 12", False),
+        ("AMD EPYC fpu avx2", "Debian clang version 14", False),
+    ],
+)
+def test_the_model_of_haswell_is_for_zen_alone(told, by, tuned, monkeypatch):
+    monkeypatch.setattr(compiler, "processor", lambda: f"model name\t: {told}")
+    monkeypatch.setattr(compiler, "find_compiler", lambda: by)
+    assert ("-mtune=haswell" in compiler.flags()) == tuned
+
+
 # What a killed run leaves ---------------------------------------------------------------------------------------------
 
 BUSY = "echo $$ > started; sleep 1000 & echo $! > part; wait"

@@ -100,14 +100,14 @@ INLINE int64 power(int64 x, int exponent) {
 
 // --- Matrix products -------------------------------------------------------------------------------------------------
 
-// LANES floats of a vector; a register tile has up to ROWS rows of two vectors.
+// LANES floats of a vector; a register tile has up to ROWS rows of two vectors, or 4 by DOTS dot products.
 
 #if defined(__AVX512F__)
-enum { LANES = 16, ROWS = 14 };  // 28 of 32 registers
+enum { LANES = 16, ROWS = 14, DOTS = 4 };  // 28 of 32 registers
 #elif defined(__AVX__)
-enum { LANES = 8, ROWS = 6 };
+enum { LANES = 8, ROWS = 6, DOTS = 2 };
 #else
-enum { LANES = 4, ROWS = 6 };
+enum { LANES = 4, ROWS = 6, DOTS = 2 };
 #endif
 enum { DEPTH = 256 };  // cache blocking: a panel, DEPTH rows of two vectors, fits the first-level cache
 enum { PACKED = 3 };  // packing pays if so many tiles read the panel, or where rows are not contiguous
@@ -287,7 +287,8 @@ static void multiply_few(size m, size n, size k, const float* a, size a_row, con
   for (; j + 4 <= n; j += 4) {
     size i = 0;
     for (; i + 4 <= m; i += 4)
-      multiply_rows_with_rows<4, 4>(k, a + i * a_row, a_row, b + j * b_column, b_column, c + i * n + j, n);
+      for (size s = j; s < j + 4; s += DOTS)
+        multiply_rows_with_rows<4, DOTS>(k, a + i * a_row, a_row, b + s * b_column, b_column, c + i * n + s, n);
     for (; i < m; i++)
       multiply_rows_with_rows<1, 4>(k, a + i * a_row, a_row, b + j * b_column, b_column, c + i * n + j, n);
   }
