@@ -1,6 +1,7 @@
 """Choosing sync or async by timing a few steps of each."""
 
 import math
+import multiprocessing
 import time
 
 import gymnasium as gym
@@ -25,7 +26,7 @@ def workers_pay(config: EnvConfig, num_envs: int) -> bool:
     The choice affects speed alone: both give the same numbers, and a resumed run may change between them.
     """
     in_turn = math.ceil(num_envs / cores())
-    if in_turn == num_envs:
+    if in_turn == num_envs or multiprocessing.current_process().daemon:  # which may start no others
         return False
     random_state = save_random_state()
     env = make_env(config, training=True)

@@ -36,7 +36,7 @@ def make_vector_env(config: EnvConfig, num_envs: int, training: bool = False, sh
 
     Raises:
         UsageError: As :func:`~pl_rl.envs.make_env`; or if ``native`` vectorization does not exist, or does not support
-            the settings or wrappers.
+            the settings or wrappers; or ``async`` cannot start processes.
     """
     import_modules(config)
     if config.vectorization in ("auto", "native"):

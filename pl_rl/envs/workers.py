@@ -28,7 +28,7 @@ from pl_rl.envs.faults import Fault, as_fault, close_each, failure
 from pl_rl.envs.parallel import EnvFns, Step, in_words
 from pl_rl.envs.processors import cores
 from pl_rl.envs.shared_memory import Form, Layout, form_of, write_row
-from pl_rl.errors import EnvironmentFailure
+from pl_rl.errors import EnvironmentFailure, UsageError
 from pl_rl.networks.records import tree_map
 
 CLOSING_SECONDS = 5.0
@@ -50,9 +50,15 @@ class AsyncEnvs(VectorEnv[Any, Any, Any]):
 
     Raises:
         EnvironmentFailure: If an environment cannot be made, or one cannot be closed.
+        UsageError: If this process may start none.
     """
 
     def __init__(self, env_fns: EnvFns, timeout: float, info_keys: Sequence[str] = ()) -> None:
+        if multiprocessing.current_process().daemon:
+            raise UsageError(
+                "env.vectorization=async starts processes, which Python allows no daemon, such as a process of "
+                "multiprocessing.Pool; take sync or auto, or a concurrent.futures.ProcessPoolExecutor"
+            )
         single = env_fns[0]()
         self.num_envs = len(env_fns)
         self.metadata = {**single.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}

@@ -161,6 +161,16 @@ def test_automatic_vectorization_takes_workers_where_they_pay(env_id, num_envs, 
     env.close()
 
 
+def test_a_process_that_may_start_no_others_has_no_workers(monkeypatch):
+    monkeypatch.setattr(auto_vectorization, "cores", lambda: 2)
+    monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)  # as in multiprocessing.Pool
+    env = make_vector_env(EnvConfig("PlRlTest/Slow-v0"), 4, training=True)
+    assert vectorization_of(env) == "sync"
+    env.close()
+    with pytest.raises(UsageError, match=r"async starts processes.*take sync or auto"):
+        make_vector_env(EnvConfig("PlRlTest/Slow-v0", "async"), 4)
+
+
 def test_looking_whether_workers_pay_draws_no_random_numbers(monkeypatch):
     monkeypatch.setattr(auto_vectorization, "cores", lambda: 2)
     np.random.seed(0)
