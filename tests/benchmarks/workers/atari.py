@@ -1,6 +1,7 @@
 """Atari as the shipped configs have it, for libraries that read no config of ours."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import ale_py
@@ -8,10 +9,10 @@ import gymnasium
 from gymnasium.wrappers import AtariPreprocessing, ClipReward, FrameStackObservation
 
 gymnasium.register_envs(ale_py)
-# The package's other modules need what only its own environment has.
-spec = importlib.util.spec_from_file_location(
-    "atari_wrappers", Path(__file__).parents[3] / "pl_rl" / "envs" / "atari.py"
-)
+ROOT = Path(__file__).parents[3]
+# By its file, as its package imports what only the environment of pl_rl has; the file itself imports its errors alone.
+sys.path.append(str(ROOT))
+spec = importlib.util.spec_from_file_location("atari_wrappers", ROOT / "pl_rl" / "envs" / "atari.py")
 assert spec is not None and spec.loader is not None
 wrappers = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(wrappers)
