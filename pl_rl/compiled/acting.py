@@ -14,11 +14,12 @@ from pl_rl.algorithm.acting import ActionSelector
 from pl_rl.compiled.function import Compiled, StepCalls
 from pl_rl.compiled.generator import takes_dot_products
 from pl_rl.compiled.module_state import Place, call_with, places_of
+from pl_rl.errors import CompilationError
 from pl_rl.networks.actor_critic import ActorCritic
 from pl_rl.networks.modes import evaluation_mode
 from pl_rl.networks.records import Observations, leaves, leaves_as, tree_map
 
-# Layers that read a weight by nothing but the product with its transpose.
+# Layers that read their weights by nothing but the product with the transpose.
 LAYERS = (nn.Linear, nn.LSTMCell, nn.GRUCell)
 
 
@@ -62,7 +63,11 @@ class CompiledActionSelector(ActionSelector):
             if parameter.dim() == 2 and not takes_dot_products(len(inputs[0]), parameter.shape[1])
         }
         with evaluation_mode(network):
-            self._compiled = Compiled(self._act, [*inputs, noise, *self._tensors()])
+            try:
+                self._compiled = Compiled(self._act, [*inputs, noise, *self._tensors()])
+            except CompilationError:  # the network may do more with a weight, such as view it in another shape
+                self._weights.clear()
+                self._compiled = Compiled(self._act, [*inputs, noise, *self._tensors()])
 
     def load(self) -> None:
         """Wait for the compiler.

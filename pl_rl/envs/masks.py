@@ -90,7 +90,7 @@ class MaskedActions(gym.Wrapper[Any, Any, Any, Any]):
         mask = np.concatenate([np.ravel(part) for part in parts]) if len(parts) else np.empty(0)
         if len(mask) != self._size:
             raise WrongOutput(f"gave an action mask of {len(mask)} numbers, where there are {self._size} choices")
-        if mask.dtype.kind not in "biuf" or np.count_nonzero((allowed := mask.astype(bool)) != mask):
+        if mask.dtype.kind not in "biufO" or np.count_nonzero((allowed := mask.astype(bool)) != mask):
             raise WrongOutput("gave an action mask with other numbers than 0 and 1")
         in_dimensions = np.logical_or.reduceat(allowed, self._starts)
         if np.count_nonzero(in_dimensions) < len(in_dimensions):

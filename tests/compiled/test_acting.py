@@ -70,6 +70,27 @@ def test_reading_weights_by_columns_changes_no_bit(num_envs, size, monkeypatch):
     assert all(map(torch.equal, *decided))
 
 
+class ViewsWeight(MLPActorCritic):
+    """Adds a number that only a contiguous weight can be viewed for."""
+
+    def forward(self, obs):
+        outputs, values = super().forward(obs)
+        return outputs, values + self.encoder[0].weight.view(-1).sum()
+
+
+def test_a_weight_that_is_viewed_is_read_as_it_lies():
+    torch.manual_seed(0)
+    network = ViewsWeight(OBS, SPACES[0], encoder_sizes=(8,))
+    obs, noise = torch.randn(4, 5, 3), network.distribution.noise((4, 5), torch.Generator())
+    compiled = CompiledActionSelector(network, obs[0])
+    compiled.load()
+    assert not compiled._weights
+    for ours, expected in zip(
+        rollout(compiled, obs, noise), rollout(EagerActionSelector(network), obs, noise), strict=True
+    ):
+        torch.testing.assert_close(ours, expected)
+
+
 class ModeDependent(MLPActorCritic):
     """Says twice as much where it is in training mode, and has dropout there."""
 

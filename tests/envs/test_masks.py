@@ -29,6 +29,14 @@ def test_a_mask_is_an_entry_wherever_it_comes_from(source, sizes):
         obs, *_ = env.step(_first_allowed(obs[MASK], sizes))
 
 
+def test_a_mask_may_be_an_array_of_objects():
+    env = make_env(masked("method.masks", mask=np.array([0, True, 1], dtype=object)))
+    obs, _ = env.reset(seed=0)
+    for _ in range(2):  # the environment gives it from its second step on
+        obs, *_ = env.step(_first_allowed(obs[MASK], (3,)))
+    assert np.array_equal(obs[MASK], [0, 1, 1])
+
+
 def _first_allowed(mask, sizes):
     parts = np.split(mask, np.cumsum(sizes)[:-1])
     chosen = np.array([np.flatnonzero(part)[0] for part in parts])
