@@ -1,6 +1,6 @@
 """How long one update takes: by PyTorch, by the code generator, and by Inductor, PyTorch's own compiler.
 
-Run it with ``python -m tests.benchmarks.updates``; it takes about six minutes. An update is a minibatch's gradient,
+Run it with ``python -m tests.benchmarks.updates``; it takes about ten minutes. An update is a minibatch's gradient,
 clipping and a step of Adam. Inductor gets the same gradient, traced as the generator's is; clipping and Adam are then
 PyTorch's. Each is prepared twice, in processes of their own: cold, with nothing in the caches of compilers, and then
 warm; and measured with one thread and with as many as there are cores, of which the faster counts.
