@@ -14,7 +14,7 @@ from pl_rl.algorithm.acting import ActionSelector
 from pl_rl.compiled.function import Compiled, StepCalls
 from pl_rl.compiled.generator import takes_dot_products
 from pl_rl.compiled.module_state import Place, call_with, places_of
-from pl_rl.errors import CompilationError
+from pl_rl.errors import CompilationError, CompilerFailure
 from pl_rl.networks.actor_critic import ActorCritic
 from pl_rl.networks.modes import evaluation_mode
 from pl_rl.networks.records import Observations, leaves, leaves_as, tree_map
@@ -65,7 +65,9 @@ class CompiledActionSelector(ActionSelector):
         with evaluation_mode(network):
             try:
                 self._compiled = Compiled(self._act, [*inputs, noise, *self._tensors()])
-            except CompilationError:  # the network may do more with a weight, such as view it in another shape
+            except CompilationError as error:  # the network may do more with a weight, such as view it otherwise
+                if isinstance(error, CompilerFailure) or not self._weights:
+                    raise
                 self._weights.clear()
                 self._compiled = Compiled(self._act, [*inputs, noise, *self._tensors()])
 

@@ -35,8 +35,7 @@ class Library:
     """
 
     def __init__(self, source: str) -> None:
-        if find_compiler() is None:
-            raise CompilationError("no C++ compiler was found on this machine")
+        _check_compiler()
         compiler.remove_leftovers()
         self._key = _key(source)
         kept = code_cache.read(self._key)
@@ -57,6 +56,16 @@ class Library:
         if self._loaded is None:
             raise CompilationError("what the compiler made cannot be loaded")
         return self._loaded
+
+
+def _check_compiler() -> None:
+    """Refuse a machine without a compiler.
+
+    Raises:
+        CompilationError: If there is none.
+    """
+    if find_compiler() is None:
+        raise CompilationError("no C++ compiler was found on this machine")
 
 
 def _load(library: bytes) -> ctypes.CDLL | None:
@@ -88,6 +97,7 @@ class Compiled:
     def __init__(
         self, function: Callable[..., Sequence[Tensor]], example: Sequence[Tensor], instances: int = 1
     ) -> None:
+        _check_compiler()  # before the trace, which takes longer
         # ``generate`` assumes that each argument has a storage of its own, and offset 0.
         example = [tensor.detach().clone() for tensor in example]
         graph = tracing.trace(function, example)
