@@ -51,6 +51,10 @@ class CompilationError(Exception):
     """Why a function cannot be compiled, in words."""
 
 
+class UnsupportedOperation(CompilationError):
+    """The generator has no source for what a network does."""
+
+
 class CompilerFailure(CompilationError):
     """Why the compiler did not come to its end this time, though another time it may: it was killed, or lacked room."""
 

@@ -43,12 +43,13 @@ class CompiledActionSelector(ActionSelector):
     Args:
         network: The policy and the value function.
         seen: What the network takes ``[N, ...]``, for its shapes and types.
+        back_end: Compiles.
 
     Raises:
         CompilationError: If this network or this machine does not allow it.
     """
 
-    def __init__(self, network: ActorCritic, seen: Observations) -> None:
+    def __init__(self, network: ActorCritic, seen: Observations, back_end: type[Compiled] = Compiled) -> None:
         super().__init__(network)
         self._seen = tree_map(lambda rows: None, seen)
         inputs = leaves(seen)
@@ -64,12 +65,12 @@ class CompiledActionSelector(ActionSelector):
         }
         with evaluation_mode(network):
             try:
-                self._compiled = Compiled(self._act, [*inputs, noise, *self._tensors()])
+                self._compiled = back_end(self._act, [*inputs, noise, *self._tensors()])
             except CompilationError as error:  # the network may do more with a weight, such as view it otherwise
                 if isinstance(error, CompilerFailure) or not self._weights:
                     raise
                 self._weights.clear()
-                self._compiled = Compiled(self._act, [*inputs, noise, *self._tensors()])
+                self._compiled = back_end(self._act, [*inputs, noise, *self._tensors()])
 
     def load(self) -> None:
         """Wait for the compiler.

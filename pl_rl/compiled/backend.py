@@ -11,6 +11,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 from pl_rl.algorithm.loss import Coefficients, Minibatch, PPOLoss
 from pl_rl.compiled.acting import CompiledActionSelector
 from pl_rl.compiled.flops import count_flops
+from pl_rl.compiled.function import Compiled
 from pl_rl.compiled.module_state import ModuleWatch, find_hook
 from pl_rl.compiled.rounding import MOST_ROUNDING, excess_difference, perturbed, relative_error
 from pl_rl.compiled.tracing import first_line
@@ -84,6 +85,7 @@ class CompiledLearner:
         obs_dtype: Of observations in a rollout, or a dictionary of their types.
         minibatch_size: Samples of an update.
         num_envs: ``N``, environments that are stepped together.
+        back_end: Compiles both.
 
     Attributes:
         updates: Compiled in training mode.
@@ -100,8 +102,9 @@ class CompiledLearner:
         obs_dtype: Any,
         minibatch_size: int,
         num_envs: int,
+        back_end: type[Compiled] = Compiled,
     ) -> None:
-        self._loss, self._network = loss, loss.network
+        self._loss, self._network, self._back_end = loss, loss.network, back_end
         random_state = save_random_state()
         try:
             with training_mode(self._network):
@@ -127,9 +130,9 @@ class CompiledLearner:
         numbers = torch.arange(num_envs) % len(example.actions)
         obs = rows(example.obs, numbers if self._network.sequence_length is None else (numbers, 0))
         # Both are compiled in parallel.
-        self.acting = CompiledActionSelector(self._network, obs)
+        self.acting = CompiledActionSelector(self._network, obs, self._back_end)
         try:
-            self.updates = CompiledUpdater(self._loss, optimizer, example)
+            self.updates = CompiledUpdater(self._loss, optimizer, example, self._back_end)
         except Exception:
             self.acting.load()  # or its compiler would go on running
             raise

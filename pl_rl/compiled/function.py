@@ -10,18 +10,18 @@ import ctypes
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from pl_rl.compiled import code_cache, compiler, tracing
 from pl_rl.compiled import generator as codegen
 from pl_rl.compiled.comments import strip_cpp, strip_python
 from pl_rl.compiled.compiler import Compiler, find_compiler
-from pl_rl.errors import CompilationError, RunFailure
+from pl_rl.errors import CompilationError, RunFailure, UnsupportedOperation
 
-__all__ = ["Compiled", "Library", "compile_function", "describe_machine_code"]
+__all__ = ["Compiled", "Library", "compile_function", "describe_machine_code", "digest"]
 
 
 class Library:
@@ -101,20 +101,23 @@ class Compiled:
         # ``generate`` assumes that each argument has a storage of its own, and offset 0.
         example = [tensor.detach().clone() for tensor in example]
         graph = tracing.trace(function, example)
-        try:
-            source = codegen.generate(graph)
-        except CompilationError:
-            raise
-        except Exception as error:
-            raise CompilationError(f"there is no source for the network: {tracing.first_line(error)}") from error
         self._expected = [_layout(tensor) for tensor in example]
         returned: Any = graph.graph.output_node().args[0]
         self.results = [torch.empty(node.meta["val"].shape, dtype=node.meta["val"].dtype) for node in returned]
-        self._library = Library(source.text)
         self._run: Any = None
+        self._compile(graph, example, instances)
+
+    def _compile(self, graph: fx.GraphModule, example: Sequence[Tensor], instances: int) -> None:
+        try:
+            source = codegen.generate(graph)
+        except CompilationError as error:
+            raise UnsupportedOperation(str(error)) from error
+        except Exception as error:
+            raise CompilationError(f"there is no source for the network: {tracing.first_line(error)}") from error
+        self._library = Library(source.text)
         self._blocks = [torch.empty(source.block_size, dtype=torch.uint8) for _ in range(instances)]
 
-    def load(self) -> "Compiled":
+    def load(self) -> Self:
         """Wait for the compiler, and load the function.
 
         Raises:
@@ -141,6 +144,14 @@ class Compiled:
             other = [pair for pair in zip(given, expected, strict=False) if pair[0] != pair[1]]
             told = "{} instead of {}".format(*other[0]) if other else f"{len(given)} instead of {len(expected)} of them"
             raise CompilationError(f"tensors are not as it was compiled for (shape, type, strides): {told}")
+        return self._call(inputs, outputs, instance)
+
+    @classmethod
+    def describe(cls, *callers: Path) -> str:
+        """See :func:`describe_machine_code`."""
+        return describe_machine_code(*callers)
+
+    def _call(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], instance: int) -> "Call":
         return Call(self._run, inputs, outputs, self._blocks[instance])
 
     def __call__(self, *inputs: Tensor, instance: int = 0) -> list[Tensor]:
@@ -244,19 +255,20 @@ def describe_machine_code(*callers: Path) -> str:
     """
     writers = [Path(tracing.__file__), *sorted(Path(codegen.__file__).parent.glob("*.py")), *callers]
     parts = [*(strip_python(path.read_text()) for path in writers), _included(), compiler.flags(), compiler.processor()]
-    return f"compiled by {find_compiler()}, code {_digest(parts)[:8]}"
+    return f"compiled by {find_compiler()}, code {digest(parts)[:8]}"
 
 
 def _key(source: str) -> str:
     """The cache key: a digest of all that decides what is compiled."""
-    return _digest([source, _included(), compiler.flags(), find_compiler(), compiler.processor()])[:32]
+    return digest([source, _included(), compiler.flags(), find_compiler(), compiler.processor()])[:32]
 
 
 def _included() -> list[str]:
     return [strip_cpp(path.read_text()) for path in sorted(compiler.KERNELS.iterdir())]
 
 
-def _digest(parts: list[Any]) -> str:
+def digest(parts: list[Any]) -> str:
+    """The SHA-256 of what parts print as, in hexadecimal digits."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 

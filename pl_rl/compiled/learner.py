@@ -8,6 +8,7 @@ from pl_rl.algorithm.rollout import RolloutCollector
 from pl_rl.algorithm.schedule import LearningRates
 from pl_rl.algorithm.updates import EagerUpdater, PartUpdater, Updater
 from pl_rl.compiled.backend import CompiledLearner, flops_of, is_worth_compiling
+from pl_rl.compiled.function import Compiled
 from pl_rl.distributed.experience import pooling_pays
 from pl_rl.distributed.shards import Shards
 from pl_rl.distributed.updates import ShardedUpdater
@@ -56,7 +57,7 @@ class Learner:
         """See :func:`pl_rl.compiled.backend.is_worth_compiling`."""
         return is_worth_compiling(self._eager.loss, num_updates, self._collector.obs_dtype, minibatch_size)
 
-    def compile(self, minibatch_size: int) -> None:
+    def compile(self, minibatch_size: int, back_end: type[Compiled] = Compiled) -> None:
         """Compile updates and action selection.
 
         Raises:
@@ -68,6 +69,7 @@ class Learner:
             self._collector.obs_dtype,
             minibatch_size // self._shards.count,
             self._collector.num_envs,
+            back_end,
         )
         self._collector.act_with(self._compiled.acting)
         self.description = self._compiled.updates.description

@@ -18,7 +18,7 @@ from pl_rl.algorithm.updates import PartUpdater
 from pl_rl.compiled import sequences
 from pl_rl.compiled.adam import CompiledAdam, check_optimizer, split_like
 from pl_rl.compiled.flops import count_flops, number_of_chunks
-from pl_rl.compiled.function import Compiled, describe_machine_code
+from pl_rl.compiled.function import Compiled
 from pl_rl.compiled.module_state import call_with, has_hook, places_of
 from pl_rl.compiled.rounding import MOST_ROUNDING, perturbed, relative_error
 from pl_rl.compiled.sequences import SequenceGradient
@@ -37,15 +37,23 @@ class CompiledUpdater(PartUpdater):
         loss: With the network in it.
         optimizer: Adam, fused, over float32 parameters of the network on the CPU, none of them frozen.
         example: A minibatch of the shapes and types of all that will come.
+        back_end: Compiles the gradient.
 
     Raises:
         CompilationError: If this network, this optimizer or this machine does not allow it.
     """
 
-    def __init__(self, loss: PPOLoss, optimizer: torch.optim.Optimizer, example: Minibatch) -> None:
+    def __init__(
+        self,
+        loss: PPOLoss,
+        optimizer: torch.optim.Optimizer,
+        example: Minibatch,
+        back_end: type[Compiled] = Compiled,
+    ) -> None:
         super().__init__(loss, optimizer)
         check_optimizer(optimizer)
-        self.description = describe_machine_code()
+        self._back_end = back_end
+        self.description = back_end.describe()
         self._parameters = [param for group in optimizer.param_groups for param in group["params"]]
         trained = set(self._parameters)
         places = {place.tensor: place for place in places_of(loss)}
@@ -77,7 +85,7 @@ class CompiledUpdater(PartUpdater):
             compiled.bind(inputs, [*split_like(gradient, values), metrics], i % self._threads)
             for i, gradient in enumerate(self._gradients)
         ]
-        self._pool = ThreadPoolExecutor(max(1, self._threads - 1))
+        self._pool = ThreadPoolExecutor(max(1, self._threads - 1), initializer=torch.set_num_threads, initargs=(1,))
         self._compare(example)
 
     def _compiled(
@@ -85,8 +93,10 @@ class CompiledUpdater(PartUpdater):
     ) -> Compiled | SequenceGradient:
         """The gradient of a chunk; a network without a memory needs no steps."""
         if self.loss.network.sequence_length is None:
-            return Compiled(self._gradient, inputs, self._threads)
-        self.description = describe_machine_code(Path(sequences.__file__))
+            return self._back_end(self._gradient, inputs, self._threads)
+        if self._back_end is not Compiled:
+            raise CompilationError("a network with a memory is compiled by the generator alone")
+        self.description = Compiled.describe(Path(sequences.__file__))
         trained, others = (
             {place.name: place.tensor.detach() for place in places} for places in (self._places, self._others)
         )

@@ -1,9 +1,9 @@
 """How long one update takes: by PyTorch, by the code generator, and by Inductor, PyTorch's own compiler.
 
 Run it with ``python -m tests.benchmarks.updates``; it takes about ten minutes. An update is a minibatch's gradient,
-clipping and a step of Adam. Inductor gets the same gradient, traced as the generator's is; clipping and Adam are then
-PyTorch's. Each is prepared twice, in processes of their own: cold, with nothing in the caches of compilers, and then
-warm; and measured with one thread and with as many as there are cores, of which the faster counts.
+clipping and a step of Adam. Inductor compiles the gradient alone, traced as the generator's is. Each is prepared twice,
+in processes of their own: cold, with nothing in the caches of compilers, and then warm; and measured with one thread
+and with as many as there are cores, of which the faster counts.
 """
 
 import argparse
@@ -17,19 +17,16 @@ from collections.abc import Callable
 
 import gymnasium as gym
 import torch
-from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from pl_rl import CNNActorCritic, MLPActorCritic
 from pl_rl.algorithm.loss import Coefficients, Minibatch, PPOLoss
 from pl_rl.algorithm.updates import EagerUpdater, PartUpdater
 from pl_rl.compiled.backend import make_example
 from pl_rl.compiled.flops import count_flops
-from pl_rl.compiled.module_state import call_with
+from pl_rl.compiled.inductor import InductorCompiled
 from pl_rl.compiled.rounding import MOST_ROUNDING, relative_error
 from pl_rl.compiled.updates import CompiledUpdater
 from pl_rl.networks.actor_critic import ActorCritic
-from pl_rl.networks.records import leaves, tree_map
 from tests.benchmarks.processes import last_line, num_cores
 from tests.benchmarks.workers.workloads import WORKLOADS
 
@@ -41,41 +38,10 @@ SECONDS, ROUNDS = 0.3, 7
 """Of a round of updates, of which the fastest counts."""
 
 
-class InductorUpdater(EagerUpdater):
-    """As its base, but the gradient is a graph that Inductor has compiled for this minibatch's shapes."""
-
-    def __init__(self, loss: PPOLoss, optimizer: torch.optim.Optimizer, example: Minibatch) -> None:
-        super().__init__(loss, optimizer)
-        self._names = [name for name, _ in loss.named_parameters()]
-        self._example = example
-        tensors = [*self._given(example), *(param.detach() for param in loss.parameters())]
-        self._run = torch.compile(make_fx(self._gradient, tracing_mode="fake")(*tensors), dynamic=False)
-
-    def _given(self, minibatch: Minibatch) -> list[Tensor]:
-        return [*leaves(minibatch), *(torch.as_tensor(float(number)) for number in COEFFICIENTS)]
-
-    def _gradient(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Of each parameter, and the metrics."""
-        given = iter(tensors)
-        minibatch = tree_map(lambda _: next(given), self._example)
-        coefficients = Coefficients(*(next(given) for _ in Coefficients._fields))
-        parameters = [param.detach().requires_grad_() for param in given]
-        state = dict(zip(self._names, parameters, strict=True))
-        loss, metrics = call_with(self.loss, state, (minibatch, coefficients))
-        return *torch.autograd.grad(loss, parameters), metrics
-
-    def gradient(self, minibatch: Minibatch) -> Tensor:
-        """As of the base class."""
-        *gradients, metrics = self._run(*self._given(minibatch), *(param.detach() for param in self._trained))
-        for param, gradient in zip(self._trained, gradients, strict=True):
-            param.grad = gradient
-        return metrics
-
-
 UPDATERS: dict[str, Callable[..., PartUpdater]] = {
     "eager": lambda loss, optimizer, _: EagerUpdater(loss, optimizer),
     "generator": CompiledUpdater,
-    "inductor": InductorUpdater,
+    "inductor": lambda loss, optimizer, example: CompiledUpdater(loss, optimizer, example, InductorCompiled),
 }
 
 
@@ -144,7 +110,7 @@ def in_process(workload: str, backend: str, threads: int, caches: str) -> dict[s
     variables = {
         **os.environ,
         "XDG_CACHE_HOME": caches,
-        "TORCHINDUCTOR_CACHE_DIR": caches,
+        "TMPDIR": caches,
         "OMP_NUM_THREADS": str(threads),
     }
     command = [sys.executable, "-m", "tests.benchmarks.updates", "--one", task]
