@@ -16,7 +16,11 @@ REQUIREMENTS = {
     ],
     "skrl": [*COMMON, "skrl==2.1.0"],
     "sheeprl": [*COMMON, "sheeprl==0.8.4"],
+    "cleanrl": [*COMMON, "tyro==1.0.17", "tensorboard==2.21.0"],
+    "purejaxrl": ["jax==0.10.2", "flax==0.12.8", "distrax==0.1.9", "gymnax==0.0.9", "optax==0.2.8"],
 }
+SOURCES = {"cleanrl": "https://github.com/vwxyzjn/cleanrl", "purejaxrl": "https://github.com/luchris429/purejaxrl"}
+"""Peers that are no packages: they are run from a checkout."""
 
 
 class SetupFailure(Exception):

@@ -41,6 +41,7 @@ def run_worker(
     overrides: Mapping[str, Any] | None = None,
     max_seconds: float | None = None,
     environment: Mapping[str, str] | None = None,
+    source: str | None = None,
 ) -> dict[str, Any]:
     """Train a workload with a library.
 
@@ -54,6 +55,7 @@ def run_worker(
         overrides: Other values of the workload's fields.
         max_seconds: Train no longer than this (``pl_rl`` alone).
         environment: Environment variables to add.
+        source: Checkout of the library, if it is no package.
 
     Returns:
         What the worker printed, and ``total_seconds`` of the process.
@@ -74,6 +76,8 @@ def run_worker(
         variables |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     if overrides:
         command.append(f"--overrides={json.dumps(overrides)}")
+    if source is not None:
+        command.append(f"--source={Path(source).resolve()}")
     if max_seconds is not None:
         command.append(f"--max-seconds={max_seconds}")
     variables |= environment or {}

@@ -1,4 +1,4 @@
-"""How fast PPO libraries train on a CPU: pl_rl beside Stable-Baselines3, skrl and SheepRL.
+"""How fast PPO libraries train on a CPU: pl_rl beside Stable-Baselines3, skrl, SheepRL, CleanRL and purejaxrl.
 
 Run it with ``python -m tests.benchmarks.speed``; on two cores it takes about four minutes a round, a tenth of that with
 ``--scale 0.1``. Every library trains the same workloads (see workers/workloads.py) in float32, with as little logging
@@ -10,7 +10,8 @@ several spin where another process wants a core.
 
 The peers' virtual environments are made on demand in ~/.cache/pl_rl_benchmarks; ``--python sb3=/path/to/python`` takes
 one that is there already. (On Linux, pip takes a CUDA build of PyTorch unless PIP_EXTRA_INDEX_URL names the CPU one.)
-A library that fails is left out and a sentence says why.
+CleanRL and purejaxrl are no packages: they take part where ``--source cleanrl=/path`` names a checkout, with CartPole,
+which both have. A library that fails is left out and a sentence says why.
 """
 
 import argparse
@@ -25,12 +26,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.peers import REQUIREMENTS, SetupFailure, find_python
+from tests.benchmarks.peers import REQUIREMENTS, SOURCES, SetupFailure, find_python
 from tests.benchmarks.processes import WorkerFailure, num_cores, run_worker
 from tests.benchmarks.workers.workloads import WORKLOADS
 
 OURS = "pl_rl"
-NAMES = {OURS: "pl_rl", "sb3": "Stable-Baselines3", "skrl": "skrl", "sheeprl": "SheepRL"}
+NAMES = {
+    OURS: "pl_rl",
+    "sb3": "Stable-Baselines3",
+    "skrl": "skrl",
+    "sheeprl": "SheepRL",
+    "cleanrl": "CleanRL, torch",
+    "purejaxrl": "purejaxrl, jax",
+}
 COLD = "pl_rl, nothing cached"
 STARTED, MEMORY = "cartpole", "cartpole-wide"
 """Workloads whose start and whose memory are told."""
@@ -45,17 +53,24 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5, help="runs of each library on each workload (5)")
     parser.add_argument("--scale", type=float, default=1.0, help="part of the env steps to train for (1)")
-    parser.add_argument("--peers", nargs="*", choices=REQUIREMENTS, default=list(REQUIREMENTS), help="libraries (all)")
+    parser.add_argument("--peers", nargs="*", choices=REQUIREMENTS, help="libraries (all packages)")
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), help="runs (all)")
     parser.add_argument("--python", action="append", default=[], metavar="PEER=PATH", help="interpreter of a peer")
+    parser.add_argument("--source", action="append", default=[], metavar="PEER=PATH", help="checkout of a peer")
     parser.add_argument("--cold", action="store_true", help="also start pl_rl once with empty compile caches")
     parser.add_argument("--output", type=Path, help="JSON file for all results (a temporary one)")
     parser.add_argument("--figure", type=Path, help="PNG file for a bar chart")
     given = parser.parse_args()
-    interpreters = dict(pair.partition("=")[::2] for pair in given.python)
-    if unknown := interpreters.keys() - REQUIREMENTS.keys():
-        parser.error(f"--python knows no peer {', '.join(sorted(unknown))}; choose from {', '.join(REQUIREMENTS)}")
-    given.python = interpreters
+    for option, known in {"python": REQUIREMENTS, "source": SOURCES}.items():
+        paths = dict(pair.partition("=")[::2] for pair in getattr(given, option))
+        if unknown := paths.keys() - known.keys():
+            parser.error(f"--{option} knows no peer {', '.join(sorted(unknown))}; choose from {', '.join(known)}")
+        setattr(given, option, paths)
+    if given.peers is None:
+        given.peers = [peer for peer in REQUIREMENTS if peer not in SOURCES or peer in given.source]
+    for peer in given.peers:
+        if peer in SOURCES and peer not in given.source:
+            parser.error(f"{peer} is no package: git clone {SOURCES[peer]} and give --source {peer}={peer}")
     return given
 
 
@@ -68,6 +83,7 @@ class Benchmark:
 
     def __init__(self, given: argparse.Namespace) -> None:
         self.scale = given.scale
+        self.sources = given.source
         self.pythons = {OURS: sys.executable}
         self.threads: dict[str, dict[str, int | None]] = {workload: {} for workload in given.workloads}
         self.rounds: dict[str, dict[str, list[Result]]] = {workload: {} for workload in given.workloads}
@@ -87,7 +103,8 @@ class Benchmark:
     def run(self, library: str, workload: str, threads: int | None, seed: int, scale: float = 1.0) -> Result:
         """One run of a worker."""
         env_steps = WORKLOADS[workload].scaled_env_steps(self.scale * scale)
-        return run_worker(self.pythons[library], library, workload, env_steps, threads, seed)
+        source = self.sources.get(library)
+        return run_worker(self.pythons[library], library, workload, env_steps, threads, seed, source=source)
 
     def prepare(self, workload: str) -> None:
         """Choose each library's threads, which also brings files into memory and fills compile caches."""

@@ -22,7 +22,10 @@ EARLY = 0.25
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A worker's arguments; ``threads`` is None where the library is left its own choice."""
+    """A worker's arguments; ``threads`` is None where the library is left its own choice.
+
+    ``source`` is a checkout of a library that is no package.
+    """
 
     name: str
     workload: Workload
@@ -31,6 +34,7 @@ class Task:
     seed: int
     max_seconds: float
     started: float
+    source: Path | None
 
 
 def parse_arguments() -> Task:
@@ -43,10 +47,12 @@ def parse_arguments() -> Task:
     parser.add_argument("--overrides", type=json.loads, default={}, help="other values of the workload, as JSON")
     parser.add_argument("--max-seconds", type=float, default=float("inf"), help="stop earlier (pl_rl alone)")
     parser.add_argument("--started", type=float, default=time.time(), help="time.time() when the process was started")
+    parser.add_argument("--source", type=Path, help="checkout of the library, if it is no package")
     given = parser.parse_args()
     workload = dataclasses.replace(WORKLOADS[given.workload], **given.overrides)
     env_steps = given.env_steps or workload.total_env_steps
-    return Task(given.workload, workload, env_steps, given.threads, given.seed, given.max_seconds, given.started)
+    named = given.threads, given.seed, given.max_seconds, given.started, given.source
+    return Task(given.workload, workload, env_steps, *named)
 
 
 class Clock:
@@ -60,7 +66,7 @@ class Clock:
 
     def __init__(self, task: Task, library: str, distribution: str) -> None:
         self.task = task
-        self.names = {"library": library, "version": version(distribution), "torch": version("torch")}
+        self.names = {"library": library, "version": version(distribution)}
         self.marks: list[tuple[int, float]] = []
         self.first_update_seconds = self.rss_early = self.rss_end = 0.0
 

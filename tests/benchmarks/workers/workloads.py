@@ -74,6 +74,7 @@ CARTPOLE = Workload(
     learning_rate=1e-3,
     gamma=0.9,
     ent_coef=0.01,
+    peers=("sb3", "skrl", "sheeprl", "cleanrl", "purejaxrl"),
 )
 CARTPOLE_WIDE = dataclasses.replace(
     CARTPOLE, num_envs=128, num_steps=128, update_epochs=4, minibatch_size=2048, total_env_steps=1_000_000
