@@ -161,11 +161,13 @@ class Benchmark:
 
 
 def processor() -> str:
-    """The processor's name."""
+    """The processor's name and the width of its vectors, where the system tells."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    told = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in reversed(lines))}
+    name = told.get("model name") or platform.processor() or platform.machine()
+    flags = told.get("flags", "").split()
+    return f"{name}, {'AVX-512' if 'avx512f' in flags else 'AVX2' if 'avx2' in flags else 'neither AVX2 nor AVX-512'}"
 
 
 def values(results: Sequence[Result], name: str) -> list[float]:
@@ -197,7 +199,8 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
 
 
 def report(benchmark: Benchmark) -> None:
-    """Print the tables."""
+    """Print the processor and the tables."""
+    print(f"\n{processor()}, {num_cores()} cores")
     for workload, libraries in benchmark.rounds.items():
         rows = []
         for library, results in libraries.items():
