@@ -7,13 +7,13 @@ Shapes: ``N`` environments, ``A`` actuators.
 Source: https://gymnasium.farama.org/environments/mujoco/
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+from pl_rl.envs.simulations import Floats, Simulations
+
 Bools = npt.NDArray[np.bool_]
 Outcome = tuple[Floats, Floats, Bools]
 """Observations ``[N, ...]``, rewards ``[N]`` and which episodes terminated ``[N]``."""
@@ -24,25 +24,18 @@ class Task:
 
     Args:
         env: Gymnasium's own environment, for its arguments.
-        data: MuJoCo's, of each environment.
+        simulations: Of each environment.
     """
 
     needs_forces = False
-    """Whether external forces are read, which MuJoCo computes on request."""
+    """Whether more than positions and velocities is read: external forces, which MuJoCo computes on request, too."""
 
-    def __init__(self, env: Any, data: Sequence[Any]) -> None:
-        self.env, self.data = env, data
-        self._views: dict[str, list[Any]] = {}
-
-    def now(self, name: str) -> Floats:
-        """An array of MuJoCo's data, flat: ``[N, K]``."""
-        if name not in self._views:
-            self._views[name] = [getattr(data, name).reshape(-1) for data in self.data]
-        return np.concatenate(self._views[name]).reshape(len(self.data), -1)
+    def __init__(self, env: Any, simulations: Simulations) -> None:
+        self.env, self.data, self.now = env, simulations.data, simulations.now
 
     def position(self) -> Floats:
         """Along the axis on which moving is rewarded ``[N]``."""
-        return self.now("qpos")[:, 0]
+        return self.now("qpos")[:, 0].copy()
 
     def outcome(self, moved: Floats, actions: npt.NDArray[Any]) -> Outcome:
         """What a step led to.

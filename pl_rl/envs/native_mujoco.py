@@ -1,8 +1,5 @@
 """Gymnasium's MuJoCo tasks: simulations in a thread for each processor core, all else of all environments at once.
 
-MuJoCo releases the interpreter's lock while it simulates. Its own pool, ``mujoco.rollout``, does not give back the
-state that the constraint solver starts from (``qacc_warmstart``), nor what observations and rewards are made of.
-
 Shapes: ``N`` environments.
 """
 
@@ -10,8 +7,6 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import cache
-from queue import SimpleQueue
-from threading import Thread
 from typing import Any, cast
 
 import gymnasium as gym
@@ -24,77 +19,16 @@ from gymnasium.vector.utils import batch_space
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
 from pl_rl.envs.config import EnvConfig
-from pl_rl.envs.faults import STOPS, Fault, as_fault, close_each, failure
+from pl_rl.envs.faults import STOPS, as_fault, close_each, failure
 from pl_rl.envs.make import AnyEnv, close_single, make_env
-from pl_rl.envs.mujoco_tasks import TASKS, Floats, Task
+from pl_rl.envs.mujoco_tasks import TASKS, Task
 from pl_rl.envs.native import NoNativeVectorization
-from pl_rl.envs.parallel import Step, in_words
-from pl_rl.envs.processors import cores
+from pl_rl.envs.parallel import Step
 from pl_rl.envs.replay import anchor_seed, anchor_steps
+from pl_rl.envs.simulations import Floats, make_simulations
 
 # Gymnasium's own, which do nothing that is not done here.
 MAKING_WRAPPERS = (OrderEnforcing, PassiveEnvChecker, TimeLimit)
-
-
-class Simulations:
-    """Steps simulations in a thread for each processor core, of which the caller's is one.
-
-    Args:
-        model: MuJoCo's.
-        data: Of each environment ``[N]``.
-        frames: Steps of the simulation in one of an environment.
-        with_forces: Whether external forces are computed, too.
-    """
-
-    def __init__(self, model: Any, data: Sequence[Any], frames: int, with_forces: bool) -> None:
-        import mujoco
-
-        self._mujoco, self._model, self._data = mujoco, model, data
-        self._frames, self._with_forces = frames, with_forces
-        self._share, *others = np.array_split(np.arange(len(data)), min(len(data), cores()))
-        self._asked: list[SimpleQueue[Any]] = [SimpleQueue() for _ in others]
-        self._answers: SimpleQueue[Fault | None] = SimpleQueue()
-        for share, asked in zip(others, self._asked, strict=True):
-            # A pool of concurrent.futures takes more time for the errand than a simulation does.
-            Thread(target=self._work, args=(share, asked), daemon=True).start()
-
-    def step(self, actions: npt.NDArray[Any]) -> None:
-        """One step of each, with actions ``[N, A]``.
-
-        Raises:
-            EnvironmentFailure: If MuJoCo raises an exception.
-        """
-        for asked in self._asked:
-            asked.put(actions)
-        try:
-            faults = [self._step_share(self._share, actions)]
-        finally:
-            others = [self._answers.get() for _ in self._asked]  # before anybody touches their data
-        for fault in filter(None, [*faults, *others]):
-            raise failure(fault)
-
-    def close(self) -> None:
-        """End the threads."""
-        for asked in self._asked:
-            asked.put(None)
-
-    def _work(self, share: npt.NDArray[np.int64], asked: "SimpleQueue[Any]") -> None:
-        while (actions := asked.get()) is not None:
-            self._answers.put(self._step_share(share, actions))
-
-    def _step_share(self, share: npt.NDArray[np.int64], actions: npt.NDArray[Any]) -> Fault | None:
-        for i in share:
-            try:
-                data = self._data[i]
-                data.ctrl[:] = actions[i]
-                self._mujoco.mj_step(self._model, data, self._frames)
-                if self._with_forces:
-                    self._mujoco.mj_rnePostConstraint(self._model, data)
-            except STOPS:
-                raise
-            except BaseException as error:
-                return as_fault(int(i), in_words("step", actions[i]), error)
-        return None
 
 
 class NativeMujocoEnvs(VectorEnv[Any, Any, Any]):
@@ -110,8 +44,6 @@ class NativeMujocoEnvs(VectorEnv[Any, Any, Any]):
     """
 
     def __init__(self, single: AnyEnv, num_envs: int, task: type[Task], make: Callable[[], AnyEnv]) -> None:
-        import mujoco
-
         self.make, self.num_envs = make, num_envs
         self._env = cast(Any, single.unwrapped)
         self._limit = single.spec.max_episode_steps if single.spec is not None else None
@@ -119,16 +51,15 @@ class NativeMujocoEnvs(VectorEnv[Any, Any, Any]):
         self.single_observation_space, self.single_action_space = single.observation_space, single.action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._mujoco, self._model = mujoco, self._env.model
-        self._data = [mujoco.MjData(self._model) for _ in range(num_envs)]
-        self._task = task(self._env, self._data)
+        model = self._env.model
+        self._simulations = make_simulations(model, num_envs, self._env.frame_skip, task.needs_forces)
+        weakref.finalize(self, self._simulations.close)
+        self._task = task(self._env, self._simulations)
         self._generators = [np_random()[0] for _ in range(num_envs)]
         self._position = np.zeros(num_envs)
         # Steps of the open episodes, and as in ReplayEnv since the last anchor; anchors, and seeds of the first.
         self._elapsed, self._since, self._anchors = np.zeros((3, num_envs), np.int64)
         self._first_seeds = [0] * num_envs
-        self._simulations = Simulations(self._model, self._data, self._env.frame_skip, task.needs_forces)
-        weakref.finalize(self, self._simulations.close)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Floats, dict[str, Any]]:
         """Begin an episode in each; the ``i``-th with the seed ``seed + i``.
@@ -179,7 +110,7 @@ class NativeMujocoEnvs(VectorEnv[Any, Any, Any]):
         """All that simulations and resets depend on, as plain data, the environments' one after another."""
         counts = {"elapsed": self._elapsed, "since_anchor": self._since, "anchors": self._anchors}
         return {
-            "simulation": torch.from_numpy(np.stack([self._simulation(data) for data in self._data])),
+            "simulation": torch.from_numpy(self._simulations.states()),
             "position": torch.from_numpy(self._position.copy()),
             **{name: torch.from_numpy(count.copy()) for name, count in counts.items()},
             "first_seeds": list(self._first_seeds),
@@ -189,10 +120,9 @@ class NativeMujocoEnvs(VectorEnv[Any, Any, Any]):
     def load_state_dict(self, state: dict[str, Any]) -> bool:
         """The inverse of :meth:`state_dict`; whether it is of as many environments of this model."""
         simulations = state["simulation"].numpy()
-        if simulations.shape != (self.num_envs, len(self._simulation(self._data[0]))):
+        if simulations.shape != self._simulations.states().shape:
             return False
-        for data, simulation in zip(self._data, simulations, strict=True):
-            self._mujoco.mj_setState(self._model, data, simulation, self._signature)
+        self._simulations.load_states(simulations)
         for generator, saved in zip(self._generators, state["generators"], strict=True):
             generator.bit_generator.state = saved
         names = ("position", "elapsed", "since_anchor", "anchors")
@@ -202,9 +132,12 @@ class NativeMujocoEnvs(VectorEnv[Any, Any, Any]):
 
     def take_over(self, replayed: Sequence[AnyEnv]) -> None:
         """Go on from the states of as many environments, each in a :class:`~pl_rl.envs.replay.ReplayEnv`."""
+        import mujoco
+
         for i, env in enumerate(replayed):
             single = cast(Any, env.unwrapped)
-            self._mujoco.mj_copyData(self._data[i], self._model, single.data)
+            mujoco.mj_copyData(self._simulations.data[i], single.model, single.data)
+            self._simulations.begin(i)
             self._generators[i] = single.np_random
             replay = env.get_wrapper_attr("replay")
             window = replay["window"]
@@ -212,15 +145,6 @@ class NativeMujocoEnvs(VectorEnv[Any, Any, Any]):
             self._since[i] = len(window["actions"])
             self._elapsed[i] = self._since[i] - (window["resets"][-1] if window["resets"] else 0)
         self._position = self._task.position()
-
-    @property
-    def _signature(self) -> int:
-        return int(self._mujoco.mjtState.mjSTATE_INTEGRATION)
-
-    def _simulation(self, data: Any) -> Floats:
-        state = np.empty(self._mujoco.mj_stateSize(self._model, self._signature))
-        self._mujoco.mj_getState(self._model, data, state, self._signature)
-        return state
 
     def _begin(self, i: int, seed: int | None, doing: str) -> Floats:
         """Begin an episode, with the seed of an anchor if one is due; returns its observation."""
@@ -232,7 +156,7 @@ class NativeMujocoEnvs(VectorEnv[Any, Any, Any]):
             seed = anchor_seed(self._first_seeds[i], int(self._anchors[i]))
         self._elapsed[i] = 0
         env = self._env
-        env.data, env.np_random = self._data[i], self._generators[i]
+        env.data, env.np_random = self._simulations.data[i], self._generators[i]
         try:
             obs: Floats = env.reset(seed=seed)[0]
         except STOPS:
@@ -240,6 +164,7 @@ class NativeMujocoEnvs(VectorEnv[Any, Any, Any]):
         except BaseException as error:
             raise failure(as_fault(i, doing, error)) from error
         self._generators[i] = env.np_random
+        self._simulations.begin(i)
         return obs
 
 

@@ -1,13 +1,17 @@
 """MuJoCo's tasks at once: the numbers of gymnasium's own environments, and what goes to these."""
 
+import copy
 import gc
+import sys
 import threading
+from pathlib import Path
 
 import mujoco
 import numpy as np
 import pytest
 import torch
 from gymnasium.envs.mujoco.half_cheetah_v5 import HalfCheetahEnv
+from mujoco.batch import SimulationError
 
 from pl_rl import EnvConfig, UsageError
 from pl_rl.envs import (
@@ -18,9 +22,11 @@ from pl_rl.envs import (
     restore_envs,
     save_envs,
     save_shards,
+    simulations,
     vectorization_of,
 )
 from pl_rl.envs.mujoco_tasks import TASKS
+from pl_rl.envs.simulations import BatchedSimulations
 from pl_rl.errors import EnvironmentFailure
 from tests.envs.test_replay import open_returns_of, same, walk
 
@@ -98,9 +104,15 @@ def test_the_numbers_stay_those_of_gymnasium(name):
     native.close(), single.close()
 
 
+@pytest.fixture
+def without_batches(monkeypatch):
+    """As with MuJoCo 3."""
+    monkeypatch.setitem(sys.modules, "mujoco.batch", None)
+
+
 @pytest.mark.parametrize("cores", [1, 2, 5])
-def test_threads_change_no_number(cores, monkeypatch):
-    monkeypatch.setattr(native_mujoco, "cores", lambda: cores)
+def test_threads_change_no_number(cores, monkeypatch, without_batches):
+    monkeypatch.setattr(simulations, "cores", lambda: cores)
     before = threading.active_count()
     native, single = pair("Hopper", 3)
     assert threading.active_count() == before + min(cores, 3) - 1
@@ -108,8 +120,41 @@ def test_threads_change_no_number(cores, monkeypatch):
     native.close(), single.close()
 
 
-def test_no_thread_stays(monkeypatch):
-    monkeypatch.setattr(native_mujoco, "cores", lambda: 3)
+@pytest.mark.parametrize("cores", [1, 2, 5])
+def test_batches_change_no_number(cores, monkeypatch):
+    monkeypatch.setattr(simulations, "cores", lambda: cores)
+    native, single = pair("Walker2d", 3)
+    assert isinstance(native._simulations, BatchedSimulations)
+    assert native._simulations._batch.nthread == min(cores, 3)
+    assert_equal_steps(native, single, 40)
+    native.close(), native.close(), single.close()
+
+
+@pytest.mark.parametrize("name", ["HalfCheetah", "Swimmer", "Walker2d", "Hopper"])
+def test_a_batch_goes_on_where_threads_have_been_and_back(name, monkeypatch):
+    """As when a run is continued with another release of MuJoCo."""
+    batched = make_vector_env(task(name), 3, training=True)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "mujoco.batch", None)
+        threaded = make_vector_env(task(name), 3, training=True)
+    assert type(batched._simulations) is not type(threaded._simulations)
+    threaded.reset(seed=3), batched.reset(seed=4)
+    assert_equal_steps(threaded, make_begun(name, 3), 25)
+    for source, target in ((threaded, batched), (batched, threaded)):
+        assert target.load_state_dict(copy.deepcopy(source.state_dict()))
+        assert_equal_steps(source, target, 45)
+        assert torch.equal(source.state_dict()["simulation"], target.state_dict()["simulation"])
+    batched.close(), threaded.close()
+
+
+def make_begun(name, seed):
+    env = make_vector_env(task(name, "sync"), 3, training=True)
+    env.reset(seed=seed)
+    return env
+
+
+def test_no_thread_stays(monkeypatch, without_batches):
+    monkeypatch.setattr(simulations, "cores", lambda: 3)
     before = set(threading.enumerate())
     for closes in (True, False):
         env = make_vector_env(task("HalfCheetah"), 3)
@@ -123,6 +168,25 @@ def test_no_thread_stays(monkeypatch):
         for thread in started:
             thread.join(5)
             assert not thread.is_alive()
+
+
+def threads_of_process():
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
+def test_no_thread_of_a_batch_stays(monkeypatch):
+    monkeypatch.setattr(simulations, "cores", lambda: 3)
+    before = threads_of_process()
+    for closes in (True, False):
+        env = make_vector_env(task("HalfCheetah"), 3)
+        env.reset(seed=0)
+        assert threads_of_process() == before + 2
+        if closes:
+            env.close()
+            assert threads_of_process() == before
+        del env
+        gc.collect()
+        assert threads_of_process() == before
 
 
 def played(config, steps, num_envs=4):
@@ -233,12 +297,12 @@ def test_a_release_of_gymnasium_that_computes_otherwise_is_left_to_itself(monkey
 
 
 @pytest.mark.parametrize("index", [0, 2])
-def test_an_exception_while_stepping_is_a_sentence_and_no_hang(index, monkeypatch):
+def test_an_exception_while_stepping_is_a_sentence_and_no_hang(index, monkeypatch, without_batches):
     """Be it in the caller's thread or in another."""
-    monkeypatch.setattr(native_mujoco, "cores", lambda: 2)
+    monkeypatch.setattr(simulations, "cores", lambda: 2)
     env = make_vector_env(task("HalfCheetah"), 3)
     env.reset(seed=0)
-    step, broken = mujoco.mj_step, env._data[index]
+    step, broken = mujoco.mj_step, env._simulations.data[index]
 
     def failing(model, data, frames):
         if data is broken:
@@ -250,6 +314,23 @@ def test_an_exception_while_stepping_is_a_sentence_and_no_hang(index, monkeypatc
         env.step(np.zeros((3, 6), np.float32))
     assert caught.value.index == index
     assert "Traceback of environment" in caught.value.__notes__[0]
+    monkeypatch.undo()
+    env.step(np.zeros((3, 6), np.float32))
+    env.close()
+
+
+def test_an_error_of_a_batch_is_a_sentence(monkeypatch):
+    env = make_vector_env(task("HalfCheetah"), 3)
+    env.reset(seed=0)
+    batch = env._simulations._batch
+
+    def failing(nstep):
+        raise SimulationError(np.array([1, 2]), "the stack is full", 3)
+
+    monkeypatch.setattr(batch, "step", failing, raising=False)
+    with pytest.raises(EnvironmentFailure, match=r"raised SimulationError: .*the stack is full") as caught:
+        env.step(np.zeros((3, 6), np.float32))
+    assert caught.value.index == 1
     monkeypatch.undo()
     env.step(np.zeros((3, 6), np.float32))
     env.close()
