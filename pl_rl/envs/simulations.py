@@ -210,7 +210,8 @@ def make_simulations(model: Any, count: int, frames: int, with_forces: bool) -> 
         frames: Steps of the simulation in one of an environment.
         with_forces: Whether more than positions and velocities is read, external forces among it.
     """
-    if with_forces:
+    # Plugins and what is enabled beyond the default, such as sleep, may keep more than the state; a batch does not.
+    if with_forces or model.nplugin or model.opt.enableflags:
         return ThreadedSimulations(model, count, frames, with_forces)
     try:
         return BatchedSimulations(model, count, frames)

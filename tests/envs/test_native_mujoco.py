@@ -170,6 +170,15 @@ def test_no_thread_stays(monkeypatch, without_batches):
             assert not thread.is_alive()
 
 
+def test_a_model_that_may_keep_more_than_its_state_is_stepped_by_threads():
+    xml = "<mujoco><option><flag energy='{}'/></option><worldbody/></mujoco>"
+    for flag, kind in (("disable", BatchedSimulations), ("enable", simulations.ThreadedSimulations)):
+        model = mujoco.MjModel.from_xml_string(xml.format(flag))
+        made = simulations.make_simulations(model, 2, 1, with_forces=False)
+        assert type(made) is kind
+        made.close()
+
+
 def threads_of_process():
     return len(list(Path("/proc/self/task").iterdir()))
 
