@@ -58,10 +58,9 @@ def choose_compilation(
     wanted = compile_update
     if wanted is None and before is not None:
         wanted = before.were_compiled
-    by_inductor = wanted
-    if wanted is None:
+    by_rule = wanted is None
+    if by_rule:
         wanted = learner.is_worth_compiling(num_updates, minibatch_size)
-        by_inductor = learner.is_worth_compiling(num_updates // INDUCTOR_TAKES, minibatch_size)
     if not wanted:
         return
     if before is not None and before.became_eager:
@@ -72,7 +71,7 @@ def choose_compilation(
             raise CompilationError(f"it is made for precision=32-true, not {trainer.precision}")
         if trainer._detect_anomaly:
             raise CompilationError("detect_anomaly=true watches single operations")
-        _compile(learner, minibatch_size, bool(by_inductor))
+        _compile(learner, minibatch_size, num_updates if by_rule else None)
     except CompilationError as error:
         if compile_update and isinstance(error, CompilerFailure):
             raise RunFailure(
@@ -83,8 +82,13 @@ def choose_compilation(
         rank_zero_info(f"Updates are not compiled: {error}.")
 
 
-def _compile(learner: Learner, minibatch_size: int, by_inductor: bool) -> None:
+def _compile(learner: Learner, minibatch_size: int, num_updates: int | None) -> None:
     """By the generator or, what that has no source for, by Inductor.
+
+    Args:
+        learner: Of the fit that begins.
+        minibatch_size: Samples of an update.
+        num_updates: Of the whole run, by which Inductor has to pay; ``None`` if it need not.
 
     Raises:
         CompilationError: If it cannot be had.
@@ -92,7 +96,7 @@ def _compile(learner: Learner, minibatch_size: int, by_inductor: bool) -> None:
     try:
         learner.compile(minibatch_size)
     except UnsupportedOperation as error:
-        if not by_inductor:
+        if num_updates is not None and not learner.is_worth_compiling(num_updates // INDUCTOR_TAKES, minibatch_size):
             raise
         learner.compile(minibatch_size, InductorCompiled)
         rank_zero_info(f"Updates are compiled by Inductor: {error}.")

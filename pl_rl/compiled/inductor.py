@@ -1,7 +1,7 @@
 """Functions of tensors by Inductor, PyTorch's own compiler, behind the interface of generated code.
 
 It knows operations that the generator does not (pooling, grouped convolutions, attention). Where both can be had it
-takes ten times as long to compile, and what it makes is slower; so it comes second.
+takes ten times as long or longer to compile, and what it makes is slower; so it comes second.
 """
 
 import ctypes

@@ -4,9 +4,11 @@ Its script ``cleanrl/ppo.py`` is run as it is, but for the network, which is the
 """
 
 import ast
+import functools
 import itertools
 import sys
 
+import layers
 import torch
 from torch import nn
 from torch.distributions.categorical import Categorical
@@ -17,16 +19,7 @@ workload = task.workload
 clock = Clock(task, "cleanrl", "torch")
 if task.threads:
     torch.set_num_threads(task.threads)
-activation = {"relu": nn.ReLU, "tanh": nn.Tanh}[workload.activation]
-
-
-def mlp(inputs, sizes, outputs=None):
-    layers = []
-    for pair in itertools.pairwise([inputs, *sizes]):
-        layers += [nn.Linear(*pair), activation()]
-    if outputs is not None:
-        layers.append(nn.Linear([inputs, *sizes][-1], outputs))
-    return nn.Sequential(*layers)
+mlp = functools.partial(layers.mlp, activation=workload.activation)
 
 
 class Agent(nn.Module):

@@ -4,9 +4,10 @@ Its environments come from ``gymnasium.make_vec``, so CartPole is gymnasium's na
 step of their own after an episode's end, and skrl counts these as transitions.
 """
 
-import itertools
+import functools
 
 import gymnasium
+import layers
 import torch
 from skrl.agents.torch.ppo import PPO
 from skrl.envs.wrappers.torch import wrap_env
@@ -26,17 +27,8 @@ set_seed(task.seed)
 env = wrap_env(gymnasium.make_vec(workload.env_id, workload.num_envs), verbose=False)
 discrete = isinstance(env.action_space, gymnasium.spaces.Discrete)
 num_actions = int(env.action_space.n) if discrete else env.action_space.shape[0]
-activation = {"relu": nn.ReLU, "tanh": nn.Tanh}[workload.activation]
+mlp = functools.partial(layers.mlp, activation=workload.activation)
 Policy = CategoricalMixin if discrete else GaussianMixin
-
-
-def mlp(inputs, sizes, outputs=None):
-    layers = []
-    for pair in itertools.pairwise([inputs, *sizes]):
-        layers += [nn.Linear(*pair), activation()]
-    if outputs:
-        layers.append(nn.Linear([inputs, *sizes][-1], outputs))
-    return nn.Sequential(*layers)
 
 
 class Network(Policy, DeterministicMixin, Model):
