@@ -8,6 +8,7 @@ from pl_rl.algorithm.rollout import RolloutCollector
 from pl_rl.algorithm.schedule import LearningRates
 from pl_rl.algorithm.updates import EagerUpdater, PartUpdater, Updater
 from pl_rl.compiled.backend import CompiledLearner, flops_of, is_worth_compiling
+from pl_rl.compiled.cartpole import compile_motion
 from pl_rl.compiled.function import Compiled
 from pl_rl.distributed.experience import pooling_pays
 from pl_rl.distributed.shards import Shards
@@ -72,6 +73,7 @@ class Learner:
             back_end,
         )
         self._collector.act_with(self._compiled.acting)
+        compile_motion(self._collector.env)
         self.description = self._compiled.updates.description
 
     def follow(self, optimizer: torch.optim.Optimizer, clip_vloss: bool) -> str | None:

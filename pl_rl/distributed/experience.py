@@ -6,7 +6,6 @@ which ``b`` are of one shard. For a network with a memory ``M`` and ``b`` count 
 
 import math
 from collections.abc import Iterable, Iterator
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -49,20 +48,22 @@ class Experience(NamedTuple):
             Minibatches of ``R * b`` samples, shard by shard.
         """
         num_shards, samples = self.advantages.shape[:2]
-        length = self.advantages[0, 0].numel()  # of a sequence; 1 of a single sample
-        device = self.advantages.device
-        orders = torch.stack([torch.randperm(samples, generator=each) for each in self.generators]).to(device)
-        shape = num_shards, -1, size // num_shards // length  # [S, minibatches, b]
-        every = torch.arange(num_shards, device=device).unsqueeze(1)
-        advantages = self.advantages[every, orders].unflatten(1, shape[1:]).transpose(0, 1)
+        of_shard = size // num_shards // self.advantages[0, 0].numel()  # sequences have more than one number
+        orders = [torch.randperm(samples, generator=each) + samples * i for i, each in enumerate(self.generators)]
+        order = torch.stack(orders).view(num_shards, -1, of_shard).transpose(0, 1)  # [minibatches, S, b]
+        order = order.to(self.advantages.device)
+        advantages = self.advantages.flatten(0, 1)[order]
         if norm_adv:
             advantages = F.normalize(advantages.reshape(-1, size)).view(advantages.shape)
         here = slice(self.shards.start, self.shards.stop)
-        firsts = samples * torch.arange(len(self.shards), device=device)
-        order = (orders[here] + firsts.unsqueeze(1)).view(len(self.shards), *shape[1:]).transpose(0, 1).flatten()
-        shuffled: Minibatch = tree_map(partial(torch.index_select, dim=0, index=order), self.samples)
-        shuffled = shuffled._replace(advantages=advantages[:, here].flatten(0, 2))
-        yield from unbind(tree_map(lambda field: field.unflatten(0, (len(advantages), -1)), shuffled))
+        order = (order[:, here] - samples * here.start).flatten()
+
+        def shuffled(field: Tensor) -> Tensor:
+            selected: Tensor = field.index_select(0, order).unflatten(0, (len(advantages), -1))
+            return selected
+
+        minibatches: Minibatch = tree_map(shuffled, self.samples)
+        yield from unbind(minibatches._replace(advantages=advantages[:, here].flatten(1, 2)))
 
     def explained_variance(self) -> Tensor:
         """See :func:`pl_rl.algorithm.functional.explained_variance`."""

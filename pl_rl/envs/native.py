@@ -13,6 +13,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from pl_rl.errors import UsageError
 
+Actions = npt.NDArray[np.integer[Any]]
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float32]
 
@@ -50,6 +51,11 @@ class SameStepCartPoleVectorEnv(CartPoleVectorEnv):
         self._shards = shards
         self._blocks = np.split(np.arange(self.num_envs), shards)
         self.action_space = Trusted(cast(MultiDiscrete, self.action_space).nvec)
+        self._move: Motion = move_carts
+
+    def move_by(self, motion: "Motion") -> None:
+        """Let another function move the carts; it must give the numbers of :func:`move_carts`."""
+        self._move = motion
 
     @property
     def generators(self) -> list[np.random.Generator]:
@@ -73,7 +79,7 @@ class SameStepCartPoleVectorEnv(CartPoleVectorEnv):
             here = block[begun[block]]
             state[:, here] = generator.uniform(self.low, self.high, size=(4, len(here)))
 
-    def step(self, action: npt.NDArray[np.integer[Any]]) -> tuple[Floats, Floats, Bools, Bools, dict[str, Any]]:
+    def step(self, action: Actions) -> tuple[Floats, Floats, Bools, Bools, dict[str, Any]]:
         """One step of all environments; ``infos["final_obs"][i]`` is the last observation of an ended episode."""
         if self.kinematics_integrator == "euler" and _computes_as_gymnasium():
             obs, rewards, terminated, truncated, infos = self._step(action)
@@ -88,28 +94,37 @@ class SameStepCartPoleVectorEnv(CartPoleVectorEnv):
             obs[ended] = cast(Floats, self.state)[:, ended].T
         return obs, rewards, terminated, truncated, infos
 
-    def _step(self, action: npt.NDArray[np.integer[Any]]) -> tuple[Floats, Floats, Bools, Bools, dict[str, Any]]:
-        """Gymnasium's numbers, by half as many calls of NumPy, each of which takes a microsecond for few numbers."""
-        state: Any = self.state
-        theta, theta_dot = state[2:]
-        cos, sin = np.cos(theta), np.sin(theta)
-        force = np.where(action, self.force_mag, -self.force_mag)
-        temp = (force + self.polemass_length * np.square(theta_dot) * sin) / self.total_mass
-        change = np.empty_like(state)
-        change[0], change[2] = state[1], theta_dot
-        change[3] = acceleration = (self.gravity * sin - cos * temp) / (
-            self.length * (4.0 / 3.0 - self.masspole * np.square(cos) / self.total_mass)
-        )
-        change[1] = temp - self.polemass_length * acceleration * cos / self.total_mass
-        self.state = state = state + self.tau * change
+    def _step(self, action: Actions) -> tuple[Floats, Floats, Bools, Bools, dict[str, Any]]:
+        """Gymnasium's numbers."""
+        obs, terminated = self._move(self, action)
         self.steps += 1
-        distance, angle = np.abs(state[::2])
-        terminated = (distance > self.x_threshold) | (angle > self.theta_threshold_radians)
         if self._sutton_barto_reward:
             rewards = -np.array(terminated, dtype=np.float32)
         else:
             rewards = np.ones(self.num_envs, dtype=np.float32)
-        return state.T.astype(np.float32), rewards, terminated, self.steps >= self.max_episode_steps, {}
+        return obs, rewards, terminated, self.steps >= self.max_episode_steps, {}
+
+
+Motion = Callable[[SameStepCartPoleVectorEnv, Actions], tuple[Floats, Bools]]
+"""Moves the carts ``[N]``; returns their observations ``[N, 4]``, and which of them left the track or fell."""
+
+
+def move_carts(env: SameStepCartPoleVectorEnv, action: Actions) -> tuple[Floats, Bools]:
+    """Gymnasium's numbers, by half as many calls of NumPy, each of which takes a microsecond for few numbers."""
+    state: Any = env.state
+    theta, theta_dot = state[2:]
+    cos, sin = np.cos(theta), np.sin(theta)
+    force = np.where(action, env.force_mag, -env.force_mag)
+    temp = (force + env.polemass_length * np.square(theta_dot) * sin) / env.total_mass
+    change = np.empty_like(state)
+    change[0], change[2] = state[1], theta_dot
+    change[3] = acceleration = (env.gravity * sin - cos * temp) / (
+        env.length * (4.0 / 3.0 - env.masspole * np.square(cos) / env.total_mass)
+    )
+    change[1] = temp - env.polemass_length * acceleration * cos / env.total_mass
+    env.state = state = state + env.tau * change
+    distance, angle = np.abs(state[::2])
+    return state.T.astype(np.float32), (distance > env.x_threshold) | (angle > env.theta_threshold_radians)
 
 
 @cache
