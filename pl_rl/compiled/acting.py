@@ -1,8 +1,9 @@
-"""Action selection during a rollout, network and sampling as one compiled function.
+"""Action selection during a rollout, network and sampling as one compiled function, on several threads if that pays.
 
 Shapes: ``T`` steps of a rollout, ``N`` environments, ``P`` outputs of the policy.
 """
 
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -11,9 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from pl_rl.algorithm.acting import ActionSelector
+from pl_rl.compiled.flops import count_flops
 from pl_rl.compiled.function import Compiled, StepCalls
 from pl_rl.compiled.generator import takes_dot_products
+from pl_rl.compiled.generator.graphs import LONG
 from pl_rl.compiled.module_state import Place, call_with, places_of
+from pl_rl.compiled.threads import Threads
+from pl_rl.envs.processors import cores
 from pl_rl.errors import CompilationError, CompilerFailure
 from pl_rl.networks.actor_critic import ActorCritic
 from pl_rl.networks.modes import evaluation_mode
@@ -21,6 +26,31 @@ from pl_rl.networks.records import Observations, leaves, leaves_as, tree_map
 
 # Layers that read their weights by nothing but the product with the transpose.
 LAYERS = (nn.Linear, nn.LSTMCell, nn.GRUCell)
+PART_FLOPS = 2**25
+"""FLOPs that make a part of the environments worth a thread: of a gradient, so that it acts for some 130 us."""
+
+
+def number_of_parts(network: ActorCritic, seen: Observations, most: int) -> int:
+    """How many equal parts of the environments are acted for at once; their number changes no bit.
+
+    Args:
+        network: The policy and the value function.
+        seen: What it takes ``[N, ...]``.
+        most: Threads that there may be.
+    """
+    if network.sequence_length is not None:
+        return 1  # one step of a memory is little work
+    num_envs = len(leaves(seen)[0])
+    most = min(most, num_envs // 2, count_flops(network, seen) // PART_FLOPS)
+    return next((parts for parts in range(most, 1, -1) if num_envs % parts == 0 and _alike(num_envs, parts)), 1)
+
+
+def _alike(num_envs: int, parts: int) -> bool:
+    """Whether products of few rows, which are computed otherwise, are so for a part and the whole.
+
+    Those of a single row are, too: a part has two at least.
+    """
+    return takes_dot_products(num_envs // parts, LONG) == takes_dot_products(num_envs, LONG)
 
 
 class _Decision(nn.Module):
@@ -52,7 +82,10 @@ class CompiledActionSelector(ActionSelector):
     def __init__(self, network: ActorCritic, seen: Observations, back_end: type[Compiled] = Compiled) -> None:
         super().__init__(network)
         self._seen = tree_map(lambda rows: None, seen)
-        inputs = leaves(seen)
+        self._num_envs = len(leaves(seen)[0])
+        self._parts = number_of_parts(network, seen, cores()) if back_end is Compiled else 1
+        self._at_once = Threads(self._parts)
+        inputs = [entry[: self._num_envs // self._parts].contiguous() for entry in leaves(seen)]
         noise = network.distribution.noise((len(inputs[0]),), torch.Generator())
         self._decision = _Decision(network)
         self._places = places_of(self._decision)
@@ -65,12 +98,12 @@ class CompiledActionSelector(ActionSelector):
         }
         with evaluation_mode(network):
             try:
-                self._compiled = back_end(self._act, [*inputs, noise, *self._tensors()])
+                self._compiled = back_end(self._act, [*inputs, noise, *self._tensors()], self._parts)
             except CompilationError as error:  # the network may do more with a weight, such as view it otherwise
                 if isinstance(error, CompilerFailure) or not self._weights:
                     raise
                 self._weights.clear()
-                self._compiled = back_end(self._act, [*inputs, noise, *self._tensors()])
+                self._compiled = back_end(self._act, [*inputs, noise, *self._tensors()], self._parts)
 
     def load(self) -> None:
         """Wait for the compiler.
@@ -79,6 +112,10 @@ class CompiledActionSelector(ActionSelector):
             CompilationError: If it fails.
         """
         self._compiled.load()
+
+    def close(self) -> None:
+        """End the threads."""
+        self._at_once.close()
 
     def _tensors(self) -> list[Tensor]:
         """The network's current parameters and buffers.
@@ -102,16 +139,26 @@ class CompiledActionSelector(ActionSelector):
 
     def begin(self, obs: Observations, noise: Tensor) -> None:
         """Bind the calls of all steps."""
-        self._decided = [torch.empty(len(noise), *like.shape, dtype=like.dtype) for like in self._compiled.results]
-        read = [*leaves_as(self._seen, obs), noise]
-        self._calls = StepCalls(self._compiled, read, self._tensors(), self._decided, [])
+        self._decided = [
+            torch.empty(len(noise), self._num_envs, *like.shape[1:], dtype=like.dtype)
+            for like in self._compiled.results
+        ]
+        read, state, size = [*leaves_as(self._seen, obs), noise], self._tensors(), self._num_envs // self._parts
+        self._calls = []
+        for part in range(self._parts):
+            envs = slice(part * size, (part + 1) * size)
+            given, decided = ([steps[:, envs] for steps in tensors] for tensors in (read, self._decided))
+            self._calls.append(StepCalls(self._compiled, given, state, decided, [], part))
         actions, *states = self._decided[2:]
         self._actions: npt.NDArray[np.generic] = actions.numpy()
         self._states = states[0].unbind() if states else None
 
     def act(self, t: int) -> npt.NDArray[np.generic]:
-        """One call."""
-        self._calls(t)
+        """One call, or one for each part."""
+        if self._parts == 1:
+            self._calls[0](t)
+        else:
+            self._at_once.run([partial(call, t) for call in self._calls])
         if self._states is not None:
             self.state = self._states[t]
         actions: npt.NDArray[np.generic] = self._actions[t]

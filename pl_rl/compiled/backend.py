@@ -141,6 +141,11 @@ class CompiledLearner:
         if fault is not None:
             raise CompilationError(fault)
 
+    def close(self) -> None:
+        """End the threads of both."""
+        self.updates.close()
+        self.acting.close()
+
     def change(self, optimizer: torch.optim.Optimizer) -> str | None:
         """A change that the compiled functions would miss, in words; ``None`` if there is none."""
         if optimizer is not self.updates.optimizer:

@@ -189,7 +189,7 @@ class Call:
 
 
 class StepCalls:
-    """A compiled function that is called for one step after another, whose rows follow each other in memory.
+    """A compiled function that is called for one step after another.
 
     Args:
         compiled: The function.
@@ -216,13 +216,12 @@ class StepCalls:
         fixed_results: Sequence[Tensor],
         instance: int = 0,
     ) -> None:
-        if not all(steps.is_contiguous() for steps in moving):  # machine code would read other elements
-            raise CompilationError("observations or noise are not contiguous")
         first = [[steps[0] for steps in tensors] for tensors in (moving, moving_results)]
         self.call = compiled.bind([*first[0], *fixed], [*first[1], *fixed_results], instance)
         self.count = len(moving[0])
         self._read, self._written = (
-            [(steps.data_ptr(), steps[0].nbytes) for steps in tensors] for tensors in (moving, moving_results)
+            [(steps.data_ptr(), steps.stride(0) * steps.element_size()) for steps in tensors]
+            for tensors in (moving, moving_results)
         )
 
     def __call__(self, t: int) -> None:

@@ -129,5 +129,5 @@ class Learner:
     def close(self) -> None:
         """Free threads and memory; ``description`` stays."""
         if self._compiled is not None:
-            self._compiled.updates.close()
+            self._compiled.close()
             self._compiled = None

@@ -5,7 +5,6 @@ Shapes: ``B`` samples of a minibatch, ``P`` trained parameters.
 
 import itertools
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from pl_rl.compiled.function import Compiled
 from pl_rl.compiled.module_state import call_with, has_hook, places_of
 from pl_rl.compiled.rounding import MOST_ROUNDING, perturbed, relative_error
 from pl_rl.compiled.sequences import SequenceGradient
+from pl_rl.compiled.threads import Threads
 from pl_rl.envs.processors import cores
 from pl_rl.errors import CompilationError
 from pl_rl.networks.records import leaves, leaves_as, rows, tree_map
@@ -85,7 +85,7 @@ class CompiledUpdater(PartUpdater):
             compiled.bind(inputs, [*split_like(gradient, values), metrics], i % self._threads)
             for i, gradient in enumerate(self._gradients)
         ]
-        self._pool = ThreadPoolExecutor(max(1, self._threads - 1), initializer=torch.set_num_threads, initargs=(1,))
+        self._at_once = Threads(self._threads)
         self._compare(example)
 
     def _compiled(
@@ -203,15 +203,7 @@ class CompiledUpdater(PartUpdater):
         if len(self._calls) == 1:
             self._calls[0]()
             return metrics[0]
-
-        def work(thread: int) -> None:
-            for call in self._calls[thread :: self._threads]:
-                call()
-
-        others = [self._pool.submit(work, thread) for thread in range(1, self._threads)]
-        work(0)
-        for other in others:
-            other.result()
+        self._at_once.run(self._calls)
         self._adam.average(self._gradients)
         return metrics.mean(0)
 
@@ -250,5 +242,5 @@ class CompiledUpdater(PartUpdater):
         return self._adam.step(self._max_grad_norm)
 
     def close(self) -> None:
-        """Shut the thread pool down."""
-        self._pool.shutdown()
+        """End the threads."""
+        self._at_once.close()

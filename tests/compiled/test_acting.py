@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from pl_rl import MLPActorCritic
+from pl_rl import MLPActorCritic, MultiInputActorCritic, RecurrentActorCritic
 from pl_rl.algorithm.acting import EagerActionSelector
 from pl_rl.compiled import acting as compiled_acting
-from pl_rl.compiled.acting import CompiledActionSelector
+from pl_rl.compiled.acting import CompiledActionSelector, number_of_parts
 from pl_rl.errors import CompilationError
 from pl_rl.networks.actor_critic import CNNActorCritic
+from pl_rl.networks.records import Remembered, rows
 from tests.support import fit, small_ppo
 
 OBS = gym.spaces.Box(-1, 1, (3,))
@@ -170,3 +171,64 @@ def test_what_cannot_be_compiled_is_left_to_single_operations():
     images = gym.spaces.Box(0, 255, (2, 36, 36), "uint8")
     with pytest.raises(CompilationError, match="max_pool2d"):
         CompiledActionSelector(Pooled(images, gym.spaces.Discrete(4)), torch.zeros(2, 2, 36, 36, dtype=torch.uint8))
+
+
+def act_in_parts(network, obs, noise, threads, monkeypatch):
+    """Decisions with so many threads, and the number of parts."""
+    monkeypatch.setattr(compiled_acting, "cores", lambda: threads)
+    monkeypatch.setattr(compiled_acting, "PART_FLOPS", 1)
+    compiled = CompiledActionSelector(network, rows(obs, 0))
+    compiled.load()
+    compiled.begin(obs, noise)
+    actions = np.stack([compiled.act(t).copy() for t in range(len(noise))])
+    decided = compiled.decisions()
+    assert np.array_equal(actions, decided[2].numpy())
+    compiled.close()
+    return decided, compiled._parts
+
+
+@pytest.mark.parametrize(
+    ("num_envs", "size", "threads", "parts"),
+    [
+        (6, 600, 2, 2),
+        (8, 600, 3, 2),
+        (8, 40, 8, 4),
+        (2, 40, 2, 1),
+        (12, 40, 5, 1),
+        (16, 600, 4, 1),
+        (24, 600, 2, 2),
+        (7, 40, 4, 1),
+    ],
+)
+def test_several_threads_act_for_parts_of_the_environments(num_envs, size, threads, parts, monkeypatch):
+    """With the bits of one; a part has few rows, whose products are computed otherwise, only if the whole has."""
+    torch.manual_seed(0)
+    network = MLPActorCritic(OBS, SPACES[2], encoder_sizes=(size, size), log_std_init=-1.0)
+    obs, noise = torch.randn(3, num_envs, 3), network.distribution.noise((3, num_envs), torch.Generator())
+    alone, one = act_in_parts(network, obs, noise, 1, monkeypatch)
+    together, several = act_in_parts(network, obs, noise, threads, monkeypatch)
+    assert (one, several) == (1, parts)
+    assert all(map(torch.equal, alone, together))
+
+
+def test_several_threads_act_on_dictionaries_of_images(monkeypatch):
+    torch.manual_seed(0)
+    spaces = {"image": gym.spaces.Box(0, 255, (36, 36, 3), "uint8"), "speed": gym.spaces.Box(-1, 1, (2,))}
+    network = MultiInputActorCritic(gym.spaces.Dict(spaces), gym.spaces.Discrete(3))
+    obs = {"speed": torch.randn(3, 4, 2), "image": torch.randint(0, 256, (3, 4, 36, 36, 3), dtype=torch.uint8)}
+    noise = network.distribution.noise((3, 4), torch.Generator())
+    alone, _ = act_in_parts(network, obs, noise, 1, monkeypatch)
+    together, parts = act_in_parts(network, obs, noise, 4, monkeypatch)
+    assert parts == 2
+    assert all(map(torch.equal, alone, together))
+
+
+def test_one_thread_acts_where_that_is_little_work(monkeypatch):
+    images, few = gym.spaces.Box(0, 255, (4, 84, 84), "uint8"), gym.spaces.Discrete(6)
+    atari = CNNActorCritic(images, few)
+    assert number_of_parts(atari, torch.zeros(8, 4, 84, 84, dtype=torch.uint8), 2) == 2
+    assert number_of_parts(atari, torch.zeros(1, 4, 84, 84, dtype=torch.uint8), 2) == 1
+    assert number_of_parts(MLPActorCritic(OBS, few), torch.zeros(64, 3), 2) == 1
+    recurrent = RecurrentActorCritic(OBS, few, memory_size=1024)
+    seen = Remembered(torch.zeros(8, 3), recurrent.first_memory(8))
+    assert number_of_parts(recurrent, seen, 2) == 1
