@@ -9,6 +9,9 @@ from pl_rl.errors import UsageError
 from pl_rl.ppo import PPO
 from pl_rl.trainer import Trainer
 
+FLAGS = ("--branch", "--auto_resume")
+"""Arguments that may stand without a value."""
+
 
 class TrainerParser(Parser, LightningArgumentParser):
     """A parser to which LightningCLI can add the arguments of classes."""
@@ -55,12 +58,23 @@ def run(args: list[str], description: str) -> None:
     Raises:
         UsageError: If Lightning refuses what it is to do.
     """
-    # Flags, where jsonargparse asks for a value.
-    args = [f"{arg}=true" if arg in ("--branch", "--auto_resume") else arg for arg in args]
     try:
-        _make(_cli_for(args[0]), args, description)
+        _make(_cli_for(args[0]), with_values(args), description)
     except MisconfigurationException as error:
         raise UsageError(str(error)) from error
+
+
+def with_values(args: list[str]) -> list[str]:
+    """Arguments in which each flag has its value, where jsonargparse asks for one: what follows, or ``true``."""
+    valued: list[str] = []
+    for arg, before in zip(args, ["", *args[:-1]], strict=True):
+        if arg in FLAGS:
+            valued.append(f"{arg}=true")
+        elif before in FLAGS and arg.lower() in ("true", "false"):
+            valued[-1] = f"{before}={arg}"
+        else:
+            valued.append(arg)
+    return valued
 
 
 def _make(cli: type[CLI], args: list[str], description: str) -> None:

@@ -91,6 +91,16 @@ def test_the_same_command_begins_continues_and_is_finished(capsys, monkeypatch, 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("value", [["true"], ["True"], []])
+def test_it_may_be_said_with_a_value(value):
+    """As the help shows it."""
+    assert go("--trainer.max_epochs", "1", auto=False) == 0
+    assert go("--trainer.max_epochs", "1", "--auto_resume", *value, auto=False) == 0
+    assert runs() == ["version_0"]
+    assert go("--trainer.max_epochs", "1", "--auto_resume", "false", auto=False) == 0
+    assert runs() == ["version_0", "version_1"]
+
+
 def test_another_command_is_another_run():
     assert [go(), go("--seed_everything", "1"), go("--seed_everything", "1")] == [0, 0, 0]
     assert runs() == ["version_0", "version_1"]
