@@ -6,6 +6,7 @@ becomes an exception here: nothing waits for ever, and no worker outlives its pa
 Shapes: ``N`` environments.
 """
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -219,7 +220,13 @@ class Worker:
             name=f"environments-{number}",
             daemon=True,
         )
-        self.process.start()
+        # A fork inherits this process's garbage, and must not collect it: to end the threads of a simulator that it has
+        # not would hang or kill it.
+        gc.freeze()
+        try:
+            self.process.start()
+        finally:
+            gc.unfreeze()
         theirs.close()
 
     def end(self) -> None:

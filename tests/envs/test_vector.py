@@ -1,6 +1,8 @@
 """Vector environments: every way of stepping gives the same episodes, and ends them within the step."""
 
+import gc
 import multiprocessing
+import os
 import time
 
 import gymnasium as gym
@@ -10,6 +12,7 @@ import pytest
 import tests.uncertain_environments  # noqa: F401  (registers environments)
 from pl_rl import EnvConfig, UsageError
 from pl_rl.envs import auto_vectorization, make_env, make_vector_env, vectorization_of
+from pl_rl.envs.workers import AsyncEnvs
 from tests.environments import Counter
 from tests.support import fit, small_ppo
 
@@ -190,6 +193,36 @@ def test_more_environments_than_cores_share_workers():
     env = make_vector_env(EnvConfig("PlRlTest/Counter-v0", "async"), 5)
     assert len(multiprocessing.active_children()) == min(5, auto_vectorization.cores())
     env.close()
+
+
+class WithThreads:
+    """Ends threads when it is collected, as simulators do, which a fork has not: there it ends the process."""
+
+    def __init__(self):
+        self.itself, self.made_in = self, os.getpid()
+
+    def __del__(self):
+        if os.getpid() != self.made_in:
+            os._exit(3)
+
+
+def test_workers_do_not_collect_what_this_process_left_behind():
+    here = os.getpid()
+
+    def collect_and_make():
+        if os.getpid() != here:
+            gc.collect()
+        return gym.make("CartPole-v1")
+
+    gc.disable()
+    try:
+        WithThreads()
+        env = AsyncEnvs([collect_and_make] * 2, 60)
+        env.reset(seed=1)
+        env.close()
+        assert gc.get_freeze_count() == 0
+    finally:
+        gc.enable()
 
 
 def test_spaces_are_those_of_the_single_environment():
