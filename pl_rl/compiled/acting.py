@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from pl_rl.algorithm.acting import ActionSelector
-from pl_rl.compiled.flops import count_flops
 from pl_rl.compiled.function import Compiled, StepCalls
 from pl_rl.compiled.generator import takes_dot_products
 from pl_rl.compiled.generator.graphs import LONG
@@ -30,18 +29,15 @@ PART_FLOPS = 2**25
 """FLOPs that make a part of the environments worth a thread: of a gradient, so that it acts for some 130 us."""
 
 
-def number_of_parts(network: ActorCritic, seen: Observations, most: int) -> int:
+def number_of_parts(num_envs: int, flops: int, most: int) -> int:
     """How many equal parts of the environments are acted for at once; their number changes no bit.
 
     Args:
-        network: The policy and the value function.
-        seen: What it takes ``[N, ...]``.
+        num_envs: ``N``.
+        flops: Of a gradient over as many samples, see :func:`pl_rl.compiled.flops.count_flops`.
         most: Threads that there may be.
     """
-    if network.sequence_length is not None:
-        return 1  # one step of a memory is little work
-    num_envs = len(leaves(seen)[0])
-    most = min(most, num_envs // 2, count_flops(network, seen) // PART_FLOPS)
+    most = min(most, num_envs // 2, flops // PART_FLOPS)
     return next((parts for parts in range(most, 1, -1) if num_envs % parts == 0 and _alike(num_envs, parts)), 1)
 
 
@@ -74,16 +70,21 @@ class CompiledActionSelector(ActionSelector):
         network: The policy and the value function.
         seen: What the network takes ``[N, ...]``, for its shapes and types.
         back_end: Compiles.
+        flops: Of a gradient over ``N`` samples; where they are many, several threads act.
 
     Raises:
         CompilationError: If this network or this machine does not allow it.
     """
 
-    def __init__(self, network: ActorCritic, seen: Observations, back_end: type[Compiled] = Compiled) -> None:
+    def __init__(
+        self, network: ActorCritic, seen: Observations, back_end: type[Compiled] = Compiled, flops: int = 0
+    ) -> None:
         super().__init__(network)
         self._seen = tree_map(lambda rows: None, seen)
         self._num_envs = len(leaves(seen)[0])
-        self._parts = number_of_parts(network, seen, cores()) if back_end is Compiled else 1
+        # One step of a memory is little work, and Inductor may round a part otherwise.
+        in_parts = back_end is Compiled and network.sequence_length is None
+        self._parts = number_of_parts(self._num_envs, flops, cores()) if in_parts else 1
         self._at_once = Threads(self._parts)
         inputs = [entry[: self._num_envs // self._parts].contiguous() for entry in leaves(seen)]
         noise = network.distribution.noise((len(inputs[0]),), torch.Generator())

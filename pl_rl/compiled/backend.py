@@ -130,9 +130,11 @@ class CompiledLearner:
         numbers = torch.arange(num_envs) % len(example.actions)
         obs = rows(example.obs, numbers if self._network.sequence_length is None else (numbers, 0))
         # Both are compiled in parallel.
-        self.acting = CompiledActionSelector(self._network, obs, self._back_end)
+        flops = count_flops(self._network, example.obs)
+        for_all = flops * num_envs // len(example.actions)
+        self.acting = CompiledActionSelector(self._network, obs, self._back_end, for_all)
         try:
-            self.updates = CompiledUpdater(self._loss, optimizer, example, self._back_end)
+            self.updates = CompiledUpdater(self._loss, optimizer, example, self._back_end, flops)
         except Exception:
             self.acting.load()  # or its compiler would go on running
             raise

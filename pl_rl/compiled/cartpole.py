@@ -38,7 +38,7 @@ class CompiledMotion:
 
     def __init__(self, num_envs: int) -> None:
         self._constants = np.empty(len(CONSTANTS))
-        self._read = attrgetter(*CONSTANTS)
+        self._constants_of = attrgetter(*CONSTANTS)
         self._given: tuple[float, ...] = ()
         self._actions = np.empty(num_envs, dtype=np.int64)
         self._cosines, self._sines = np.empty((2, num_envs))
@@ -58,7 +58,7 @@ class CompiledMotion:
         if env.state is not self._state:
             self._state[:] = env.state
             env.state = self._state
-        given = self._read(env)
+        given = self._constants_of(env)
         if given != self._given:
             self._constants[:] = self._given = given
         self._actions[:] = action

@@ -38,6 +38,7 @@ class CompiledUpdater(PartUpdater):
         optimizer: Adam, fused, over float32 parameters of the network on the CPU, none of them frozen.
         example: A minibatch of the shapes and types of all that will come.
         back_end: Compiles the gradient.
+        flops: Of the example's gradient; they are counted if they are not given.
 
     Raises:
         CompilationError: If this network, this optimizer or this machine does not allow it.
@@ -49,6 +50,7 @@ class CompiledUpdater(PartUpdater):
         optimizer: torch.optim.Optimizer,
         example: Minibatch,
         back_end: type[Compiled] = Compiled,
+        flops: int | None = None,
     ) -> None:
         super().__init__(loss, optimizer)
         check_optimizer(optimizer)
@@ -65,7 +67,8 @@ class CompiledUpdater(PartUpdater):
             raise CompilationError("the optimizer has parameters that are frozen")
         self._places = [places[param] for param in self._parameters]
         self._others = [place for tensor, place in places.items() if tensor not in trained]
-        chunks = number_of_chunks(len(example.actions), count_flops(loss.network, example.obs))
+        flops = count_flops(loss.network, example.obs) if flops is None else flops
+        chunks = number_of_chunks(len(example.actions), flops)
         self._threads = min(chunks, cores())
         self._minibatch = tree_map(lambda field: (field.shape, field.dtype), example)
         part = tree_map(Tensor.contiguous, rows(example, slice(len(example.actions) // chunks)))

@@ -12,6 +12,7 @@ from pl_rl import MLPActorCritic, MultiInputActorCritic, RecurrentActorCritic
 from pl_rl.algorithm.acting import EagerActionSelector
 from pl_rl.compiled import acting as compiled_acting
 from pl_rl.compiled.acting import CompiledActionSelector, number_of_parts
+from pl_rl.compiled.flops import count_flops
 from pl_rl.errors import CompilationError
 from pl_rl.networks.actor_critic import CNNActorCritic
 from pl_rl.networks.records import Remembered, rows
@@ -176,8 +177,7 @@ def test_what_cannot_be_compiled_is_left_to_single_operations():
 def act_in_parts(network, obs, noise, threads, monkeypatch):
     """Decisions with so many threads, and the number of parts."""
     monkeypatch.setattr(compiled_acting, "cores", lambda: threads)
-    monkeypatch.setattr(compiled_acting, "PART_FLOPS", 1)
-    compiled = CompiledActionSelector(network, rows(obs, 0))
+    compiled = CompiledActionSelector(network, rows(obs, 0), flops=2**40)
     compiled.load()
     compiled.begin(obs, noise)
     actions = np.stack([compiled.act(t).copy() for t in range(len(noise))])
@@ -223,12 +223,30 @@ def test_several_threads_act_on_dictionaries_of_images(monkeypatch):
     assert all(map(torch.equal, alone, together))
 
 
-def test_one_thread_acts_where_that_is_little_work(monkeypatch):
+def test_one_thread_acts_where_that_is_little_work():
     images, few = gym.spaces.Box(0, 255, (4, 84, 84), "uint8"), gym.spaces.Discrete(6)
-    atari = CNNActorCritic(images, few)
-    assert number_of_parts(atari, torch.zeros(8, 4, 84, 84, dtype=torch.uint8), 2) == 2
-    assert number_of_parts(atari, torch.zeros(1, 4, 84, 84, dtype=torch.uint8), 2) == 1
-    assert number_of_parts(MLPActorCritic(OBS, few), torch.zeros(64, 3), 2) == 1
-    recurrent = RecurrentActorCritic(OBS, few, memory_size=1024)
-    seen = Remembered(torch.zeros(8, 3), recurrent.first_memory(8))
-    assert number_of_parts(recurrent, seen, 2) == 1
+    of_atari = count_flops(CNNActorCritic(images, few), torch.zeros(1, 4, 84, 84, dtype=torch.uint8))
+    of_few = count_flops(MLPActorCritic(OBS, few), torch.zeros(1, 3))
+    assert number_of_parts(8, 8 * of_atari, 2) == 2
+    assert number_of_parts(1, of_atari, 2) == 1
+    assert number_of_parts(64, 64 * of_few, 2) == 1
+
+
+def test_one_thread_acts_for_a_memory(monkeypatch):
+    monkeypatch.setattr(compiled_acting, "cores", lambda: 2)
+    network = RecurrentActorCritic(OBS, gym.spaces.Discrete(6), memory_size=8)
+    seen = Remembered(torch.zeros(8, 3), network.first_memory(8))
+    compiled = CompiledActionSelector(network, seen, flops=2**40)
+    compiled.load()
+    assert compiled._parts == 1
+
+
+def test_a_run_acts_on_several_threads_by_its_networks_work(monkeypatch):
+    monkeypatch.setattr(compiled_acting, "cores", lambda: 2)
+    seen = []
+    for flops_of_a_part in (1, 2**60):
+        monkeypatch.setattr(compiled_acting, "PART_FLOPS", flops_of_a_part)
+        model = small_ppo(compile_update=True)
+        model.on_train_epoch_end = lambda model=model: seen.append(model.collector.acting._parts)
+        fit(model, max_epochs=1)
+    assert seen == [2, 1]
