@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from tests.benchmarks import paired
+from tests.benchmarks import atari_curves, paired
 from tests.benchmarks.results import Result, row, seeds_of, spans
 
 
@@ -21,6 +21,22 @@ def test_a_row_has_the_middle_half_and_the_worst_seed():
     assert cells[:2] == ["| `pendulum`", "0 to 7"]
     assert cells[2].startswith("3.5 (")  # of 2, 3, 4, 5
     assert cells[3:] == ["-100.0 (seed 0)", "1,004 (1,000 to 1,007)", "2 |"]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "said"), [("{}", "sticky actions"), ("{repeat_action_probability: 0}", "not sticky")]
+)
+def test_curves_of_atari_are_named_by_their_runs(kwargs, said, tmp_path, monkeypatch, capsys):
+    (tmp_path / "hparams.yaml").write_text(f"env: {{id: ALE/Pong-v5, kwargs: {kwargs}}}")
+    (tmp_path / "evaluations.csv").write_text(
+        "segment,train_iter,env_steps,return_mean,return_min,return_max\n0,16,500000,-18.0,-21,-16\n"
+    )
+    picture = tmp_path / "atari.png"
+    monkeypatch.setattr(sys, "argv", ["atari_curves", str(picture), str(tmp_path)])
+    atari_curves.main()
+    printed = capsys.readouterr().out
+    assert said in printed and "-18.0 at 500,000 env steps" in printed and "'CleanRL': -19.5" in printed
+    assert picture.stat().st_size > 10_000
 
 
 @pytest.mark.slow
