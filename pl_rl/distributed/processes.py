@@ -2,10 +2,10 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -35,6 +35,8 @@ START_SECONDS = 300
 GRACE_SECONDS = 10.0
 """After which a process that this one has started, and that does not end by itself, is killed."""
 SILENT = "another process of the run has ended, or does not answer; what it said may tell why"
+EXCHANGES = dist.__name__, Shards.__module__
+"""Modules that processes reach each other by."""
 TOLD = "PL_RL_TOLD"
 OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 """Gives processes that torchrun restarts a store of their own, https://github.com/pytorch/pytorch/issues/135712."""
@@ -90,10 +92,14 @@ def _answered() -> Iterator[None]:
 
 
 def _is_lost(error: BaseException) -> bool:
-    """Whether it says that other processes cannot be reached."""
+    """Whether it says that other processes cannot be reached.
+
+    Of an exchange that fails, gloo and NCCL say so in words of many kinds; what they share is where they come from.
+    """
     if isinstance(error, RunFailure) or not isinstance(error, RuntimeError):
         return False
-    return isinstance(error, dist.DistError) or re.search(r"gloo|nccl|peer", str(error), re.IGNORECASE) is not None
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return isinstance(error, dist.DistError) or frame.f_globals.get("__name__", "").startswith(EXCHANGES)
 
 
 def is_first() -> bool:

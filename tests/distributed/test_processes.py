@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import lightning as L
@@ -22,6 +23,7 @@ from pl_rl.checkpoints.format import read_checkpoint
 from pl_rl.distributed import processes
 from pl_rl.envs.processors import cores
 from pl_rl.errors import RunFailure
+from pl_rl.signals import Interruption
 from pl_rl.tools.verification import compare_runs
 from tests.distributed.support import in_processes
 from tests.resume.test_resume import RUN, account, last_of, run_of, train
@@ -242,8 +244,9 @@ else:
     os.environ |= {processes.TOLD: "{}", "LOCAL_RANK": "1"}
     while sys.argv[1] == "stopped" and ") T" not in Path(f"/proc/{os.getppid()}/stat").read_text():
         time.sleep(0.1)
+    failing = {"__name__": "torch.distributed.distributed_c10d"}
     with processes.ending_together(trainer, Interruption()):
-        raise RuntimeError("[gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 60000ms for recv operation")
+        exec("raise RuntimeError('Application timeout caused pair closure')", failing)
 """
 
 
@@ -322,11 +325,13 @@ def test_whatever_ends_the_first_process_is_told_the_others():
     [
         torch.distributed.DistStoreError("Timed out after 301 seconds waiting for clients. 1/2 clients joined."),
         RuntimeError("[gloo/transport/tcp/pair.cc:537] Read error: Connection reset by peer"),
+        RuntimeError("Application timeout caused pair closure"),
     ],
 )
-def test_a_process_that_is_gone_before_the_run_begins_is_a_sentence(error, monkeypatch):
+@pytest.mark.parametrize("module", ["torch.distributed.distributed_c10d", "pl_rl.distributed.shards"])
+def test_a_process_that_is_gone_before_the_run_begins_is_a_sentence(error, module, monkeypatch):
     def exchange(shards, value):
-        raise error
+        exec("raise error", {"__name__": module, "error": error})
 
     monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
     monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
@@ -334,3 +339,9 @@ def test_a_process_that_is_gone_before_the_run_begins_is_a_sentence(error, monke
     monkeypatch.setattr("pl_rl.distributed.shards.Shards.of_first", exchange)
     with pytest.raises(RunFailure, match=r"another process .* does not answer; .*; start all of them again"):
         processes.led("start", dict)
+
+
+def test_an_error_that_no_exchange_raises_is_as_it_was():
+    trainer = SimpleNamespace(world_size=2, strategy=SimpleNamespace(launcher=None))
+    with pytest.raises(RuntimeError, match="a peer of mine"), processes.ending_together(trainer, Interruption()):
+        raise RuntimeError("gloo, nccl and a peer of mine")

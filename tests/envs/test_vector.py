@@ -3,6 +3,7 @@
 import gc
 import multiprocessing
 import os
+import sys
 import time
 
 import gymnasium as gym
@@ -265,8 +266,9 @@ def test_native_vectorization_is_refused_where_there_is_none():
         make_vector_env(EnvConfig("Acrobot-v1", "native"), 2)
 
 
-def test_an_environment_is_registered_by_the_module_in_front_of_its_name():
+def test_an_environment_is_registered_by_the_module_in_front_of_its_name(monkeypatch):
     gym.registry.pop("PlRlTest/Late-v0", None)
+    monkeypatch.delitem(sys.modules, "tests.late_environment", raising=False)
     env = make_vector_env(EnvConfig("tests.late_environment:PlRlTest/Late-v0"), 2)
     env.reset(seed=0)
     assert env.step(np.array([0, 0]))[1].tolist() == [1.0, 1.0]

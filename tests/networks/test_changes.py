@@ -53,6 +53,11 @@ def last(tmp_path_factory):
     return root / LAST
 
 
+def copied(last, root):
+    """For tests that go on from it, which others read."""
+    return shutil.copytree(last.parent.parent, root / LAST.parent.parent) / "checkpoints/last.ckpt"
+
+
 SQUASHED = functools.partial(pl_rl.MLPActorCritic, distribution="squashed_gaussian")
 CHANGES = {
     "activation is 'tanh' in the checkpoint and 'relu'": RELU,
@@ -92,13 +97,13 @@ def test_a_branch_may_have_another_network(last, tmp_path, capsys):
 )
 def test_defaults_that_are_named_and_unknown_arguments_are_no_change(network, last, tmp_path):
     again = model(network=network, total_env_steps=192)
-    trainer(tmp_path, logger=False).fit(again, ckpt_path=last)
+    trainer(tmp_path, logger=False).fit(again, ckpt_path=copied(last, tmp_path))
     assert again.iteration == 3
 
 
 @pytest.mark.slow
 def test_the_command_line_refuses_it_in_one_sentence(last, tmp_path, capsys):
-    last = shutil.copytree(last.parent.parent, tmp_path / "lightning_logs/version_0") / "checkpoints/last.ckpt"
+    last = copied(last, tmp_path)
     for verb in ("fit", "validate", "test", "predict"):
         arguments = [verb, "--ckpt_path", str(last), "--model.network.init_args.activation", "elu"]
         with pytest.raises(SystemExit) as end:
