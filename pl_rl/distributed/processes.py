@@ -35,8 +35,6 @@ START_SECONDS = 300
 GRACE_SECONDS = 10.0
 """After which a process that this one has started, and that does not end by itself, is killed."""
 SILENT = "another process of the run has ended, or does not answer; what it said may tell why"
-EXCHANGES = dist.__name__, Shards.__module__
-"""Modules that processes reach each other by."""
 TOLD = "PL_RL_TOLD"
 OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 """Gives processes that torchrun restarts a store of their own, https://github.com/pytorch/pytorch/issues/135712."""
@@ -94,12 +92,12 @@ def _answered() -> Iterator[None]:
 def _is_lost(error: BaseException) -> bool:
     """Whether it says that other processes cannot be reached.
 
-    Of an exchange that fails, gloo and NCCL say so in words of many kinds; what they share is where they come from.
+    gloo says so in words of many kinds; what its errors share is that torch.distributed raises them.
     """
     if isinstance(error, RunFailure) or not isinstance(error, RuntimeError):
         return False
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return isinstance(error, dist.DistError) or frame.f_globals.get("__name__", "").startswith(EXCHANGES)
+    return isinstance(error, dist.DistError) or frame.f_globals.get("__name__", "").startswith(dist.__name__)
 
 
 def is_first() -> bool:

@@ -141,7 +141,10 @@ class Shards:
         received = torch.empty_like(tensor)
         sending = dist.P2POp(dist.isend, tensor.contiguous(), peer)
         for work in dist.batch_isend_irecv([sending, dist.P2POp(dist.irecv, received, peer)]):
-            work.wait()
+            try:
+                work.wait()
+            except RuntimeError as error:  # gloo's has no class of its own
+                raise dist.DistNetworkError(str(error)) from error
         return received
 
 

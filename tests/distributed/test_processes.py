@@ -21,6 +21,7 @@ import tests.uncertain_environments  # noqa: F401  (registers environments)
 from pl_rl.callbacks import RunCheckpoint
 from pl_rl.checkpoints.format import read_checkpoint
 from pl_rl.distributed import processes
+from pl_rl.distributed.shards import Shards
 from pl_rl.envs.processors import cores
 from pl_rl.errors import RunFailure
 from pl_rl.signals import Interruption
@@ -328,10 +329,9 @@ def test_whatever_ends_the_first_process_is_told_the_others():
         RuntimeError("Application timeout caused pair closure"),
     ],
 )
-@pytest.mark.parametrize("module", ["torch.distributed.distributed_c10d", "pl_rl.distributed.shards"])
-def test_a_process_that_is_gone_before_the_run_begins_is_a_sentence(error, module, monkeypatch):
+def test_a_process_that_is_gone_before_the_run_begins_is_a_sentence(error, monkeypatch):
     def exchange(shards, value):
-        exec("raise error", {"__name__": module, "error": error})
+        exec("raise error", {"__name__": "torch.distributed.distributed_c10d", "error": error})
 
     monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
     monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
@@ -341,7 +341,24 @@ def test_a_process_that_is_gone_before_the_run_begins_is_a_sentence(error, modul
         processes.led("start", dict)
 
 
-def test_an_error_that_no_exchange_raises_is_as_it_was():
-    trainer = SimpleNamespace(world_size=2, strategy=SimpleNamespace(launcher=None))
-    with pytest.raises(RuntimeError, match="a peer of mine"), processes.ending_together(trainer, Interruption()):
-        raise RuntimeError("gloo, nccl and a peer of mine")
+class Silent:
+    """An exchange with a process that does not answer."""
+
+    def wait(self):
+        raise RuntimeError("Application timeout caused pair closure")
+
+
+OF_TWO = SimpleNamespace(world_size=2, strategy=SimpleNamespace(launcher=None))
+
+
+def test_a_process_that_is_gone_while_gradients_are_summed_is_a_sentence(monkeypatch):
+    monkeypatch.setattr("torch.distributed.P2POp", lambda *_: None)
+    monkeypatch.setattr("torch.distributed.batch_isend_irecv", lambda _: [Silent()])
+    with pytest.raises(RunFailure, match="does not answer"), processes.ending_together(OF_TWO, Interruption()):
+        Shards(2, 0, 2).sum(torch.ones(1, 3))
+
+
+@pytest.mark.parametrize("module", ["mine", "pl_rl.distributed.shards"])
+def test_an_error_that_no_exchange_raises_is_as_it_was(module):
+    with pytest.raises(RuntimeError, match="a peer of mine"), processes.ending_together(OF_TWO, Interruption()):
+        exec("raise RuntimeError('gloo, nccl and a peer of mine')", {"__name__": module})
